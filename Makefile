@@ -1,0 +1,27 @@
+# make run    the five methods on the embedded data set, then the comparison table
+# make test   all tests;  make check   style and types
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_ARGS ?= -n 2
+
+.PHONY: run test check clean
+run: .venv/.installed
+	$(BIN)/broadopt-run -m experiment=quickstart method=sgd,swa,fge,sam,asam results_dir=results/quickstart
+	$(BIN)/broadopt-table runs --results results/quickstart
+
+test: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("broadopt needs Python 3.10 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,check]'
+	touch $@
+
+clean:
+	rm -rf .venv results/quickstart

@@ -1,0 +1,91 @@
+"""Which device and which precision a run uses, and the facts of the machine that go into its result."""
+
+import logging
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from broadopt import __version__
+from broadopt.errors import InputError
+
+log = logging.getLogger("broadopt")
+
+
+def choose_device(name: str) -> torch.device:
+    """auto takes the GPU where there is one; a GPU asked for by name must exist, else InputError."""
+    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+        raise InputError(f"device={name}: this machine has {found}; expected cpu, auto or one that exists")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """auto takes bf16 autocast where the processor computes in it, else fp32; what it took is said."""
+    if name != "auto":
+        return name
+    precision = "bf16" if _has_bf16(device) else "fp32"
+    log.warning("precision=auto: %s on this %s", precision, "GPU" if device.type == "cuda" else "CPU")
+    return precision
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Where a result comes from: versions, device, precision, threads and, in a checkout, the commit."""
+    return {
+        "broadopt": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "git_commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"CPU ({name})"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + where its files differ from it; None for an installed package."""
+    top = Path(__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=top, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "broadopt", "configs"], cwd=top).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+" * (changed != 0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory in use at any time, in bytes: of the device's allocator on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,25 @@
+"""The three ways in which a run ends early, each with its exit code."""
+
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """Bad config, bad input or missing data, found before anything is trained: one line, exit code 2."""
+
+
+class RunFailed(Exception):
+    """The run itself failed (non-finite loss, disk full): state "failed", exit code 1."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop: exit code 75. Like KeyboardInterrupt it passes through `except Exception`, so it
+    ends a sweep.
+    """
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """A hint for an unknown `word`: `; did you mean "x"?`, or nothing where no valid name is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,55 @@
+"""BatchNorm's running statistics: kept through a pass, or computed anew for weights that no training step ever had."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def _tracking(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+
+
+@contextmanager
+def keep_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, passes in training mode normalise by their batch as ever; the running statistics are afterwards what they
+    were.
+    """
+    buffers = [buffer for layer in _tracking(model) for buffer in layer.buffers(recurse=False)]
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(buffers, saved, strict=True):
+                buffer.copy_(before)
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics by means over one pass of training batches (float [B, 3, H, W]), in place.
+
+    Batches are weighted by their size: after n images the momentum of the next b is b / (n + b), so the running
+    variance is the mean of the batches' unbiased variances (SWA code, utils.py:107-135). Dropout stays active, as in
+    training. No-op for a network without BN.
+    """
+    layers = _tracking(model)
+    if not layers:
+        return
+    momenta, training = [layer.momentum for layer in layers], model.training
+    for layer in layers:
+        layer.reset_running_stats()
+    model.train()
+    seen = 0
+    try:
+        for images in batches:
+            seen += len(images)
+            for layer in layers:
+                layer.momentum = len(images) / seen
+            model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        model.train(training)

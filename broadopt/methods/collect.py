@@ -1,0 +1,79 @@
+"""What is evaluated besides the last weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Predict = Callable[[nn.Module], dict[str, Tensor]]
+"""Log of the class probabilities of a network on each held-out split: {"test": float64 [N, C], ...}."""
+
+Reestimate = Callable[[nn.Module], None]
+"""Computes a network's BN statistics anew on training batches, in place."""
+
+
+class Collector(Protocol):
+    """Gathers something at given moments of the training and predicts with it at given read-outs; never changes the
+    training.
+    """
+
+    def moments(self, budget: float) -> list[float]:
+        """When `collect` is due, in epochs, ascending, for a budget in epochs."""
+        ...
+
+    def readouts(self, budget: float) -> dict[str, float]:
+        """When `predict` is due, in epochs, by the budgets spent ("1", "1.25", ...). The training ends with the last,
+        or with the budget.
+        """
+        ...
+
+    def collect(self, model: nn.Module, predict: Predict) -> None:
+        """Take in the weights as they are now."""
+        ...
+
+    def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
+        """Log-probabilities of what was gathered, as `predict` gives them; `model` serves as a pattern and is left as
+        it is.
+        """
+        ...
+
+    @property
+    def members(self) -> int:
+        """How many weights were gathered so far."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs: tensors, numbers and strings."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        ...
+
+
+class Nothing:
+    """Only the last weights are evaluated."""
+
+    members = 0
+
+    def moments(self, budget: float) -> list[float]:
+        """Never."""
+        return []
+
+    def readouts(self, budget: float) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def collect(self, model: nn.Module, predict: Predict) -> None:
+        """Never called."""
+
+    def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
+        """Never called."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to do."""

@@ -1,0 +1,64 @@
+"""FGE: Garipov et al. 2018, "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs"."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from broadopt.errors import InputError
+from broadopt.methods.collect import Predict, Reestimate
+
+
+class SnapshotEnsemble:
+    """The mean of the softmax outputs of snapshots at the minima of a cyclical learning rate (FGE code,
+    fge.py:103-108).
+
+    start: budgets spent when the cycles begin; the weights there are no member. cycle: budgets a cycle. The minimum,
+    and with it the snapshot, lies in the middle of each cycle; the cycles end with the budget. Members use their own
+    running BN statistics. Kept is the logarithm of the running sum of their softmax outputs, not the snapshots, so more
+    members need no more memory.
+    """
+
+    def __init__(self, *, start: float, cycle: float) -> None:
+        if not 0 <= start < 1:
+            raise InputError(f"collect.start={start}: expected a share of the budget from 0 to below 1")
+        if not 0 < cycle <= 1 - start + 1e-9:
+            raise InputError(
+                f"collect.cycle={cycle}: expected a share of the budget above 0, at most {1 - start:g} (1 - start)"
+            )
+        self.start, self.cycle = start, cycle
+        self.members = 0
+        self.total: dict[str, Tensor] = {}
+
+    def moments(self, budget: float) -> list[float]:
+        """The middles of the cycles."""
+        cycles = int(round((1 - self.start) / self.cycle, 6))
+        return [(self.start + (k + 0.5) * self.cycle) * budget for k in range(cycles)]
+
+    def readouts(self, budget: float) -> dict[str, float]:
+        """One, when the budget is spent."""
+        return {"1": budget}
+
+    def collect(self, model: nn.Module, predict: Predict) -> None:
+        """Add the network's probabilities to the sum."""
+        outputs = predict(model)
+        self.total = (
+            {split: torch.logaddexp(self.total[split], output) for split, output in outputs.items()}
+            if self.total
+            else outputs
+        )
+        self.members += 1
+
+    def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
+        """The logarithm of the members' mean probabilities."""
+        return {split: total - math.log(self.members) for split, total in self.total.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum and the number of members in it."""
+        return {"members": self.members, "total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.members, self.total = state["members"], dict(state["total"])

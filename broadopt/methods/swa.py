@@ -1,0 +1,80 @@
+"""SWA: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization"."""
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from broadopt.errors import InputError
+from broadopt.methods.collect import Predict, Reestimate
+
+
+class WeightAverage:
+    """The running mean of the weights, w_SWA <- (w_SWA n + w) / (n + 1) (Algorithm 1); the starting weights count once.
+
+    start: budgets spent at the first average. cycle: budgets between two averaged weights; None averages at the end of
+    every epoch, from the first that is complete at `start` (SWA code, train.py:154-156). budgets: the read-outs. Only
+    parameters are averaged; the network that is evaluated is a copy whose BN statistics are re-estimated, so evaluating
+    leaves the training as it is.
+    """
+
+    def __init__(self, *, start: float, cycle: float | None = None, budgets: Sequence[float] = (1, 1.25, 1.5)) -> None:
+        if not budgets or any(not 0 < value < math.inf for value in budgets) or list(budgets) != sorted(set(budgets)):
+            raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0 in ascending order")
+        if not 0 <= start <= budgets[0]:
+            raise InputError(
+                f"collect.start={start}: expected 0 to {budgets[0]:g}, the first read-out of collect.budgets"
+            )
+        if cycle is not None and cycle <= 0:
+            raise InputError(f"collect.cycle={cycle}: expected a number of budgets > 0, or null")
+        self.start, self.cycle, self.budgets = start, cycle, tuple(budgets)
+        self.members = 0
+        self.average: list[Tensor] = []
+
+    def moments(self, budget: float) -> list[float]:
+        """Epoch ends from `start` on, or the ends of the cycles; at the latest the first read-out, where the budget is
+        that short.
+        """
+        start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)
+        every = 1.0 if self.cycle is None else self.cycle * budget
+        first = min(math.ceil(start) if self.cycle is None else start, self.budgets[0] * budget)
+        return [first + k * every for k in range(math.floor(round((end - first) / every, 6)) + 1)]
+
+    def readouts(self, budget: float) -> dict[str, float]:
+        """One a budget of `budgets`."""
+        return {f"{value:g}": value * budget for value in self.budgets}
+
+    @torch.no_grad()
+    def collect(self, model: nn.Module, predict: Predict) -> None:
+        """Take the parameters into the mean; the first call copies them."""
+        weights: list[Tensor] = list(model.parameters())
+        if not self.average:
+            self.average = [torch.empty_like(weight) for weight in weights]
+        if self.members == 0:
+            torch._foreach_copy_(self.average, weights)
+        else:
+            torch._foreach_lerp_(self.average, weights, 1 / (self.members + 1))
+        self.members += 1
+
+    def averaged(self, model: nn.Module, reestimate: Reestimate) -> nn.Module:
+        """A copy of `model` with the averaged weights and with BN statistics of its own."""
+        copy = deepcopy(model)
+        with torch.no_grad():
+            torch._foreach_copy_(list(copy.parameters()), self.average)
+        reestimate(copy)
+        return copy
+
+    def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
+        """The averaged network's log-probabilities."""
+        return predict(self.averaged(model, reestimate))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean and the number of weights in it."""
+        return {"members": self.members, "average": self.average}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self.members, self.average = state["members"], list(state["average"])

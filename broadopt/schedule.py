@@ -1,0 +1,95 @@
+"""The learning rate as a pure function of the epochs elapsed: nothing to step, nothing to store, nothing to resume."""
+
+import math
+from dataclasses import dataclass
+
+from broadopt.errors import InputError, nearest
+
+SHAPES = ("constant", "linear", "cosine", "steps")
+TAILS = ("constant", "triangle", "sawtooth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A decay, and from `start` budgets on a tail in its place.
+
+    With t = epochs elapsed / (decay_over * budget), the decay runs from lr to decay_to:
+
+        constant  lr
+        linear    lr until t = 0.5, a line to decay_to until t = 0.9, then decay_to (default lr / 100)  SWA code
+        cosine    decay_to + (lr - decay_to) (1 + cos(pi t)) / 2, to t = 1 (default decay_to 0)          ASAM code
+        steps     lr, lr / 10 from t = 0.5, lr / 100 from t = 0.75                                       PyramidNet code
+
+    The decay changes once an epoch unless `per_step`. The tail counts cycles of `cycle` budgets from its start, u in
+    [0, 1) within one:
+
+        constant  high
+        triangle  high -> low over the first half of the cycle, back to high over the second   FGE code, utils.py:18-25
+        sawtooth  high -> low over the cycle, then the jump back                                 SWA, alpha(i)
+
+    lr, high, low, decay_to in the optimizer's units; budget in epochs; start, cycle and decay_over in budgets. Raises
+    InputError for an unknown shape or tail, or a tail without its values.
+    """
+
+    lr: float
+    budget: float
+    shape: str
+    per_step: bool = False
+    decay_over: float = 1.0
+    decay_to: float | None = None
+    tail: str | None = None
+    start: float = math.inf
+    high: float | None = None
+    low: float | None = None
+    cycle: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise InputError(
+                f"schedule.shape={self.shape}: expected one of {', '.join(SHAPES)}{nearest(str(self.shape), SHAPES)}"
+            )
+        if self.tail is None:
+            return
+        if self.tail not in TAILS:
+            raise InputError(
+                f"schedule.tail={self.tail}: expected one of {', '.join(TAILS)}{nearest(str(self.tail), TAILS)}"
+            )
+        needed = ("high",) if self.tail == "constant" else ("high", "low", "cycle")
+        for name in needed:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise InputError(f"schedule.{name}={value}: schedule.tail={self.tail} needs a number > 0")
+
+    def __call__(self, epochs: float, *, step: float = 0.0) -> float:
+        """The learning rate of the step that begins after `epochs` epochs (a fraction inside an epoch).
+
+        The sawtooth counts the steps of a cycle from 1 (alpha(i) ends at low exactly), so it needs `step`, a step's
+        length in epochs.
+        """
+        if self.tail is not None and epochs >= self._epochs(self.start):
+            return self._tail(epochs, step)
+        return self._decay(epochs if self.per_step else math.floor(epochs))
+
+    def _epochs(self, budgets: float) -> float:
+        return round(budgets * self.budget, 9)  # 0.805 * 200 is 161 and not a little more
+
+    def _decay(self, epochs: float) -> float:
+        t = epochs / self._epochs(self.decay_over)
+        if self.shape == "constant":
+            return self.lr
+        if self.shape == "steps":
+            return self.lr * (1.0 if t < 0.5 else 0.1 if t < 0.75 else 0.01)
+        if self.shape == "cosine":
+            low = self.decay_to or 0.0
+            return low + (self.lr - low) * (1 + math.cos(math.pi * min(t, 1.0))) / 2
+        low = self.lr / 100 if self.decay_to is None else self.decay_to
+        return self.lr - (self.lr - low) * min(max((t - 0.5) / 0.4, 0.0), 1.0)
+
+    def _tail(self, epochs: float, step: float) -> float:
+        high, low, cycle = self.high or 0.0, self.low or 0.0, (self.cycle or 1.0) * self.budget
+        if self.tail == "constant":
+            return high
+        cycles = (epochs - self._epochs(self.start)) / cycle
+        u = max(cycles - math.floor(cycles + 1e-9), 0.0)  # 2.9999999999 is the third jump, not the step before it
+        fallen = min(u + step / cycle, 1.0) if self.tail == "sawtooth" else 1 - abs(2 * u - 1)
+        return high - (high - low) * fallen
