@@ -1,0 +1,1 @@
+"""The networks of both tables, one file a family; Hydra's _target_ is the registry."""
