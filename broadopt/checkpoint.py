@@ -1,0 +1,111 @@
+"""Checkpoints: whole or absent, checked before they are believed, free of code.
+
+A file is one line of JSON (format, identity, step, length and SHA-256 of what follows) and then a torch archive of
+tensors and plain values.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+log = logging.getLogger("broadopt")
+
+FORMAT = 1
+KEPT = 2
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` at the end, synced to the disk; if anything is raised, `path` stays
+    as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> None:
+    """Write `state` (tensors and plain values) as the newest checkpoint of `folder` and keep one older. Raises OSError
+    (disk full, ...).
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getbuffer()
+    header = {
+        "format": FORMAT,
+        "identity": identity,
+        "step": step,
+        "length": len(payload),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    with replacing(folder / f"checkpoint-{step:010d}.ckpt") as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        file.write(payload)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
+    """The newest valid state of `folder` with its tensors on `device`, or None. What is found and what is passed over
+    is said, a line each.
+    """
+    for path in _newest_first(folder):
+        try:
+            state = _read(path, identity, device)
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            log.warning(
+                "checkpoint %s is passed over: %s",
+                path,
+                str(error).splitlines()[0] if str(error) else type(error).__name__,
+            )
+            continue
+        log.warning("going on from %s", path)
+        return state
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Remove every checkpoint of `folder` and what unfinished writes have left."""
+    for path in [*_newest_first(folder), *folder.glob(".checkpoint-*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.ckpt"), reverse=True)
+
+
+def _read(path: Path, identity: str, device: Any) -> dict[str, Any]:
+    import torch
+
+    with open(path, "rb") as file:
+        header = json.loads(file.readline(4096))
+        payload = file.read()
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"not of format {FORMAT}")
+    if header.get("identity") != identity:
+        raise ValueError("it belongs to another run")
+    if header.get("length") != len(payload) or header.get("sha256") != hashlib.sha256(payload).hexdigest():
+        raise ValueError("truncated or damaged")
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    return state

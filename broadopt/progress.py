@@ -1,0 +1,104 @@
+"""How a run shows itself: a progress line on a terminal, else one plain line an epoch."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from tqdm import tqdm
+
+Means = Callable[[], tuple[float, float]]
+"""Mean loss and accuracy in percent of the epoch so far; calling it waits for the device."""
+
+
+class Reporter(Protocol):
+    """Shows a run to the person who started it."""
+
+    def start(self, *, images: int, done: int, epochs: float) -> None:
+        """The run has `images` to train on in all its epochs together, `done` of them are behind it."""
+        ...
+
+    def batch(self, epoch: int, images: int, means: Means) -> None:
+        """One more batch of `images` is trained."""
+        ...
+
+    def row(self, row: dict[str, float], images_per_second: float) -> None:
+        """A row of the history is complete."""
+        ...
+
+    def close(self) -> None:
+        """The run has ended."""
+        ...
+
+
+def reporter() -> Reporter:
+    """The one that suits where the output goes."""
+    return ProgressLine() if sys.stderr.isatty() else EpochLines()
+
+
+class ProgressLine:
+    """Loss and accuracy of the epoch, images/s and time left on one line; the loss is read once a second, since reading
+    it waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.read_at = 0.0
+        self.epochs = 0.0
+        self.tested = ""
+
+    def start(self, *, images: int, done: int, epochs: float) -> None:
+        """Draw the line."""
+        self.epochs = epochs
+        self.bar = tqdm(total=images, initial=done, unit=" images", unit_scale=True, dynamic_ncols=True, smoothing=0.1)
+
+    def batch(self, epoch: int, images: int, means: Means) -> None:
+        """Move it on."""
+        assert self.bar is not None
+        self.bar.update(images)
+        if time.monotonic() - self.read_at < 1:
+            return
+        self.read_at = time.monotonic()
+        loss, accuracy = means()
+        self.bar.set_description(f"epoch {epoch}/{self.epochs:g}", refresh=False)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1f} %{self.tested}", refresh=False)
+
+    def row(self, row: dict[str, float], images_per_second: float) -> None:
+        """Show the newest test accuracy from now on."""
+        if "test_accuracy" in row:
+            self.tested = f", test {row['test_accuracy']:.2f} %"
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class EpochLines:
+    """One line an epoch on stdout."""
+
+    def __init__(self) -> None:
+        self.epochs = 0.0
+
+    def start(self, *, images: int, done: int, epochs: float) -> None:
+        """Nothing to draw."""
+        self.epochs = epochs
+
+    def batch(self, epoch: int, images: int, means: Means) -> None:
+        """Nothing."""
+
+    def row(self, row: dict[str, float], images_per_second: float) -> None:
+        """Print it."""
+        tested = "".join(
+            f", {name.replace('_', ' ')} {row[name]:.2f} %"
+            for name in ("validation_accuracy", "test_accuracy")
+            if name in row
+        )
+        print(
+            f"epoch {row['epoch']:g}/{self.epochs:g}: lr {row['lr']:.4g}, train loss {row['train_loss']:.4f}, "
+            f"train accuracy {row['train_accuracy']:.2f} %{tested}, {images_per_second:.0f} images/s",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Nothing."""

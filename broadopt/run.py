@@ -1,0 +1,306 @@
+"""broadopt-run: from a command line to a result; the only place where the parts of a run are built."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from broadopt import config, results
+from broadopt.errors import InputError, Interrupted, RunFailed
+from broadopt.messages import instantiation_error, one_line
+
+if TYPE_CHECKING:  # torch is imported where a run begins: --help answers without it
+    import torch
+
+    from broadopt.datasets import Dataset
+    from broadopt.preempt import Stop
+    from broadopt.train import Parts, Training
+
+log = logging.getLogger("broadopt")
+
+
+def main() -> None:
+    """The entry point of broadopt-run. Exit codes: 0 finished, 1 failed, 2 bad input, 75 interrupted with the state
+    saved.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole and leave as one line
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on shared cores, threads that spin cost up to ten times
+    config.register_resolvers()
+    sys.argv[1:] = options_first(sys.argv[1:])
+    failed: list[tuple[str, InputError | RunFailed]] = []
+    try:
+        hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(task(failed))()
+    except Interrupted as signal:
+        leave(f"stopped by {signal}: run the same command to go on", 75)
+    except Exception as error:
+        line = one_line(error, sys.argv[1:])
+        if line is None:
+            raise
+        leave(line, 2)
+    if len(failed) == 1 and not failed[0][0]:
+        leave(str(failed[0][1]), 2 if isinstance(failed[0][1], InputError) else 1)
+    if failed:
+        lines = [f"{overrides}: {error}" for overrides, error in failed]
+        code = 2 if all(isinstance(error, InputError) for _, error in failed) else 1
+        leave("\n  ".join([f"{len(failed)} of the sweep's runs failed:", *lines]), code)
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """The command line with its options ahead of its overrides: Hydra takes them in no other order."""
+    from hydra._internal.utils import get_args_parser
+
+    known, late = get_args_parser().parse_known_args(arguments)
+    overrides = [*known.overrides, *(argument for argument in late if not argument.startswith("-"))]
+    return [argument for argument in arguments if argument not in overrides] + overrides
+
+
+def leave(line: str, code: int) -> None:
+    """Say one line on stderr and exit."""
+    print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def task(failed: list[tuple[str, InputError | RunFailed]]) -> Callable[[DictConfig], None]:
+    """What Hydra calls with a composed config: one run, or each run of a sweep, whose failures are noted in `failed`
+    while the others go on.
+    """
+
+    def carry_out(composed: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        overrides = " ".join(HydraConfig.get().overrides.task) if sweep else ""
+        try:
+            execute(composed)
+        except (InputError, RunFailed) as error:
+            if sweep:
+                print(f"broadopt-run: {overrides}: {error}", file=sys.stderr, flush=True)
+            failed.append((overrides, error))
+
+    return carry_out
+
+
+def execute(composed: DictConfig) -> None:
+    """Carry out one run, or show the result of one that is finished. Raises InputError, RunFailed, Interrupted."""
+    values = config.plain(composed)
+    from broadopt.device import choose_device, choose_precision
+    from broadopt.preempt import Stop
+
+    with Stop() as stop:
+        device = choose_device(values["device"])
+        precision = choose_precision(values["precision"], device)
+        dataset = load_dataset(values["dataset"])
+        record = config.recorded(values, precision=precision, fingerprint=dataset.fingerprint)
+        folder = results.run_folder(values["results_dir"], record)
+        if not values["force"] and already_finished(folder):
+            return
+        parts = build(values, precision, dataset, device)
+        with only_writer(folder, wait=values["wait"], stop=stop) as alone:
+            if not alone:
+                print(f"another process is on {folder}: left to it (wait=true waits for it to end)")
+            elif not already_finished(folder, force=values["force"]):
+                train(parts, values, record, folder, stop)
+
+
+@contextmanager
+def only_writer(folder: Path, *, wait: bool, stop: "Stop") -> Iterator[bool]:
+    """Hold the lock of a run folder, made where it is missing; yields False where another process holds it and `wait`
+    is not set.
+
+    The lock goes with the process that holds it. Raises InputError where the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                lock.acquire(timeout=1 if wait else 0)
+            except Timeout:
+                stop.check()
+                if not wait:
+                    yield False
+                    return
+            else:
+                break
+    except OSError as error:
+        raise InputError(f"results_dir: {folder} cannot be written ({error.strerror or error})") from error
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def already_finished(folder: Path, *, force: bool = False) -> bool:
+    """Whether `folder` holds a finished result, which is then shown, or set aside with `force`.
+
+    A result that cannot be trusted is set aside too, which is said.
+    """
+    try:
+        result = results.read(folder)
+    except ValueError as error:
+        log.warning("%s: %s; it is set aside", folder / "result.json", error)
+        results.set_aside(folder)
+        return False
+    if result is None or result["state"] != "finished":
+        return False
+    if force:
+        results.set_aside(folder)
+        return False
+    print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")
+    return True
+
+
+def load_dataset(node: dict[str, Any]) -> "Dataset":
+    """The data set of a config's `dataset` node. Raises InputError."""
+    return instantiated(
+        "dataset", {key: value for key, value in node.items() if key not in ("label_noise", "validation")}
+    )
+
+
+def instantiated(group: str, node: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+    """What a config node with a `_target_` makes. Raises InputError, in one line, where it cannot be made."""
+    try:
+        return instantiate(node, *arguments, _convert_="all", **options)
+    except InstantiationException as error:
+        raise instantiation_error(error, group) from error
+
+
+def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "torch.device") -> "Parts":
+    """Every part of a run from its checked config. The network's initial weights depend on the seed alone. Raises
+    InputError.
+    """
+    import torch
+
+    from broadopt.data import Data
+    from broadopt.seeds import derive
+    from broadopt.train import Parts
+
+    data = Data(
+        dataset,
+        batch_size=values["batch_size"],
+        augmentation=instantiated("augmentation", values["augmentation"]),
+        seed=values["seed"],
+        device=device,
+        validation=values["dataset"]["validation"],
+        label_noise=values["dataset"]["label_noise"],
+        channels_last=True,
+    )
+    torch.manual_seed(derive(values["seed"], "weights"))
+    network = {key: value for key, value in values["model"].items() if key != "name"}
+    model = instantiated("model", network, num_classes=data.num_classes)
+    model = model.to(device=device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=values["lr"],
+        momentum=values["momentum"],
+        nesterov=values["nesterov"],
+        weight_decay=values["weight_decay"],
+        fused=True,
+    )
+    return Parts(
+        model=model,
+        step=instantiated("step", values["step"], model, optimizer),
+        collector=instantiated("collect", values["collect"]),
+        schedule=instantiated("schedule", values["schedule"]),
+        data=data,
+        seed=values["seed"],
+        budget=values["budget"],
+        label_smoothing=values["label_smoothing"],
+        evaluate_every=values["evaluate_every"],
+        precision=precision,
+        device=device,
+    )
+
+
+def train(parts: "Parts", values: dict[str, Any], record: dict[str, Any], folder: Path, stop: "Stop") -> None:
+    """Train in a folder that is this process's alone, from its newest checkpoint if it has one, and write the result.
+
+    Raises Interrupted and RunFailed; both leave a result that says so.
+    """
+    from broadopt import checkpoint
+    from broadopt.progress import reporter
+    from broadopt.train import Training
+
+    identity = config.identity(record)
+    print(
+        f"{record['method']}, {record['model']['name']}, {record['dataset']['name']}, seed {record['seed']}: {folder}",
+        flush=True,
+    )
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
+    training = Training(parts, stop=stop, reporter=reporter())
+    state = checkpoint.load(folder, identity=identity, device=parts.device)
+    if state is not None:
+        training.load_state_dict(state)
+
+    def save() -> None:
+        training.check_finite()
+        checkpoint.save(folder, training.state_dict(), identity=identity, step=training.progress.step)
+
+    try:
+        training.run(save, minutes=values["checkpoint"]["minutes"])
+    except Interrupted:
+        conclude(folder, training, record, "interrupted")
+        raise
+    except Exception as error:
+        if not isinstance(error, RunFailed):
+            (folder / "error.txt").write_text(traceback.format_exc())
+        reason = (
+            str(error)
+            if isinstance(error, RunFailed)
+            else f"{type(error).__name__}: {error} (see {folder / 'error.txt'})"
+        )
+        conclude(folder, training, record, "failed", reason)
+        raise RunFailed(reason) from error
+    result = conclude(folder, training, record, "finished")
+    checkpoint.remove(folder)
+    print(f"finished: {folder}\n{results.summary(result)}", flush=True)
+
+
+def conclude(
+    folder: Path, training: "Training", record: dict[str, Any], state: str, failure: str | None = None
+) -> dict[str, Any]:
+    """Write the history and then the result of a run that has come to its end or to a halt."""
+    from broadopt.device import environment, peak_memory
+
+    progress, device = training.progress, training.parts.device
+    result = {
+        "schema": results.SCHEMA,
+        "identity": config.identity(record),
+        "semantics": config.SEMANTICS,
+        "state": state,
+        **{key: record[key]["name"] for key in ("dataset", "model")},
+        **{key: record[key] for key in ("method", "protocol", "seed")},
+        "config": record,
+        "epochs": training.epochs,
+        "budget": record["budget"],
+        "metrics": results.metrics(progress.history, progress.collected),
+        "cost": {
+            "train_seconds": progress.train_seconds,
+            "images_per_second": training.images_per_second,
+            "gradient_evaluations": progress.gradient_evaluations,
+            "peak_memory_bytes": peak_memory(device),
+        },
+        "environment": environment(device, record["precision"]),
+    }
+    if failure is not None:
+        result["failure"] = {"reason": failure, **training.where()}
+    results.write_history(folder, progress.history)
+    results.write(folder, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()
