@@ -1,12 +1,13 @@
 """Random crops and flips of whole batches of uint8 images, and their normalisation, on any device.
 
-One pass over the training images goes through four steps: everything random is drawn (`draw`), then each batch is
-cropped and flipped (`crop_and_flip`) and normalised (`Normalisation`). A further option that draws takes more columns
-in `Draws`, drawn after the present ones so that those stay what they are; one on raw pixels (AutoAugment) comes
-between cropping and normalising, one on normalised batches (Cutout, CutMix) after it.
+One pass over the training images draws everything random at once (`draw`); then each batch is cropped and flipped
+(`crop_and_flip`), goes through AutoAugment where asked, is normalised (`Normalisation`), and loses or exchanges a
+square (`cut_out`, `cut_mix`) where asked. An option's draws come after those of the options before it, which so stay
+what they are.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,15 +22,24 @@ SIDE = 32
 class Augmentation:
     """What a protocol fixes: zeros added on each side before a random crop, flips with probability 1/2, normalisation.
 
-    `mean` and `std` are of red, green and blue on a scale from 0 to 1. Raises InputError for values out of range.
+    `mean` and `std` are of red, green and blue on a scale from 0 to 1. `autoaugment` applies AutoAugment's CIFAR-10
+    policy to the cropped and flipped image, `cutout` sets a square of that side to the mean colour (0: none), `cutmix`
+    is the probability that a batch is mixed. Raises InputError for values out of range.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     pad: int = 4
     flip: bool = True
+    autoaugment: bool = False
+    cutout: int = 0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cutout, int) or not 0 <= self.cutout <= SIDE:
+            raise InputError(f"augmentation.cutout={self.cutout}: expected a whole number of pixels from 0 to {SIDE}")
+        if not 0 <= self.cutmix <= 1:
+            raise InputError(f"augmentation.cutmix={self.cutmix}: expected a probability from 0 to 1")
         if not isinstance(self.pad, int) or self.pad < 0:
             raise InputError(f"augmentation.pad={self.pad}: expected a whole number of pixels, 0 or more")
         for key, values in (("mean", tuple(self.mean)), ("std", tuple(self.std))):
@@ -44,33 +54,53 @@ class Augmentation:
 class Draws:
     """All that is random in one pass over n images, in the order in which they are shown.
 
-    images: int64 [n], a permutation; tops and lefts: int64 [n], the crop's corner in the padded image, 0..2 pad;
-    flips: bool [n].
+    images: int64 [n], a permutation; tops and lefts: int64 [n], the crop's corner in the padded image, 0..2 pad; flips:
+    bool [n]. None where the option is not asked for: operations, AutoAugment's policies (int64 [n]), chances and signs
+    ([n, 2]), which stay on the CPU; holes, the middles of the cut-out squares (int64 [n, 2]); mixes, float64 [n, 5]: a
+    chance, CutMix's lambda, the middle of its box on a scale from 0 to 1, and a key that decides the partner. A batch
+    is mixed by the draws of its first image.
     """
 
     images: Tensor
     tops: Tensor
     lefts: Tensor
     flips: Tensor
+    operations: tuple[Tensor, ...] | None = None
+    holes: Tensor | None = None
+    mixes: Tensor | None = None
 
     def part(self, batch: slice) -> "Draws":
         """Views of the entries of one batch."""
-        return Draws(self.images[batch], self.tops[batch], self.lefts[batch], self.flips[batch])
+        return self._each(lambda drawn: drawn[batch], lambda drawn: drawn[batch])
 
     def to(self, device: torch.device) -> "Draws":
         """Copies on `device`; the host does not wait for a CUDA device to receive them."""
-        if device.type != "cuda":
-            return Draws(*(drawn.to(device) for drawn in (self.images, self.tops, self.lefts, self.flips)))
-        pinned = (drawn.pin_memory() for drawn in (self.images, self.tops, self.lefts, self.flips))
-        return Draws(*(drawn.to(device, non_blocking=True) for drawn in pinned))
+        if device.type == "cuda":
+            return self._each(lambda drawn: drawn.pin_memory().to(device, non_blocking=True), lambda drawn: drawn)
+        return self._each(lambda drawn: drawn.to(device), lambda drawn: drawn)
+
+    def _each(self, change: Callable[[Tensor], Tensor], on_cpu: Callable[[Tensor], Tensor]) -> "Draws":
+        operations = None if self.operations is None else tuple(map(on_cpu, self.operations))
+        holes, mixes = (None if drawn is None else change(drawn) for drawn in (self.holes, self.mixes))
+        images, tops, lefts, flips = map(change, (self.images, self.tops, self.lefts, self.flips))
+        return Draws(images, tops, lefts, flips, operations, holes, mixes)
 
 
 def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> Draws:
-    """A random order of `count` images, and a crop and a flip for each, from a CPU `generator`."""
+    """A random order of `count` images and all that is random about each, from a CPU `generator`."""
     images = torch.randperm(count, generator=generator)
     tops, lefts = torch.randint(2 * augmentation.pad + 1, (2, count), generator=generator)
     flips = torch.randint(2, (count,), generator=generator).bool()
-    return Draws(images, tops, lefts, flips if augmentation.flip else torch.zeros_like(flips))
+    operations = holes = mixes = None
+    if augmentation.autoaugment:
+        policies = torch.randint(25, (count,), generator=generator)
+        chances = torch.rand(count, 2, generator=generator)
+        operations = (policies, chances, torch.randint(2, (count, 2), generator=generator).bool())
+    if augmentation.cutout:
+        holes = torch.randint(SIDE, (count, 2), generator=generator)
+    if augmentation.cutmix:
+        mixes = torch.rand(count, 5, generator=generator, dtype=torch.float64)
+    return Draws(images, tops, lefts, flips if augmentation.flip else torch.zeros_like(flips), operations, holes, mixes)
 
 
 def padded(pixels: Tensor, pad: int) -> Tensor:
@@ -120,3 +150,43 @@ class Normalisation:
 
     def _normalised(self, values: Tensor) -> Tensor:
         return values.div_(255).sub_(self.mean).div_(self.std)
+
+
+def cut_out(images: Tensor, holes: Tensor, side: int) -> Tensor:
+    """`images` (normalised, [B, 3, 32, 32]) with a square around each of `holes` (int64 [B, 2]: row, column) set to 0,
+    in place.
+
+    Squares reach over the border, where they are cut off (DeVries and Taylor 2017).
+    """
+    inside = (_span(holes[:, 0] - side // 2, side)[:, :, None] & _span(holes[:, 1] - side // 2, side)[:, None, :])[
+        :, None
+    ]
+    return images.masked_fill_(inside, 0.0)
+
+
+def cut_mix(
+    images: Tensor, labels: Tensor, mixes: Tensor, *, probability: float, classes: int
+) -> tuple[Tensor, Tensor]:
+    """A batch in which, with `probability`, one box of every image is that of another, and its labels as shares [B,
+    classes].
+
+    With lambda uniform on [0, 1] (Beta(1, 1)) the box has sides 32 sqrt(1 - lambda) around a uniform middle, cut off at
+    the border; a label's share is the area that is left to it (Yun et al. 2019). images: [B, 3, 32, 32], labels: int64
+    [B].
+    """
+    chance, lam, middle = mixes[0, 0], mixes[0, 1], (mixes[0, 2:4] * SIDE).long()
+    side = (SIDE * (1 - lam).sqrt()).long()
+    ends = torch.stack([middle - side // 2, middle + side // 2]).clamp_(0, SIDE)
+    steps = torch.arange(SIDE, device=images.device)
+    rows, columns = ((steps >= ends[0, axis]) & (steps < ends[1, axis]) for axis in (0, 1))
+    box = rows[:, None] & columns[None, :] & (chance < probability)
+    partner = mixes[:, 4].argsort()
+    share = 1 - box.float().mean()
+    one_hot = torch.nn.functional.one_hot(labels, classes).float()
+    return torch.where(box, images[partner], images), share * one_hot + (1 - share) * one_hot[partner]
+
+
+def _span(start: Tensor, length: int) -> Tensor:
+    """bool [B, 32]: the positions from `start` (int64 [B]) on, `length` of them."""
+    offset = torch.arange(SIDE, device=start.device) - start[:, None]
+    return (offset >= 0) & (offset < length)

@@ -17,7 +17,7 @@ from broadopt.errors import InputError, nearest
 SEMANTICS = 1
 """Raised whenever the same config would compute other numbers than before; part of every identity."""
 
-EXECUTION = ("device", "data_dir", "results_dir", "force", "wait", "checkpoint")
+EXECUTION = ("device", "data_dir", "results_dir", "force", "wait", "plan", "checkpoint")
 """Keys that say how a run is carried out: they cannot change its result and are no part of its identity."""
 
 LOCATION = ("data_dir", "path", "verify")
@@ -63,11 +63,15 @@ RULES = {
     "results_dir": Rule(str, bool, "a folder"),
     "force": _flag(),
     "wait": _flag(),
+    "plan": _flag(),
     "checkpoint.minutes": _number(0, "a number of minutes >= 0"),
     "dataset.label_noise": _number(0, "a share from 0 to 1", high=1),
     "dataset.validation": Rule(int, lambda value: value >= 0, "a whole number of images >= 0"),
     "augmentation.pad": Rule(int, lambda value: value >= 0, "a whole number of pixels >= 0"),
     "augmentation.flip": _flag(),
+    "augmentation.autoaugment": _flag(),
+    "augmentation.cutout": Rule(int, lambda value: 0 <= value <= 32, "a whole number of pixels from 0 to 32"),
+    "augmentation.cutmix": _number(0, "a probability from 0 to 1", high=1),
     "step.rho": _number(0, "a number >= 0"),
     "step.eta": _number(0, "a number >= 0"),
     "step.p": Rule(float, lambda value: value >= 1, "a number >= 1, or inf"),

@@ -1,14 +1,18 @@
 """What the training loop iterates over: whole data sets on the device, augmented batch by batch."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from broadopt.augment import Augmentation, Draws, Normalisation, crop_and_flip, draw, padded
+from broadopt.augment import Augmentation, Draws, Normalisation, crop_and_flip, cut_mix, cut_out, draw, padded
 from broadopt.datasets import Dataset, Images, stratified
 from broadopt.errors import InputError
 from broadopt.seeds import derive
+
+if TYPE_CHECKING:
+    from broadopt.autoaugment import Policies
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -51,6 +55,7 @@ class Data:
         self._seed, self._batch_size, self._augmentation = seed, batch_size, augmentation
         self._device = torch.device(device)
         self._normalise = Normalisation(augmentation, device=self._device, channels_last=channels_last)
+        self._policies = _policies() if augmentation.autoaugment else None
         self._frames = padded(train.pixels.to(self._device), augmentation.pad)
         self._labels = labels.to(self._device)
         self._test = self._unaugmented(dataset.test)
@@ -91,7 +96,20 @@ class Data:
     def _augmented(self, draws: Draws, first: int) -> Batches:
         for start in range(first * self._batch_size, self.train_size, self._batch_size):
             batch = draws.part(slice(start, start + self._batch_size))
-            yield self._normalise(crop_and_flip(self._frames, batch)), self._labels[batch.images]
+            yield self._augment(batch)
+
+    def _augment(self, batch: Draws) -> tuple[Tensor, Tensor]:
+        pixels, labels = crop_and_flip(self._frames, batch), self._labels[batch.images]
+        if self._policies is not None and batch.operations is not None:
+            planes = self._policies(pixels.permute(0, 3, 1, 2).contiguous(), *batch.operations)
+            pixels = planes.permute(0, 2, 3, 1).contiguous()
+        images = self._normalise(pixels)
+        if batch.holes is not None:
+            images = cut_out(images, batch.holes, self._augmentation.cutout)
+        if batch.mixes is not None:
+            mix = self._augmentation.cutmix
+            return cut_mix(images, labels, batch.mixes, probability=mix, classes=self.num_classes)
+        return images, labels
 
     def _in_order(self, images: tuple[Tensor, Tensor], batch_size: int) -> Batches:
         for pixels, labels in zip(*(tensor.split(batch_size) for tensor in images), strict=True):
@@ -99,6 +117,12 @@ class Data:
 
     def _unaugmented(self, images: Images) -> tuple[Tensor, Tensor]:
         return padded(images.pixels.to(self._device), 0), images.labels.to(self._device)
+
+
+def _policies() -> "Policies":
+    from broadopt.autoaugment import Policies  # here, since it imports torchvision, which takes seconds
+
+    return Policies()
 
 
 def _hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:

@@ -44,7 +44,7 @@ class Parts:
 
 @dataclass
 class Progress:
-    """What a run has done so far; with the weights, the optimizer and the collector it is all that a checkpoint holds."""
+    """What a run has done so far; with weights, optimizer and collector it is all that a checkpoint holds."""
 
     step: int = 0
     gradient_evaluations: int = 0
@@ -56,9 +56,7 @@ class Progress:
 
 
 class Training:
-    """One run: `run` trains from where `progress` stands to the end; `state_dict` is exact at every moment between two
-    batches.
-    """
+    """One run: `run` trains from where `progress` stands; `state_dict` is exact at any moment between two batches."""
 
     def __init__(self, parts: Parts, *, stop: Stop, reporter: Reporter) -> None:
         self.parts, self.stop, self.reporter = parts, stop, reporter
@@ -152,7 +150,8 @@ class Training:
         progress.step += 1
         self.lr = lr
         self.loss_sum += loss.double() * len(labels)
-        self.hits += (outputs[0].argmax(dim=1) == labels).sum()
+        classes = labels if labels.dim() == 1 else labels.argmax(dim=1)  # CutMix gives a share to each class
+        self.hits += (outputs[0].argmax(dim=1) == classes).sum()
         self.images += len(labels)
         self.last_loss = torch.where(loss.isfinite(), loss, self.last_loss)
         self.reporter.batch(math.ceil(self.epochs), len(labels), self._means)

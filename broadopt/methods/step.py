@@ -56,7 +56,13 @@ class SharpnessAware:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, perturbation: Perturbation, *, bn: str, noise: str
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        perturbation: Perturbation,
+        *,
+        bn: str = "both",
+        noise: str = "fresh",
     ) -> None:
         if bn not in ("both", "first"):
             raise InputError(f"step.bn={bn}: expected both or first")

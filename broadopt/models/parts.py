@@ -66,8 +66,8 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1, *, bias: bool 
 def initialise_fan_out(network: nn.Module) -> None:
     """Draw every convolution from N(0, 2 / (k² · out channels)) and zero its bias (He et al. 2015, backward form).
 
-    That is torch's kaiming_normal_ in mode "fan_out", also for grouped convolutions. BN (1, 0) and linear layers
-    keep torch's defaults, as in every repository that the families of this package follow.
+    That is torch's kaiming_normal_ in mode "fan_out", also for grouped convolutions. BN is (1, 0) and linear layers
+    keep torch's default, as in the sources of all families that call this; what differs, a family sets after it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
