@@ -98,6 +98,12 @@ def config_dir() -> Path:
     return _shipped("configs", "configs")
 
 
+def options(group: str) -> list[str]:
+    """The choices of a config group that broadopt ships, sorted, those in folders as folder/choice."""
+    folder = config_dir() / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
 def paper_dir() -> Path:
     """The folder of the published tables."""
     return _shipped("paper", "results/paper")

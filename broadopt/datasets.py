@@ -20,6 +20,8 @@ from broadopt.errors import InputError, nearest
 
 log = logging.getLogger("broadopt")
 
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
 
 @dataclass(frozen=True)
 class Images:
@@ -95,6 +97,16 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -
     return Dataset(name, classes, train, test, fingerprint(classes, train, test))
 
 
+def size(node: dict[str, Any]) -> tuple[int, int]:
+    """Classes and training images of a config's `dataset` node; CIFAR need not be there for it. Raises InputError."""
+    from hydra.utils import instantiate
+
+    if node["_target_"] == f"{cifar.__module__}.{cifar.__qualname__}" and node["name"] in CLASSES:
+        return CLASSES[node["name"]], 50_000
+    dataset = instantiate(node, _convert_="all")
+    return len(dataset.classes), len(dataset.train.labels)
+
+
 def digits(*, name: str = "digits") -> Dataset:
     """scikit-learn's 1797 handwritten digits, 8x8 in 0..16, enlarged to 32x32 (bilinear) and to 0..255, grey as RGB.
 
@@ -137,7 +149,7 @@ def _publisher(name: str) -> Any:
 
 
 def _class_names(path: Path, entries: dict[str, dict[str, Any]], key: str, name: str) -> tuple[str, ...]:
-    listed, expected = entries[path.name].get(key), {"cifar10": 10, "cifar100": 100}[name]
+    listed, expected = entries[path.name].get(key), CLASSES[name]
     names = listed if isinstance(listed, list) and all(isinstance(item, str | bytes) for item in listed) else []
     if not len(names) == len(set(names)) == expected:
         raise InputError(f"{path}: expected {expected} different class names under {key}")

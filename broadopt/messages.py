@@ -8,7 +8,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from broadopt.config import GROUPS, compose, config_dir
+from broadopt.config import GROUPS, compose, options
 from broadopt.errors import InputError, nearest
 
 
@@ -32,12 +32,10 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 
 def _missing_config(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").removesuffix(".yaml").partition("/")
-    folder = config_dir() / group
-    shipped = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    options = sorted({*shipped, *(error.options or [])} if group else [])
-    if not options:
+    if not group:
         return f"{error.missing_cfg_file}: there is no such config"
-    return f"{group}={name}: expected one of {', '.join(options)}{nearest(name, options)}"
+    choices = sorted({*options(group), *(error.options or [])})
+    return f"{group}={name}: expected one of {', '.join(choices)}{nearest(name, choices)}"
 
 
 def _override(error: BaseException, arguments: list[str]) -> str:

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,23 +39,92 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole and leave as one line
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on shared cores, threads that spin cost up to ten times
     config.register_resolvers()
-    sys.argv[1:] = options_first(sys.argv[1:])
-    failed: list[tuple[str, InputError | RunFailed]] = []
+    session = Session()
     try:
-        hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(task(failed))()
+        sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
+        hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(session.task)()
     except Interrupted as signal:
         leave(f"stopped by {signal}: run the same command to go on", 75)
+    except BrokenPipeError:  # the reader of the output, head for example, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         line = one_line(error, sys.argv[1:])
         if line is None:
             raise
         leave(line, 2)
-    if len(failed) == 1 and not failed[0][0]:
-        leave(str(failed[0][1]), 2 if isinstance(failed[0][1], InputError) else 1)
-    if failed:
-        lines = [f"{overrides}: {error}" for overrides, error in failed]
-        code = 2 if all(isinstance(error, InputError) for _, error in failed) else 1
-        leave("\n  ".join([f"{len(failed)} of the sweep's runs failed:", *lines]), code)
+    session.conclude()
+
+
+def leave(line: str, code: int) -> None:
+    """Say one line on stderr and exit."""
+    print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+@dataclass
+class Session:
+    """The runs of one command line: what failed and what was only planned. A failed run does not stop the others of a
+    sweep.
+    """
+
+    failed: list[tuple[str, InputError | RunFailed]] = field(default_factory=list)
+    planned: list[float] = field(default_factory=list)
+
+    def task(self, composed: DictConfig) -> None:
+        """One run of the session; Hydra calls it with a composed config."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            values = config.plain(composed)
+            if values["plan"]:
+                self.planned.append(show_plan(composed, values, overrides, brief=sweep))
+            else:
+                execute(values)
+        except (InputError, RunFailed) as error:
+            if sweep:
+                print(f"broadopt-run: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
+            self.failed.append((" ".join(overrides) if sweep else "", error))
+
+    def conclude(self) -> None:
+        """Sum a planned sweep up; exit where a run failed, naming it."""
+        if len(self.planned) > 1:
+            from broadopt.plan import petaflops
+
+            print(f"{len(self.planned)} runs, {petaflops(sum(self.planned))}")
+        if not self.failed:
+            return
+        code = 2 if all(isinstance(error, InputError) for _, error in self.failed) else 1
+        lines = [f"{overrides}: {error}" if overrides else str(error) for overrides, error in self.failed]
+        if not self.failed[0][0]:
+            leave(lines[0], code)
+        leave("\n  ".join([f"{len(lines)} of the sweep's runs failed:", *lines]), code)
+
+
+def show_plan(composed: DictConfig, values: dict[str, Any], overrides: list[str], *, brief: bool) -> float:
+    """Print what a run would do and cost, in one line where `brief`; returns its floating-point operations."""
+    import torch
+
+    from broadopt import plan
+    from broadopt.datasets import size
+
+    classes, images = size(without(values["dataset"], "label_noise", "validation"))
+    with torch.device("meta"):
+        model = instantiated("model", without(values["model"], "name"), num_classes=classes)
+        optimizer = torch.optim.SGD(model.parameters(), lr=values["lr"])
+    collector, schedule = instantiated("collect", values["collect"]), instantiated("schedule", values["schedule"])
+    passes = instantiated("step", values["step"], model, optimizer).passes
+    price = plan.cost(values, model, collector, images=images - values["dataset"]["validation"], passes=passes)
+    if brief:
+        print(plan.line(values, price), flush=True)
+    else:
+        nodes: Any = OmegaConf.to_container(composed, resolve=False)
+        origins = plan.origins(nodes, values, nodes["protocol"]["recipe"], overrides)
+        print(plan.page(values, price, schedule, collector, origins))
+    return price["flops"]
 
 
 def options_first(arguments: list[str]) -> list[str]:
@@ -64,43 +136,33 @@ def options_first(arguments: list[str]) -> list[str]:
     return [argument for argument in arguments if argument not in overrides] + overrides
 
 
-def leave(line: str, code: int) -> None:
-    """Say one line on stderr and exit."""
-    print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
-    sys.exit(code)
-
-
-def task(failed: list[tuple[str, InputError | RunFailed]]) -> Callable[[DictConfig], None]:
-    """What Hydra calls with a composed config: one run, or each run of a sweep, whose failures are noted in `failed`
-    while the others go on.
+def expand_glob(argument: str) -> str:
+    """`experiment=glob(table3/*)` as a list of its choices: Hydra's own glob does not look into folders. Raises
+    InputError for none.
     """
-
-    def carry_out(composed: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        overrides = " ".join(HydraConfig.get().overrides.task) if sweep else ""
-        try:
-            execute(composed)
-        except (InputError, RunFailed) as error:
-            if sweep:
-                print(f"broadopt-run: {overrides}: {error}", file=sys.stderr, flush=True)
-            failed.append((overrides, error))
-
-    return carry_out
+    match = re.fullmatch(r"(\w+)=glob\(([^(),]+)\)", argument)
+    if match is None or not (config.config_dir() / match[1]).is_dir():
+        return argument
+    choices = [choice for choice in config.options(match[1]) if fnmatchcase(choice, match[2].strip("'\""))]
+    if not choices:
+        raise InputError(f"{argument}: no {match[1]} matches; expected some of {', '.join(config.options(match[1]))}")
+    return f"{match[1]}={','.join(choices)}"
 
 
-def execute(composed: DictConfig) -> None:
+def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """`node` less the keys that are not its target's arguments."""
+    return {key: value for key, value in node.items() if key not in keys}
+
+
+def execute(values: dict[str, Any]) -> None:
     """Carry out one run, or show the result of one that is finished. Raises InputError, RunFailed, Interrupted."""
-    values = config.plain(composed)
     from broadopt.device import choose_device, choose_precision
     from broadopt.preempt import Stop
 
     with Stop() as stop:
         device = choose_device(values["device"])
         precision = choose_precision(values["precision"], device)
-        dataset = load_dataset(values["dataset"])
+        dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
         record = config.recorded(values, precision=precision, fingerprint=dataset.fingerprint)
         folder = results.run_folder(values["results_dir"], record)
         if not values["force"] and already_finished(folder):
@@ -163,13 +225,6 @@ def already_finished(folder: Path, *, force: bool = False) -> bool:
     return True
 
 
-def load_dataset(node: dict[str, Any]) -> "Dataset":
-    """The data set of a config's `dataset` node. Raises InputError."""
-    return instantiated(
-        "dataset", {key: value for key, value in node.items() if key not in ("label_noise", "validation")}
-    )
-
-
 def instantiated(group: str, node: dict[str, Any], *arguments: Any, **options: Any) -> Any:
     """What a config node with a `_target_` makes. Raises InputError, in one line, where it cannot be made."""
     try:
@@ -199,8 +254,7 @@ def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "t
         channels_last=True,
     )
     torch.manual_seed(derive(values["seed"], "weights"))
-    network = {key: value for key, value in values["model"].items() if key != "name"}
-    model = instantiated("model", network, num_classes=data.num_classes)
+    model = instantiated("model", without(values["model"], "name"), num_classes=data.num_classes)
     model = model.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         model.parameters(),

@@ -25,6 +25,7 @@ class Step(Protocol):
     """One update of the weights. Its whole state is that of `optimizer`."""
 
     optimizer: torch.optim.Optimizer
+    passes: int  # gradients a step
 
     def __call__(self, closure: Closure) -> Tensor:
         """Update the weights once; returns the loss at the weights before the update."""
@@ -33,6 +34,8 @@ class Step(Protocol):
 
 class Plain:
     """w <- optimizer(w, grad L(w)): one gradient a step."""
+
+    passes = 1
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -54,6 +57,8 @@ class SharpnessAware:
     bn: which passes move the running statistics of BN, "both" or only the "first" (Google's SAM). noise: dropout and
     the like in the second pass draw anew ("fresh") or repeat the first pass's draw ("replay", Google's SAM).
     """
+
+    passes = 2
 
     def __init__(
         self,
