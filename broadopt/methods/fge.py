@@ -51,7 +51,7 @@ class SnapshotEnsemble:
         )
         self.members += 1
 
-    def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
+    def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate | None = None) -> dict[str, Tensor]:
         """The logarithm of the members' mean probabilities."""
         return {split: total - math.log(self.members) for split, total in self.total.items()}
 

@@ -48,7 +48,7 @@ class WeightAverage:
         return {f"{value:g}": value * budget for value in self.budgets}
 
     @torch.no_grad()
-    def collect(self, model: nn.Module, predict: Predict) -> None:
+    def collect(self, model: nn.Module, predict: Predict | None = None) -> None:
         """Take the parameters into the mean; the first call copies them."""
         weights: list[Tensor] = list(model.parameters())
         if not self.average:
