@@ -2,6 +2,7 @@
 here.
 """
 
+import logging
 import math
 import time
 from collections import defaultdict
@@ -23,6 +24,8 @@ from broadopt.preempt import Stop
 from broadopt.progress import Reporter
 from broadopt.schedule import Schedule
 from broadopt.seeds import derive
+
+log = logging.getLogger("broadopt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,12 @@ class Training:
         self.steps_per_epoch = parts.data.steps_per_epoch
         readouts = parts.collector.readouts(parts.budget)
         self.total_steps = max(self._step_at(epochs) for epochs in (parts.budget, *readouts.values()))
-        self.moments = {self._step_at(epochs) for epochs in parts.collector.moments(parts.budget)}
+        moments = parts.collector.moments(parts.budget)
+        self.moments = {self._step_at(epochs) for epochs in moments}
+        if len(self.moments) < len(moments):
+            log.warning(
+                "%d moments of collecting fall on %d steps: that many are made", len(moments), len(self.moments)
+            )
         self.readouts: dict[int, list[str]] = defaultdict(list)
         for name, epochs in readouts.items():
             self.readouts[self._step_at(epochs)].append(name)

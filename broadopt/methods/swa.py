@@ -35,13 +35,12 @@ class WeightAverage:
         self.average: list[Tensor] = []
 
     def moments(self, budget: float) -> list[float]:
-        """Epoch ends from `start` on, or the ends of the cycles; at the latest the first read-out, where the budget is
-        that short.
-        """
+        """Epoch ends from `start` on, or the ends of the cycles; also the first read-out where none comes before it."""
         start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)
-        every = 1.0 if self.cycle is None else self.cycle * budget
-        first = min(math.ceil(start) if self.cycle is None else start, self.budgets[0] * budget)
-        return [first + k * every for k in range(math.floor(round((end - first) / every, 6)) + 1)]
+        every, first = (1.0, float(math.ceil(start))) if self.cycle is None else (self.cycle * budget, start)
+        moments = [first + k * every for k in range(math.floor(round((end - first) / every, 6)) + 1)]
+        earliest = round(self.budgets[0] * budget, 9)
+        return moments if moments and moments[0] <= earliest else [earliest, *moments]
 
     def readouts(self, budget: float) -> dict[str, float]:
         """One a budget of `budgets`."""

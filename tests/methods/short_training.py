@@ -1,0 +1,78 @@
+"""A real training of seconds: broadopt's own loop and data on random pictures; its network has BN and dropout."""
+
+import torch
+from torch import Tensor, nn
+
+from broadopt.augment import Augmentation
+from broadopt.data import Data
+from broadopt.datasets import Dataset, Images
+from broadopt.methods.collect import Collector
+from broadopt.methods.step import Plain
+from broadopt.preempt import Stop
+from broadopt.progress import EpochLines
+from broadopt.schedule import Schedule
+from broadopt.train import Parts, Training
+
+STEPS_PER_EPOCH = 4  # of 16, 16, 16 and 10 images
+
+
+class TinyNet(nn.Module):
+    """float32 [B, 3, 32, 32] -> [B, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3))
+        self.classifier = nn.Linear(4 * 8 * 8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).flatten(1))
+
+
+def training(collector: Collector, *, budget: float) -> Training:
+    """58 training and 20 test pictures of 3 classes; every call with the same arguments makes the same training."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (78, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(3, (78,), generator=generator)
+    dataset = Dataset(
+        "random", ("a", "b", "c"), Images(pixels[:58], labels[:58]), Images(pixels[58:], labels[58:]), None
+    )
+    augmentation = Augmentation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    data = Data(dataset, batch_size=16, augmentation=augmentation, seed=1, device="cpu")
+    torch.manual_seed(1)
+    model = TinyNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
+    parts = Parts(
+        model=model,
+        step=Plain(model, optimizer),
+        collector=collector,
+        schedule=Schedule(lr=0.05, budget=budget, shape="constant"),
+        data=data,
+        seed=1,
+        budget=budget,
+        label_smoothing=0.0,
+        evaluate_every=1,
+        precision="fp32",
+        device=torch.device("cpu"),
+    )
+    return Training(parts, stop=Stop(), reporter=EpochLines())
+
+
+def run(collector: Collector, *, budget: float) -> Training:
+    """Train to the end."""
+    made = training(collector, budget=budget)
+    made.run(lambda: None, minutes=60)
+    return made
+
+
+def assert_same_course(one: Training, other: Training) -> None:
+    """The same weights, buffers, momenta, mode and per-epoch figures, bit for bit."""
+    assert one.progress.step == other.progress.step
+    assert one.progress.history == other.progress.history
+    assert one.parts.model.training == other.parts.model.training
+    for ours, theirs in zip(_tensors(one), _tensors(other), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def _tensors(done: Training) -> list[Tensor]:
+    momenta = [done.parts.step.optimizer.state[weight]["momentum_buffer"] for weight in done.parts.model.parameters()]
+    return [*done.parts.model.state_dict().values(), *momenta]
