@@ -1,0 +1,41 @@
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+LAYOUTS = {
+    "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
+    "cifar100": ("cifar-100-python", ["train"], "test", "fine_labels"),
+}
+
+
+def write_cifar(root: Path, name: str = "cifar10", per_file: int = 4, protocol: int = 2) -> Path:
+    """Write a small valid copy of a CIFAR data set in torchvision's layout and return its folder."""
+    folder_name, train, test, key = LAYOUTS[name]
+    folder = root / folder_name
+    folder.mkdir(parents=True)
+    random = np.random.RandomState(0)
+    count = int(name.removeprefix("cifar"))
+    for file in (*train, test):
+        pixels = random.randint(0, 256, (per_file, 3072)).astype(np.uint8)
+        entry = {"data": pixels, key: random.randint(0, count, per_file).tolist(), "filenames": ["x.png"] * per_file}
+        (folder / file).write_bytes(pickle.dumps(entry, protocol=protocol))
+    meta, names_key = ("batches.meta", "label_names") if name == "cifar10" else ("meta", "fine_label_names")
+    names = [f"class {i}" for i in range(count)]
+    (folder / meta).write_bytes(pickle.dumps({names_key: names}, protocol=protocol))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_writer() -> Callable[..., Path]:
+    """`write_cifar`."""
+    return write_cifar
+
+
+@pytest.fixture
+def small_cifar(tmp_path: Path) -> Callable[..., Path]:
+    """`write_cifar` into the test's own folder."""
+    return partial(write_cifar, tmp_path)
