@@ -1,0 +1,175 @@
+"""Which runs repeat a recipe, and in what the others differ from it. Works on the dicts of result.json alone."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broadopt.errors import InputError
+
+Result = dict[str, Any]
+Compose = Callable[[list[str]], dict[str, Any]]
+
+NO_RECIPE = ("seed", "precision")
+"""Top-level keys that a recipe leaves open: they never make a run differ from it."""
+
+METHODS = ("sgd", "swa", "fge", "sam", "asam")
+
+_NOTHING = object()
+
+
+def differences(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
+    """What makes `actual` another config than `expected`, a line a key: `budget 5 instead of 200`.
+
+    Both are resolved nested configs. `seed` and `precision` are no part of a recipe; of the keys that start with `_`
+    only `_target_` counts, and only where both sides have it.
+    """
+    return list(differing(expected, actual).values())
+
+
+def differing(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, str]:
+    """As `differences`, by the dotted key."""
+    without = [{key: value for key, value in side.items() if key not in NO_RECIPE} for side in (expected, actual)]
+    found = {path: f"{show(got)} instead of {show(wanted)}" for path, wanted, got in _walk(*without, path="")}
+    return {path: f"{path} {words}" for path, words in found.items() if not _is_copy(path, found)}
+
+
+def _is_copy(path: str, found: Mapping[str, str]) -> bool:
+    """Whether the value only follows another of the same name further up, as schedule.budget follows budget."""
+    leaf = path.rpartition(".")[2]
+    earlier = list(found)[: list(found).index(path)]
+    twins = [other for other in found if other.rpartition(".")[2] == leaf and found[other] == found[path]]
+    return any(other.count(".") < path.count(".") or other in earlier for other in twins if other != path)
+
+
+def _walk(expected: Mapping[str, Any], actual: Mapping[str, Any], *, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if "_target_" in expected and "_target_" in actual and expected["_target_"] != actual["_target_"]:
+        yield path, expected, actual
+        return
+    for key in dict.fromkeys([*expected, *actual]):
+        if key.startswith("_"):
+            continue
+        wanted, got = expected.get(key, _NOTHING), actual.get(key, _NOTHING)
+        inner = f"{path}.{key}" if path else key
+        if isinstance(wanted, Mapping) and isinstance(got, Mapping):
+            yield from _walk(wanted, got, path=inner)
+        elif not _same(wanted, got):
+            yield inner, wanted, got
+
+
+def _same(wanted: Any, got: Any) -> bool:
+    """Equality by value: 200 is 200.0, a tuple is a list; but true is not 1, and a missing key is not a null."""
+    if isinstance(wanted, (list, tuple)) and isinstance(got, (list, tuple)):
+        return len(wanted) == len(got) and all(map(_same, wanted, got))
+    return isinstance(wanted, bool) == isinstance(got, bool) and wanted == got
+
+
+def show(value: Any) -> str:
+    """A config value as people write it: none, true, 5 for 5.0; an object by its class and arguments."""
+    if value is _NOTHING:
+        return "nothing"
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, Mapping):
+        arguments = ", ".join(f"{key} {show(inner)}" for key, inner in value.items() if not key.startswith("_"))
+        return f"{str(value.get('_target_', '')).rpartition('.')[2]}({arguments})"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config that differ in their seed alone."""
+
+    dataset: str
+    model: str
+    method: str
+    protocol: str
+    precision: str
+    config: Mapping[str, Any]
+    runs: tuple[Result, ...]
+
+
+def groups(results: Iterable[Result]) -> list[Group]:
+    """The results by config without its seed, in the order in which the configs are first met."""
+    together: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        config = {key: value for key, value in result["config"].items() if key != "seed"}
+        names = (str(result[name]) for name in ("dataset", "model", "method", "protocol"))
+        together.setdefault((*names, precision(result), json.dumps(config, sort_keys=True)), []).append(result)
+    return [_group(runs) for runs in together.values()]
+
+
+def _group(runs: list[Result]) -> Group:
+    first = runs[0]
+    return Group(
+        dataset=first["dataset"],
+        model=first["model"],
+        method=first["method"],
+        protocol=first["protocol"],
+        precision=precision(first),
+        config=first["config"],
+        runs=tuple(runs),
+    )
+
+
+def precision(result: Result) -> str:
+    """The precision the run was computed in: fp32 or bf16."""
+    return str(result["environment"].get("precision", result["config"].get("precision")))
+
+
+def rank(method: str) -> tuple[int, str]:
+    """Sorts methods as the tables do: sgd first, compositions last."""
+    return (METHODS.index(method) if method in METHODS else len(METHODS), method)
+
+
+class Recipes:
+    """What experiments and protocols prescribe, each composed once and only when asked for.
+
+    `compose` turns overrides into a resolved config, as broadopt.config.recipe does; `methods` holds the method files.
+    """
+
+    def __init__(self, compose: Compose, *, methods: Path) -> None:
+        self._compose = compose
+        self._methods = methods
+        self._known: dict[tuple[str, ...], dict[str, Any] | None] = {}
+
+    def of_experiment(self, experiment: str, method: str) -> dict[str, Any] | None:
+        """The recipe of a row of a table, or None where there is none for `method`."""
+        return self._recipe(f"experiment={experiment}", *self._method(method)) if _is_name(method) else None
+
+    def of_protocol(self, group: Group) -> dict[str, Any] | None:
+        """The recipe of the group's protocol for its data set, network and method, or None where there is none."""
+        if not all(map(_is_name, (group.dataset, group.model, group.method, group.protocol))):
+            return None
+        # Where pictures lie is no part of a recipe, but Hydra wants it said.
+        place = ("dataset.path=.",) if group.dataset == "image_folder" else ()
+        names = (f"dataset={group.dataset}", f"model={group.model}", f"protocol={group.protocol}")
+        return self._recipe(*names, *self._method(group.method), *place)
+
+    def _method(self, method: str) -> tuple[str, ...]:
+        """The overrides of a method file, or of the step and the collector of a composition."""
+        if (self._methods / f"{method}.yaml").is_file():
+            return (f"method={method}",)
+        step, _, collector = method.rpartition("+")
+        return (f"method={step or 'sgd'}", f"collect={collector}")
+
+    def _recipe(self, *overrides: str) -> dict[str, Any] | None:
+        from hydra.errors import MissingConfigException
+
+        if overrides not in self._known:
+            try:
+                self._known[overrides] = self._compose(list(overrides))
+            except (InputError, MissingConfigException):
+                self._known[overrides] = None
+        return self._known[overrides]
+
+
+def _is_name(text: Any) -> bool:
+    # The names come from a file that anyone may have written: nothing but plain words reaches Hydra's grammar.
+    return re.fullmatch(r"[\w+][\w.+-]*", str(text)) is not None

@@ -1,0 +1,65 @@
+"""A number of each run, and what a table says of several: mean, sample standard deviation, count."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from broadopt.tables.match import Result
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (n - 1; None for one run) of n runs."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def summarise(values: Iterable[float | None]) -> Summary | None:
+    """The summary of those values that exist; None where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return Summary(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+def reading(result: Result, *, metric: str, key: str | None = None, quantity: str = "test_accuracy") -> float | None:
+    """`quantity` of one run: of its last weights, its best epoch, or what it had collected after `key` budgets.
+
+    None where the run does not have it, or where it is not finite.
+    """
+    figures: Any = result["metrics"].get(metric) or {}
+    if metric == "collected":
+        figures = figures.get(key) or {}
+    return _finite(figures.get(quantity))
+
+
+def cost(result: Result, quantity: str) -> float | None:
+    """`quantity` of result["cost"], None where it was not measured."""
+    return _finite(result["cost"].get(quantity))
+
+
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def collected_keys(results: Iterable[Result]) -> list[str]:
+    """The budgets after which any of the runs read its collector out, ascending."""
+    return sorted({key for result in results for key in result["metrics"].get("collected") or {}}, key=float)
+
+
+def text(summary: Summary | None, *, digits: int = 2, n: int | None = None) -> str:
+    """`72.50 ± 0.20 (3)`; one run shows no ±, no run nothing. A count equal to `n`, said elsewhere, is left out."""
+    if summary is None:
+        return ""
+    spread = "" if summary.std is None else f" ± {summary.std:.{digits}f}"
+    return f"{summary.mean:.{digits}f}{spread}" + ("" if summary.n == n else f" ({summary.n})")
+
+
+def signed(difference: float) -> str:
+    """`+0.12`, `-0.12`; what rounds to zero carries no sign."""
+    shown = f"{difference:+.2f}"
+    return "0.00" if float(shown) == 0 else shown
