@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from broadopt import config, results, tables
+from broadopt import config, results
 from broadopt.errors import InputError
+from broadopt.tables import command as tables
 from broadopt.tables.match import Recipes, differences
 from broadopt.tables.runs_table import build
 
