@@ -26,11 +26,12 @@ LOCATION = ("data_dir", "path", "verify")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be: a type, a test, and both in words."""
+    """What a value has to be: a type, a test, and both in words; `optional` where null is allowed as well."""
 
     kind: type
     test: Callable[[Any], bool]
     words: str
+    optional: bool = False
 
 
 def _number(low: float, words: str, *, above: bool = False, high: float = math.inf) -> Rule:
@@ -43,12 +44,19 @@ def _choice(*names: str) -> Rule:
     return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
 
 
+def _numbers(words: str) -> Rule:
+    def are_numbers(values: list[Any]) -> bool:
+        return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+    return Rule(list, are_numbers, words)
+
+
 def _flag() -> Rule:
     return Rule(bool, lambda value: True, "true or false")
 
 
 RULES = {
-    "seed": Rule(int, lambda value: 0 <= value < 2**63, "a whole number >= 0"),
+    "seed": Rule(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
     "budget": _number(0, "a number of epochs > 0", above=True),
     "batch_size": Rule(int, lambda value: value >= 1, "a whole number >= 1"),
     "lr": _number(0, "a number > 0", above=True),
@@ -72,6 +80,8 @@ RULES = {
     "augmentation.autoaugment": _flag(),
     "augmentation.cutout": Rule(int, lambda value: 0 <= value <= 32, "a whole number of pixels from 0 to 32"),
     "augmentation.cutmix": _number(0, "a probability from 0 to 1", high=1),
+    "augmentation.mean": _numbers("a list of three numbers"),
+    "augmentation.std": _numbers("a list of three numbers"),
     "step.rho": _number(0, "a number >= 0"),
     "step.eta": _number(0, "a number >= 0"),
     "step.p": Rule(float, lambda value: value >= 1, "a number >= 1, or inf"),
@@ -79,7 +89,12 @@ RULES = {
     "step.bn": _choice("both", "first"),
     "step.noise": _choice("fresh", "replay"),
     "collect.start": _number(0, "a number of budgets >= 0"),
+    "collect.cycle": Rule(float, lambda value: 0 < value < math.inf, "a number of budgets > 0, or null", optional=True),
+    "collect.budgets": _numbers("a list of numbers of budgets"),
 }
+CLOSED = {"checkpoint": ("minutes",), "method": ("name", "step", "collect"), "protocol": ("name", "networks", "recipe")}
+"""Groups whose keys are these and no others; what the other groups' keys may be is known to their targets."""
+
 GROUPS = ("dataset", "model", "step", "collect", "schedule", "augmentation", "protocol", "method", "checkpoint")
 
 
@@ -167,6 +182,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     one line for a missing or unknown key, a wrong type, or a value out of range.
     """
     try:
+        _check_keys(config)
         values = {str(key): _value(config, key) for key in config if key != "hydra"}
     except OmegaConfBaseException as error:
         raise InputError(_reason(error)) from error
@@ -196,19 +212,32 @@ def _method_name(method: Mapping[str, str]) -> str:
     return collect if step == "sgd" else f"{step}+{collect}"
 
 
+def _check_keys(config: DictConfig) -> None:
+    keys = {rule.split(".")[0] for rule in RULES} | set(GROUPS)
+    for key in (str(key) for key in config if key != "hydra"):
+        if key not in keys:
+            raise InputError(f"unknown key {key}{nearest(key, [*keys, *RULES])}")
+    for key in sorted(keys):
+        if key not in config:
+            raise InputError(f"{key} is missing: a key cannot be removed, only given another value")
+        if key in GROUPS and not OmegaConf.is_dict(config[key]):
+            raise InputError(f"{key}={config[key]}: expected the group's own keys, {key}.KEY=VALUE")
+        for name in map(str, config[key] if key in CLOSED else ()):
+            if name not in CLOSED[key]:
+                raise InputError(f"unknown key {key}.{name}{nearest(name, CLOSED[key])}")
+
+
 def check(values: dict[str, Any]) -> None:
     """Hold every value against its rule; whole numbers become floats in place where a float is meant. Raises
     InputError.
     """
-    flat = {rule.split(".")[0] for rule in RULES} | set(GROUPS)
-    for key in values:
-        if key not in flat:
-            raise InputError(f"unknown key {key}{nearest(key, [*flat, *RULES])}")
     for key, rule in RULES.items():
         parent, leaf = _find(values, key)
         if parent is None or leaf not in parent:
             continue
         value = parent[leaf]
+        if value is None and rule.optional:
+            continue
         if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not rule.kind or not rule.test(value):

@@ -1,6 +1,5 @@
 """Which device and which precision a run uses, and the facts of the machine that go into its result."""
 
-import logging
 import platform
 import subprocess
 from pathlib import Path
@@ -10,8 +9,6 @@ import torch
 
 from broadopt import __version__
 from broadopt.errors import InputError
-
-log = logging.getLogger("broadopt")
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,12 +24,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """auto takes bf16 autocast where it is the faster one, else fp32; what it took is said."""
+    """auto takes bf16 autocast where it is the faster one, else fp32."""
     if name != "auto":
         return name
-    precision = "bf16" if _gains_by_bf16(device) else "fp32"
-    log.warning("precision=auto: %s on this %s", precision, "GPU" if device.type == "cuda" else "CPU")
-    return precision
+    return "bf16" if _gains_by_bf16(device) else "fp32"
 
 
 def _gains_by_bf16(device: torch.device) -> bool:

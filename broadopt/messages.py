@@ -1,12 +1,18 @@
 """Hydra's and OmegaConf's errors about a command line, in one line each."""
 
+import inspect
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from broadopt.config import GROUPS, compose, options
 from broadopt.errors import InputError, nearest
@@ -19,9 +25,11 @@ def one_line(error: BaseException, arguments: list[str]) -> str | None:
             return str(cause)
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
+    if isinstance(error, (HydraException, OmegaConfBaseException, ValueError)) and (line := _malformed(arguments)):
+        return line
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _override(error, arguments)
-    return str(error) if isinstance(error, OSError) else None
+    return " ".join(str(error).split()) if isinstance(error, (OSError, YAMLError)) else None
 
 
 def _chain(error: BaseException | None) -> Iterable[BaseException]:
@@ -38,18 +46,42 @@ def _missing_config(error: MissingConfigException) -> str:
     return f"{group}={name}: expected one of {', '.join(choices)}{nearest(name, choices)}"
 
 
+def _malformed(arguments: list[str]) -> str | None:
+    """The first override that says nothing: not of the form KEY=VALUE, without a key, or a group without a choice."""
+    for argument in get_args_parser().parse_known_args(arguments)[0].overrides:
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except HydraException:
+            return f"{argument}: expected KEY=VALUE or GROUP=CHOICE (a value with spaces, commas or brackets is quoted)"
+        key = override.key_or_group
+        if not key:
+            return f"{argument}: expected a key or a group before the ="
+        if options(key) and not (override.is_delete() or override.is_sweep_override()):
+            value = override.value()
+            if not isinstance(value, (str, list, dict)):
+                return f"{argument}: expected one of {', '.join(options(key))}"
+    return None
+
+
 def _override(error: BaseException, arguments: list[str]) -> str:
     text = " ".join(str(error).split())
     text += " " + " ".join(" ".join(str(cause).split()) for cause in _chain(error.__cause__))
     if match := re.search(r"Ambiguous value for argument '(.*?)'", text):
         return f"{match[1]}: a list of values is a sweep and needs -m (one value that is a list: key=[a,b])"
+    if match := re.search(r"Error merging override (~\S+)", text):
+        return f"{match[1]}: a key cannot be removed, only given another value"
     if match := re.search(r"Could not override '(.*?)'", text):
-        return f"unknown key {match[1]}{nearest(match[1], _known_keys(arguments))}"
+        return unknown_key(match[1], _known_keys(arguments))
     if match := re.search(r"Could not (?:find a match for|append to config|delete from config)[^.]*?'(.*?)'", text):
         return f"{match[1]}: {text.split('.')[0].strip()}"
     if match := re.search(r"Key '(.*?)' (?:is not in struct|not in)", text):
-        return f"unknown key {match[1]}{nearest(match[1], _known_keys(arguments))}"
+        return unknown_key(match[1], _known_keys(arguments))
     return text.strip()
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The line about a key that no config has; a key of a group is only compared with keys of groups."""
+    return f"unknown key {key}{nearest(key, [name for name in known if '.' in name or '.' not in key])}"
 
 
 def _known_keys(arguments: list[str]) -> list[str]:
@@ -57,13 +89,14 @@ def _known_keys(arguments: list[str]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    chosen = [argument for argument in arguments if argument.split("=")[0] in (*GROUPS, "experiment")]
+    firsts = [argument.split(",")[0] for argument in arguments]
+    chosen = [argument for argument in firsts if argument.split("=")[0] in (*GROUPS, "experiment")]
     try:
         composed = compose(chosen)
     except HydraException:
         composed = compose([])
     config: Any = OmegaConf.to_container(composed, resolve=False)
-    return [key for key in _flat(config) if not key.startswith(("hydra", "protocol"))]
+    return [key for key in _flat(config) if not key.startswith(("hydra", "protocol.")) and not key.endswith("_target_")]
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
@@ -73,10 +106,29 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
             yield from _flat(child, f"{prefix}{key}.")
 
 
-def instantiation_error(error: InstantiationException, group: str) -> InputError:
+def unknown_option(option: str, valid: Iterable[str]) -> InputError:
+    """The error of an option that Hydra does not have; keys are often given like options."""
+    key, _, value = option.lstrip("-").partition("=")
+    if value:
+        return InputError(f"unknown option {option}: a key is given without dashes, {key}={value}")
+    return InputError(f"unknown option {option}{nearest(option, valid)}")
+
+
+def instantiation_error(error: InstantiationException, group: str, node: Mapping[str, Any]) -> InputError:
     """The error of a config node whose target cannot be built, as an InputError."""
     for cause in _chain(error.__cause__):
         if isinstance(cause, InputError):
             return cause
-    text = str(error.__cause__ or error).splitlines()[0]
-    return InputError(f"{group}: {text}")
+    target, text = node["_target_"], " ".join(str(error.__cause__ or error).split())
+    if "Error loading" in text or "Error locating" in text:
+        module = target.rpartition(".")[0]
+        known = [f"{module}.{known}" for known in vars(sys.modules.get(module, object)) if not known.startswith("_")]
+        reason = text.partition("': ")[2].partition(" Are you sure")[0]
+        return InputError(f"{group}._target_={target}: cannot be loaded ({reason}){nearest(target, known)}")
+    match = re.search(r"unexpected keyword argument '(\w+)'", text)
+    key = match[1] if match else [*node, ""][1] if "takes no arguments" in text else ""
+    if key in node:
+        arguments = {*node, *inspect.signature(get_object(target)).parameters} - {key, "_target_", "options"}
+        line = unknown_key(f"{group}.{key}", sorted(f"{group}.{argument}" for argument in arguments))
+        return InputError(f"{line} ({target} has no such argument)")
+    return InputError(f"{group}._target_={target}: {text}")

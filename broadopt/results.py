@@ -7,6 +7,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def set_aside(folder: Path) -> None:
     """Rename an existing result.json to result.1.json (2, 3, ...), and its history alike: what was finished is kept,
     tables do not read it.
     """
-    number = 1 + len(list(folder.glob("result.*.json")))
+    number = next(
+        number for number in count(1) if not [*folder.glob(f"*.{number}.json"), *folder.glob(f"*.{number}.csv")]
+    )
     for name, suffix in (("result", "json"), ("history", "csv")):
         if (folder / f"{name}.{suffix}").exists():
             os.replace(folder / f"{name}.{suffix}", folder / f"{name}.{number}.{suffix}")

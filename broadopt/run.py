@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.errors import InstantiationException
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from broadopt import config, results
 from broadopt.errors import InputError, Interrupted, RunFailed
-from broadopt.messages import instantiation_error, one_line
+from broadopt.messages import instantiation_error, one_line, unknown_option
 
 if TYPE_CHECKING:  # torch is imported where a run begins: --help answers without it
     import torch
@@ -43,8 +43,8 @@ def main() -> None:
     try:
         sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
         hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(session.task)()
-    except Interrupted as signal:
-        leave(f"stopped by {signal}: run the same command to go on", 75)
+    except (Interrupted, KeyboardInterrupt) as signal:  # the latter: before the first run or between two of a sweep
+        leave(f"stopped by {str(signal) or 'SIGINT'}: run the same command to go on", 75)
     except BrokenPipeError:  # the reader of the output, head for example, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -76,18 +76,31 @@ class Session:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from broadopt.preempt import Stop
+
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         overrides = list(HydraConfig.get().overrides.task)
-        try:
-            values = config.plain(composed)
-            if values["plan"]:
-                self.planned.append(show_plan(composed, values, overrides, brief=sweep))
-            else:
-                execute(values)
-        except (InputError, RunFailed) as error:
+        with Stop() as stop:
+            try:
+                values = config.plain(composed)
+                if values["plan"]:
+                    self.planned.append(show_plan(composed, values, overrides, brief=sweep))
+                else:
+                    execute(values, stop)
+            except (InputError, RunFailed) as error:
+                self.note(error, overrides, sweep=sweep)
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # the disk is full, or the folder has gone
+                self.note(RunFailed(str(error)), overrides, sweep=sweep)
             if sweep:
-                print(f"broadopt-run: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
-            self.failed.append((" ".join(overrides) if sweep else "", error))
+                stop.check()  # a signal after the last batch of a run still ends the sweep
+
+    def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> None:
+        """Keep a failure for the end; said at once as well in a sweep, which goes on."""
+        if sweep:
+            print(f"broadopt-run: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
+        self.failed.append((" ".join(overrides) if sweep else "", error))
 
     def conclude(self) -> None:
         """Sum a planned sweep up; exit where a run failed, naming it."""
@@ -113,7 +126,7 @@ def show_plan(composed: DictConfig, values: dict[str, Any], overrides: list[str]
 
     classes, images = size(without(values["dataset"], "label_noise", "validation"))
     with torch.device("meta"):
-        model = instantiated("model", without(values["model"], "name"), num_classes=classes)
+        model = network(values["model"], classes)
         optimizer = torch.optim.SGD(model.parameters(), lr=values["lr"])
     collector, schedule = instantiated("collect", values["collect"]), instantiated("schedule", values["schedule"])
     passes = instantiated("step", values["step"], model, optimizer).passes
@@ -128,11 +141,21 @@ def show_plan(composed: DictConfig, values: dict[str, Any], overrides: list[str]
 
 
 def options_first(arguments: list[str]) -> list[str]:
-    """The command line with its options ahead of its overrides: Hydra takes them in no other order."""
+    """The command line with its options ahead of its overrides: Hydra takes them in no other order. Raises InputError
+    for an unknown option or one without its value.
+    """
     from hydra._internal.utils import get_args_parser
 
-    known, late = get_args_parser().parse_known_args(arguments)
-    overrides = [*known.overrides, *(argument for argument in late if not argument.startswith("-"))]
+    def refuse(message: str) -> NoReturn:
+        raise InputError(message)
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    known, late = parser.parse_known_args(arguments)
+    for option in late:
+        if option.startswith("-"):
+            raise unknown_option(option, [name for action in parser._actions for name in action.option_strings])
+    overrides = [*known.overrides, *late]
     return [argument for argument in arguments if argument not in overrides] + overrides
 
 
@@ -154,25 +177,23 @@ def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in keys}
 
 
-def execute(values: dict[str, Any]) -> None:
+def execute(values: dict[str, Any], stop: "Stop") -> None:
     """Carry out one run, or show the result of one that is finished. Raises InputError, RunFailed, Interrupted."""
     from broadopt.device import choose_device, choose_precision
-    from broadopt.preempt import Stop
 
-    with Stop() as stop:
-        device = choose_device(values["device"])
-        precision = choose_precision(values["precision"], device)
-        dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
-        record = config.recorded(values, precision=precision, fingerprint=dataset.fingerprint)
-        folder = results.run_folder(values["results_dir"], record)
-        if not values["force"] and already_finished(folder):
-            return
-        parts = build(values, precision, dataset, device)
-        with only_writer(folder, wait=values["wait"], stop=stop) as alone:
-            if not alone:
-                print(f"another process is on {folder}: left to it (wait=true waits for it to end)")
-            elif not already_finished(folder, force=values["force"]):
-                train(parts, values, record, folder, stop)
+    device = choose_device(values["device"])
+    precision = choose_precision(values["precision"], device)
+    dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
+    record = config.recorded(values, precision=precision, fingerprint=dataset.fingerprint)
+    folder = results.run_folder(values["results_dir"], record)
+    if not values["force"] and already_finished(folder):
+        return
+    parts = build(values, precision, dataset, device)
+    with only_writer(folder, wait=values["wait"], stop=stop) as alone:
+        if not alone:
+            print(f"another process is on {folder}: left to it (wait=true waits for it to end)")
+        elif not already_finished(folder, force=values["force"]):
+            train(parts, values, record, folder, stop)
 
 
 @contextmanager
@@ -227,10 +248,22 @@ def already_finished(folder: Path, *, force: bool = False) -> bool:
 
 def instantiated(group: str, node: dict[str, Any], *arguments: Any, **options: Any) -> Any:
     """What a config node with a `_target_` makes. Raises InputError, in one line, where it cannot be made."""
+    if not isinstance(node.get("_target_"), str):
+        raise InputError(f"{group}: expected a _target_, the dotted name of what is to be called, among its keys")
     try:
         return instantiate(node, *arguments, _convert_="all", **options)
     except InstantiationException as error:
-        raise instantiation_error(error, group) from error
+        raise instantiation_error(error, group, node) from error
+
+
+def network(node: dict[str, Any], num_classes: int) -> "torch.nn.Module":
+    """The network of a config's `model` node. Raises InputError."""
+    from torch import nn
+
+    made = instantiated("model", without(node, "name"), num_classes=num_classes)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(made).__name__}")
+    return made
 
 
 def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "torch.device") -> "Parts":
@@ -254,8 +287,8 @@ def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "t
         channels_last=True,
     )
     torch.manual_seed(derive(values["seed"], "weights"))
-    model = instantiated("model", without(values["model"], "name"), num_classes=data.num_classes)
-    model = model.to(device=device, memory_format=torch.channels_last)
+    model = network(values["model"], data.num_classes)
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=values["lr"],
@@ -293,6 +326,10 @@ def train(parts: "Parts", values: dict[str, Any], record: dict[str, Any], folder
         f"{record['method']}, {record['model']['name']}, {record['dataset']['name']}, seed {record['seed']}: {folder}",
         flush=True,
     )
+    if values["precision"] == "auto":
+        print(
+            f"precision=auto: {parts.precision} on this {'GPU' if parts.device.type == 'cuda' else 'CPU'}", flush=True
+        )
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
     training = Training(parts, stop=stop, reporter=reporter())
     state = checkpoint.load(folder, identity=identity, device=parts.device)
