@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,6 +52,12 @@ def _numbers(words: str) -> Rule:
     return Rule(list, are_numbers, words)
 
 
+def _name() -> Rule:
+    return Rule(
+        str, lambda value: bool(re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", value)), "a name, which makes a folder"
+    )
+
+
 def _flag() -> Rule:
     return Rule(bool, lambda value: True, "true or false")
 
@@ -73,6 +80,9 @@ RULES = {
     "wait": _flag(),
     "plan": _flag(),
     "checkpoint.minutes": _number(0, "a number of minutes >= 0"),
+    "dataset.name": _name(),
+    "model.name": _name(),
+    "method": _name(),
     "dataset.label_noise": _number(0, "a share from 0 to 1", high=1),
     "dataset.validation": Rule(int, lambda value: value >= 0, "a whole number of images >= 0"),
     "augmentation.pad": Rule(int, lambda value: value >= 0, "a whole number of pixels >= 0"),

@@ -40,7 +40,7 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 
 def _missing_config(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").removesuffix(".yaml").partition("/")
-    if not group:
+    if not name:
         return f"{error.missing_cfg_file}: there is no such config"
     choices = sorted({*options(group), *(error.options or [])})
     return f"{group}={name}: expected one of {', '.join(choices)}{nearest(name, choices)}"
@@ -58,7 +58,7 @@ def _malformed(arguments: list[str]) -> str | None:
             return f"{argument}: expected a key or a group before the ="
         if options(key) and not (override.is_delete() or override.is_sweep_override()):
             value = override.value()
-            if not isinstance(value, (str, list, dict)):
+            if not isinstance(value, (str, list)):
                 return f"{argument}: expected one of {', '.join(options(key))}"
     return None
 
@@ -80,8 +80,14 @@ def _override(error: BaseException, arguments: list[str]) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The line about a key that no config has; a key of a group is only compared with keys of groups."""
-    return f"unknown key {key}{nearest(key, [name for name in known if '.' in name or '.' not in key])}"
+    """The line about a key that no config has. A key of a group is compared with that group's, or, where there is no
+    such group, with those of all groups.
+    """
+    known, group = list(known), key.rpartition(".")[0]
+    candidates = [name for name in known if "." in name] if group else known
+    if group in known:
+        candidates = [name for name in known if name.startswith(f"{group}.")]
+    return f"unknown key {key}{nearest(key, candidates)}"
 
 
 def _known_keys(arguments: list[str]) -> list[str]:

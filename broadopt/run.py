@@ -79,7 +79,7 @@ class Session:
         from broadopt.preempt import Stop
 
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         with Stop() as stop:
             try:
                 values = config.plain(composed)
@@ -331,6 +331,7 @@ def train(parts: "Parts", values: dict[str, Any], record: dict[str, Any], folder
             f"precision=auto: {parts.precision} on this {'GPU' if parts.device.type == 'cuda' else 'CPU'}", flush=True
         )
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
+    (folder / "error.txt").unlink(missing_ok=True)
     training = Training(parts, stop=stop, reporter=reporter())
     state = checkpoint.load(folder, identity=identity, device=parts.device)
     if state is not None:
