@@ -208,8 +208,11 @@ def _value(config: DictConfig, key: Any) -> Any:
 
 
 def _reason(error: OmegaConfBaseException) -> str:
-    if isinstance(error.__cause__, InputError):
-        return str(error.__cause__)
+    cause: BaseException | None = error
+    while cause is not None:  # a resolver's own error lies somewhere below OmegaConf's
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
     return f"{error.full_key}: {str(error).splitlines()[0]}" if error.full_key else str(error).splitlines()[0]
 
 
@@ -234,7 +237,8 @@ def _check_keys(config: DictConfig) -> None:
             raise InputError(f"{key}={config[key]}: expected the group's own keys, {key}.KEY=VALUE")
         for name in map(str, config[key] if key in CLOSED else ()):
             if name not in CLOSED[key]:
-                raise InputError(f"unknown key {key}.{name}{nearest(name, CLOSED[key])}")
+                hint = nearest(name, CLOSED[key]).replace('"', f'"{key}.', 1)
+                raise InputError(f"unknown key {key}.{name}{hint}")
 
 
 def check(values: dict[str, Any]) -> None:

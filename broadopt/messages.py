@@ -83,11 +83,11 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     """The line about a key that no config has. A key of a group is compared with that group's, or, where there is no
     such group, with those of all groups.
     """
-    known, group = list(known), key.rpartition(".")[0]
-    candidates = [name for name in known if "." in name] if group else known
+    known, (group, _, leaf) = list(known), key.rpartition(".")
     if group in known:
-        candidates = [name for name in known if name.startswith(f"{group}.")]
-    return f"unknown key {key}{nearest(key, candidates)}"
+        hint = nearest(leaf, [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")])
+        return f"unknown key {key}{hint}".replace('"', f'"{group}.', 1)
+    return f"unknown key {key}{nearest(key, [name for name in known if '.' in name] if group else known)}"
 
 
 def _known_keys(arguments: list[str]) -> list[str]:
@@ -135,6 +135,6 @@ def instantiation_error(error: InstantiationException, group: str, node: Mapping
     key = match[1] if match else [*node, ""][1] if "takes no arguments" in text else ""
     if key in node:
         arguments = {*node, *inspect.signature(get_object(target)).parameters} - {key, "_target_", "options"}
-        line = unknown_key(f"{group}.{key}", sorted(f"{group}.{argument}" for argument in arguments))
+        line = unknown_key(f"{group}.{key}", [group, *sorted(f"{group}.{argument}" for argument in arguments)])
         return InputError(f"{line} ({target} has no such argument)")
     return InputError(f"{group}._target_={target}: {text}")

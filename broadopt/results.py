@@ -110,7 +110,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """
     try:
         content = (folder / "result.json").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         result = json.loads(content)

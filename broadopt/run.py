@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -208,16 +208,17 @@ def only_writer(folder: Path, *, wait: bool, stop: "Stop") -> Iterator[bool]:
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                lock.acquire(timeout=1 if wait else 0)
-            except Timeout:
-                stop.check()
-                if not wait:
-                    yield False
-                    return
-            else:
-                break
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                yield False
+                return
+            print(f"another process is on {folder}: waiting for it to end", flush=True)
+        while not lock.is_locked:
+            stop.check()
+            with suppress(Timeout):
+                lock.acquire(timeout=1)
     except OSError as error:
         raise InputError(f"results_dir: {folder} cannot be written ({error.strerror or error})") from error
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import SMALL, Sweep, folders, run
 
 LAYOUTS = {
     "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
@@ -39,3 +40,11 @@ def cifar_writer() -> Callable[..., Path]:
 def small_cifar(tmp_path: Path) -> Callable[..., Path]:
     """`write_cifar` into the test's own folder."""
     return partial(write_cifar, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def five_runs(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """The five methods on the small network, in one sweep that was not disturbed."""
+    cwd = tmp_path_factory.mktemp("five_runs")
+    process = run("-m", *SMALL, "budget=2", "method=sgd,swa,fge,sam,asam", cwd=cwd)
+    return Sweep(cwd, process, {folder.parent.name: folder for folder in folders(cwd)})

@@ -383,6 +383,11 @@ def test_runs_shows_one_line_a_method_of_like_runs_in_a_hundred_columns(tmp_path
     assert "never compared with last or collected" in paragraph(out)
 
 
+def test_one_epoch_is_singular(tmp_path):
+    store(tmp_path, record("experiment=quickstart", "method=sgd", "budget=1"))
+    assert "budget 1 epoch instead of 200" in run("runs", "--results", tmp_path)[0]
+
+
 def test_runs_names_what_is_particular_to_a_method_on_its_line(tmp_path):
     for rho in (0.5, 1.0, 2.0):
         store(tmp_path, record(RESNET20, "method=asam", f"step.rho={rho}"), best=70.0 + rho)

@@ -93,7 +93,8 @@ def _order(setting: Setting) -> tuple[Any, ...]:
 def _accuracies(setting: Setting, lines: Sequence[Line]) -> Block:
     keys = collected_keys(run for line in lines for run in line.group.runs)
     usual = " or ".join(dict.fromkeys(line.usual_budget for line in lines if line.usual_budget))
-    budget = f"budget {show(setting.budget)} epochs" + (f" instead of {usual}" if usual else "")
+    epochs = "epoch" if setting.budget == 1 else "epochs"
+    budget = f"budget {show(setting.budget)} {epochs}" + (f" instead of {usual}" if usual else "")
     return Block(
         heading=f"{setting.dataset}, {setting.model}, protocol {setting.protocol}, {budget}, {setting.precision}",
         caption="; ".join(setting.differs) + "." if setting.differs else "",

@@ -1,0 +1,97 @@
+"""The real commands, each in a process of its own, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+OWN = Path(__file__).parent / "own"
+SMALL = ("--config-dir", str(OWN), "experiment=quickstart", "model=small", "device=cpu", "precision=fp32")
+"""Half a second of training an epoch: 45 steps of 32 digits."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep said and left: its folder, its process, its run folders by method."""
+
+    cwd: Path
+    process: "subprocess.CompletedProcess[str]"
+    folders: Mapping[str, Path]
+
+
+def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    """Start broadopt-run in the folder `cwd`."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
+    command = [str(BIN / "broadopt-run"), *arguments]
+    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    """Wait for a process's end."""
+    try:
+        output, errors = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """broadopt-run from beginning to end."""
+    return finish(start(*arguments, cwd=cwd, **environment))
+
+
+@contextmanager
+def halted(*arguments: str, cwd: Path, at: str) -> Iterator["subprocess.Popen[str]"]:
+    """broadopt-run with the small network, standing still at the pass `at` until `go_on(cwd)`; killed at the end."""
+    process = start(*arguments, cwd=cwd, HALT=at, HALT_FILE=str(cwd / "halted"))
+    try:
+        while not (cwd / "halted").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def go_on(cwd: Path) -> None:
+    """Let the halted process go on."""
+    (cwd / "halted").unlink()
+
+
+def stopped(*arguments: str, cwd: Path, at: str, by: int) -> "subprocess.CompletedProcess[str]":
+    """broadopt-run that got the signal `by` in the pass `at`."""
+    with halted(*arguments, cwd=cwd, at=at) as process:
+        process.send_signal(by)
+        go_on(cwd)
+        return finish(process)
+
+
+def folders(cwd: Path) -> list[Path]:
+    """The run folders below `cwd`/results."""
+    return sorted(path.parent for path in (cwd / "results/runs").glob("*/*/*/*/.lock"))
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """The result.json of a run folder."""
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def same_outcome(first: Path, second: Path) -> bool:
+    """Whether two run folders hold the same figures, bit for bit."""
+    histories = [(folder / "history.csv").read_bytes() for folder in (first, second)]
+    return histories[0] == histories[1] and outcome(result(first)) == outcome(result(second))
+
+
+def outcome(found: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a result but what it cost and where it was made."""
+    kept = {key: value for key, value in found.items() if key not in ("cost", "environment", "checksum")}
+    return kept | {"gradient_evaluations": found["cost"]["gradient_evaluations"]}

@@ -1,0 +1,47 @@
+"""A user's own network, found through PYTHONPATH and --config-dir: small, with BN and dropout.
+
+With HALT="train 20" (or "test 1") in the environment the process stands still in its 20th training pass (its first
+test pass): it makes the file HALT_FILE and goes on when that is removed, so that a test acts at an exact moment.
+"""
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+from torch import Tensor, nn
+
+passes: Counter[str] = Counter()
+
+
+class Small(nn.Module):
+    """float [B, 3, 32, 32] -> logits [B, num_classes]."""
+
+    def __init__(self, *, num_classes: int, batch_norm: bool) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d(8) if batch_norm else nn.Identity()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), norm, nn.ReLU(), nn.Dropout(0.1))
+        self.linear = nn.Linear(8 * 8 * 8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        kind = "train" if self.training else "test"
+        passes[kind] += 1
+        if os.environ.get("HALT") == f"{kind} {passes[kind]}":
+            stand_still(Path(os.environ["HALT_FILE"]))
+        return self.linear(self.features(images).flatten(1))
+
+
+class Broken(Small):
+    """A network with a mistake in it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flatten(1))
+
+
+def stand_still(file: Path) -> None:
+    file.touch()
+    deadline = time.monotonic() + 100
+    while file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{file} was not removed")
+        time.sleep(0.01)

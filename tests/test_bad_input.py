@@ -1,0 +1,198 @@
+"""Bad input through the real command: one line on stderr, exit code 2, the nearest valid name, nothing written."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import OWN, SMALL, run
+from PIL import Image
+
+# Told from the config alone, in the fraction of a second that comes before torch is imported.
+OF_THE_CONFIG = {
+    # keys
+    ("sed=2",): 'unknown key sed; did you mean "seed"?',
+    ("+sed=2",): 'unknown key sed; did you mean "seed"?',
+    ("-m", "sed=1,2"): 'unknown key sed; did you mean "seed"?',
+    ("label_noise=0.4",): 'unknown key label_noise; did you mean "dataset.label_noise"?',
+    ("method=sam", "step.roh=1"): 'unknown key step.roh; did you mean "step.rho"?',
+    ("step.rho=1",): "unknown key step.rho",
+    ("datset.validation=1",): 'unknown key datset.validation; did you mean "dataset.validation"?',
+    ("+checkpoint.minute=1",): 'unknown key checkpoint.minute; did you mean "checkpoint.minutes"?',
+    ("+method.stepp=sam",): 'unknown key method.stepp; did you mean "method.step"?',
+    ("~lr",): "~lr: a key cannot be removed",
+    ("~seed",): "seed is missing: a key cannot be removed",
+    ("~method",): "method=null: expected a name",
+    ("--seed=3",): "unknown option --seed=3: a key is given without dashes, seed=3",
+    ("--mulitrun",): 'unknown option --mulitrun; did you mean "--multirun"?',
+    ("--config-dir",): "expected one argument",
+    ("--config-dir", "nowhere"): "nowhere' not found",
+    # choices
+    (
+        "dataset=cifar11",
+    ): 'dataset=cifar11: expected one of cifar10, cifar100, digits, image_folder; did you mean "cifar10"?',
+    ("model=resnet57",): '; did you mean "resnet56"?',
+    ("method=smg",): 'method=smg: expected one of asam, fge, sam, sgd, swa; did you mean "sgd"?',
+    ("step=asma",): 'step=asma: expected one of asam, sam, sgd; did you mean "asam"?',
+    ("collect=swo",): 'collect=swo: expected one of fge, none, swa, swa_paper; did you mean "swa"?',
+    ("schedule=cosin",): '; did you mean "cosine"?',
+    ("protocol=asam2012",): 'protocol=asam2012: expected one of asam2021, swa2018; did you mean "asam2021"?',
+    ("experiment=table3/resnet21",): '; did you mean "table3/resnet20"?',
+    (
+        "-m",
+        "experiment=glob(table4/*)",
+    ): "experiment=glob(table4/*): no experiment matches; expected some of quickstart, ",
+    ("-m", "method=sgd,asma"): 'method=asma: expected one of asam, fge, sam, sgd, swa; did you mean "asam"?',
+    # types and ranges
+    ("lr=abc",): 'lr="abc": expected a number > 0',
+    ("lr=",): 'lr="": expected a number > 0',
+    ("lr=0",): "lr=0: expected a number > 0",
+    ("lr=${nothing}",): "lr: Interpolation key 'nothing' not found",
+    ("lr=${recipe:lrr}",): 'protocol=swa2018 has no value for lrr; did you mean "lr"?',
+    ("seed=1.5",): "seed=1.5: expected a whole number from 0 to 2^63 - 1",
+    ("seed=9223372036854775808",): "seed=9223372036854775808: expected a whole number from 0 to 2^63 - 1",
+    ("seed=1,2",): "seed=1,2: a list of values is a sweep and needs -m",
+    ("nesterov=2",): "nesterov=2: expected true or false",
+    ("batch_size=0",): "batch_size=0: expected a whole number >= 1",
+    ("budget=0",): "budget=0: expected a number of epochs > 0",
+    ("budget=-1",): "budget=-1: expected a number of epochs > 0",
+    ("budget=nan",): "budget=NaN: expected a number of epochs > 0",
+    ("budget=inf",): "budget=Infinity: expected a number of epochs > 0",
+    ("method=sam", "step.rho=-1"): "step.rho=-1: expected a number >= 0",
+    ("method=asam", "step.p=0.5"): "step.p=0.5: expected a number >= 1, or inf",
+    ("augmentation.mean=3",): "augmentation.mean=3: expected a list of three numbers",
+    ("augmentation=3",): "augmentation=3: expected the group's own keys",
+    ("method=swa", "collect.budgets=[a]"): 'collect.budgets=["a"]: expected a list of numbers of budgets',
+    ("method=swa", "collect.cycle=0"): "collect.cycle=0: expected a number of budgets > 0, or null",
+    ("precision=fp16",): 'precision="fp16": expected one of auto, fp32, bf16',
+    ("device=gpu",): 'device="gpu": expected auto, cpu, cuda or cuda:N',
+    ("model.name=../../x",): 'model.name="../../x": expected a name',
+    ("dataset=image_folder",): "dataset.path: Missing mandatory value: path",
+    # overrides that are none
+    ("lr=[1",): "lr=[1: expected KEY=VALUE or GROUP=CHOICE",
+    ("method",): "method: expected KEY=VALUE or GROUP=CHOICE",
+    ("=",): "=: expected a key or a group before the =",
+    ("@lr=1",): "@lr=1: expected a key or a group before the =",
+}
+
+# Told by the parts of a run when they are built.
+OF_THE_PARTS = {
+    ("batch_size=2000",): "batch_size=2000: expected a whole number from 1 to 1438, the number of training images",
+    ("dataset.validation=1438",): "validation=1438: expected a whole number from 0 to 1437",
+    (
+        "method=sam",
+        "+step.roh=1",
+    ): 'unknown key step.roh; did you mean "step.rho"? (broadopt.methods.sam.sam has no such',
+    ("+collect.start=1",): "unknown key collect.start (broadopt.methods.collect.Nothing has no such argument)",
+    ("model.depth=21",): "model.depth=21: a ResNet has depth 6n + 2 with n >= 1; nearest: 20",
+}
+
+OF_A_CONFIG_FILE = {
+    "_target_: broadopt.models.resnet.ResNett": '; did you mean "broadopt.models.resnet.ResNet"?',
+    "_target_: nowhere.Net": "model._target_=nowhere.Net: cannot be loaded (ModuleNotFoundError(",
+    "_target_: builtins.dict": "model._target_=builtins.dict: expected a torch.nn.Module, found dict",
+    "{_target_: broadopt.models.resnet.ResNet, deph: 8}": 'unknown key model.deph; did you mean "model.depth"?',
+    "_target_: [": "while parsing a flow node",
+}
+
+
+def line_of(process: "subprocess.CompletedProcess[str]", folder: Path) -> str:
+    """The one line that bad input gets; `folder` holds nothing that a run would have written."""
+    assert process.returncode == 2, process.stderr
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("broadopt-run: ")
+    assert not (folder / "results/runs").exists()
+    return line
+
+
+@pytest.mark.parametrize(("arguments", "expected"), OF_THE_CONFIG.items(), ids=map(" ".join, OF_THE_CONFIG))
+def test_a_bad_config_is_one_line(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    assert expected in line_of(run("experiment=quickstart", *arguments, cwd=tmp_path), tmp_path)
+    if "-m" not in arguments:
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "expected"), OF_THE_PARTS.items(), ids=map(" ".join, OF_THE_PARTS))
+def test_a_bad_part_is_one_line(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    assert expected in line_of(run("experiment=quickstart", *arguments, cwd=tmp_path), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("content", "expected"), OF_A_CONFIG_FILE.items(), ids=OF_A_CONFIG_FILE)
+def test_a_bad_network_of_a_user_is_one_line(content: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/mine.yaml").write_text(content)
+    process = run("--config-dir", "own", "experiment=quickstart", "model=mine", cwd=tmp_path)
+    assert expected in line_of(process, tmp_path)
+
+
+def test_a_choice_of_the_user_is_listed_with_those_that_are_shipped(tmp_path: Path) -> None:
+    line = line_of(run(*SMALL, "model=smal", cwd=tmp_path), tmp_path)
+    assert "broken, densenet121, " in line
+    assert line.endswith('; did you mean "small"?')
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_a_gpu_that_is_not_there_is_one_line(device: str, tmp_path: Path) -> None:
+    if torch.cuda.device_count() > int(device.partition(":")[2] or 0):
+        pytest.skip("this machine has that GPU")
+    count = torch.cuda.device_count()
+    found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+    expected = f"device={device}: this machine has {found}; expected cpu, auto or one that exists"
+    assert expected in line_of(run("experiment=quickstart", f"device={device}", cwd=tmp_path), tmp_path)
+
+
+def test_missing_files_that_cannot_be_downloaded_are_one_line(tmp_path: Path) -> None:
+    # Nothing answers at this proxy, whether the machine has a network or not.
+    process = run("dataset=cifar10", "data_dir=data", cwd=tmp_path, https_proxy="http://127.0.0.1:9")
+    line = line_of(process, tmp_path)
+    assert "no data_batch_1, data_batch_2, " in line
+    assert "in data/cifar-10-batches-py, and the download of https://" in line
+
+
+def test_damaged_files_are_one_line_each_way(tmp_path: Path, small_cifar: Callable[..., Path]) -> None:
+    folder = small_cifar()
+    (folder / "data_batch_2").write_bytes((folder / "data_batch_2").read_bytes()[:-20])
+    command = ("dataset=cifar10", f"data_dir={tmp_path}")
+    line = line_of(run(*command, cwd=tmp_path), tmp_path)
+    assert f"{folder / 'data_batch_1'}: MD5 " in line
+    line = line_of(run(*command, "dataset.verify=false", cwd=tmp_path), tmp_path)
+    assert f"{folder / 'data_batch_2'}: truncated, or not a file of the CIFAR layout" in line
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / "pets" / split / name / "1.png")
+    bad = tmp_path / "pets/train/dog/1.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    process = run("dataset=image_folder", "dataset.path=pets", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert "pets/train/dog/1.png: cannot be read as a picture" in line_of(process, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_results_folder_that_cannot_be_made_is_one_line(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = line_of(run(*SMALL, f"results_dir={place}", cwd=tmp_path), tmp_path)
+    assert line.startswith(f"broadopt-run: results_dir: {place}/runs/digits/small/sgd/seed1-")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_sweep_of_nothing_but_bad_runs_exits_with_2_and_names_them_all(tmp_path: Path) -> None:
+    process = run("-m", "experiment=quickstart", "seed=-1,-2", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-3:] == [
+        "broadopt-run: 2 of the sweep's runs failed:",
+        "  experiment=quickstart seed=-1: seed=-1: expected a whole number from 0 to 2^63 - 1",
+        "  experiment=quickstart seed=-2: seed=-2: expected a whole number from 0 to 2^63 - 1",
+    ]
+    assert not (tmp_path / "results/runs").exists()
+
+
+def test_the_users_folder_is_no_part_of_the_shipped_configs(tmp_path: Path) -> None:
+    line = line_of(run("experiment=quickstart", "model=small", cwd=tmp_path), tmp_path)
+    assert OWN.is_dir()
+    assert "small," not in line
