@@ -2,15 +2,11 @@
 
 import logging
 import os
-import re
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.errors import InstantiationException
@@ -18,8 +14,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from broadopt import config, results
+from broadopt.command_line import expand_glob, options_first
 from broadopt.errors import InputError, Interrupted, RunFailed
-from broadopt.messages import instantiation_error, one_line, unknown_option
+from broadopt.messages import instantiation_error, one_line
 
 if TYPE_CHECKING:  # torch is imported where a run begins: --help answers without it
     import torch
@@ -140,38 +137,6 @@ def show_plan(composed: DictConfig, values: dict[str, Any], overrides: list[str]
     return price["flops"]
 
 
-def options_first(arguments: list[str]) -> list[str]:
-    """The command line with its options ahead of its overrides: Hydra takes them in no other order. Raises InputError
-    for an unknown option or one without its value.
-    """
-    from hydra._internal.utils import get_args_parser
-
-    def refuse(message: str) -> NoReturn:
-        raise InputError(message)
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    known, late = parser.parse_known_args(arguments)
-    for option in late:
-        if option.startswith("-"):
-            raise unknown_option(option, [name for action in parser._actions for name in action.option_strings])
-    overrides = [*known.overrides, *late]
-    return [argument for argument in arguments if argument not in overrides] + overrides
-
-
-def expand_glob(argument: str) -> str:
-    """`experiment=glob(table3/*)` as a list of its choices: Hydra's own glob does not look into folders. Raises
-    InputError for none.
-    """
-    match = re.fullmatch(r"(\w+)=glob\(([^(),]+)\)", argument)
-    if match is None or not (config.config_dir() / match[1]).is_dir():
-        return argument
-    choices = [choice for choice in config.options(match[1]) if fnmatchcase(choice, match[2].strip("'\""))]
-    if not choices:
-        raise InputError(f"{argument}: no {match[1]} matches; expected some of {', '.join(config.options(match[1]))}")
-    return f"{match[1]}={','.join(choices)}"
-
-
 def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
     """`node` less the keys that are not its target's arguments."""
     return {key: value for key, value in node.items() if key not in keys}
@@ -180,6 +145,7 @@ def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
 def execute(values: dict[str, Any], stop: "Stop") -> None:
     """Carry out one run, or show the result of one that is finished. Raises InputError, RunFailed, Interrupted."""
     from broadopt.device import choose_device, choose_precision
+    from broadopt.lock import only_writer
 
     device = choose_device(values["device"])
     precision = choose_precision(values["precision"], device)
@@ -194,37 +160,6 @@ def execute(values: dict[str, Any], stop: "Stop") -> None:
             print(f"another process is on {folder}: left to it (wait=true waits for it to end)")
         elif not already_finished(folder, force=values["force"]):
             train(parts, values, record, folder, stop)
-
-
-@contextmanager
-def only_writer(folder: Path, *, wait: bool, stop: "Stop") -> Iterator[bool]:
-    """Hold the lock of a run folder, made where it is missing; yields False where another process holds it and `wait`
-    is not set.
-
-    The lock goes with the process that holds it. Raises InputError where the folder cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not wait:
-                yield False
-                return
-            print(f"another process is on {folder}: waiting for it to end", flush=True)
-        while not lock.is_locked:
-            stop.check()
-            with suppress(Timeout):
-                lock.acquire(timeout=1)
-    except OSError as error:
-        raise InputError(f"results_dir: {folder} cannot be written ({error.strerror or error})") from error
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def already_finished(folder: Path, *, force: bool = False) -> bool:
