@@ -35,10 +35,11 @@ class Rule:
     optional: bool = False
 
 
-def _number(low: float, words: str, *, above: bool = False, high: float = math.inf) -> Rule:
-    return Rule(
-        float, lambda value: (value > low if above else value >= low) and value <= high and value < math.inf, words
-    )
+def _number(low: float, words: str, *, above: bool = False, high: float = math.inf, optional: bool = False) -> Rule:
+    def is_within(value: float) -> bool:
+        return (value > low if above else value >= low) and value <= high and value < math.inf
+
+    return Rule(float, is_within, words + ", or null" * optional, optional)
 
 
 def _choice(*names: str) -> Rule:
@@ -85,6 +86,7 @@ RULES = {
     "method": _name(),
     "dataset.label_noise": _number(0, "a share from 0 to 1", high=1),
     "dataset.validation": Rule(int, lambda value: value >= 0, "a whole number of images >= 0"),
+    "dataset.verify": _flag(),
     "augmentation.pad": Rule(int, lambda value: value >= 0, "a whole number of pixels >= 0"),
     "augmentation.flip": _flag(),
     "augmentation.autoaugment": _flag(),
@@ -99,8 +101,17 @@ RULES = {
     "step.bn": _choice("both", "first"),
     "step.noise": _choice("fresh", "replay"),
     "collect.start": _number(0, "a number of budgets >= 0"),
-    "collect.cycle": Rule(float, lambda value: 0 < value < math.inf, "a number of budgets > 0, or null", optional=True),
+    "collect.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
     "collect.budgets": _numbers("a list of numbers of budgets"),
+    "schedule.lr": _number(0, "a number > 0", above=True),
+    "schedule.budget": _number(0, "a number of epochs > 0", above=True),
+    "schedule.per_step": _flag(),
+    "schedule.decay_over": _number(0, "a number of budgets >= 0"),
+    "schedule.decay_to": _number(0, "a number >= 0", optional=True),
+    "schedule.start": _number(0, "a number of budgets >= 0"),
+    "schedule.high": _number(0, "a number >= 0", optional=True),
+    "schedule.low": _number(0, "a number >= 0", optional=True),
+    "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
 }
 CLOSED = {"checkpoint": ("minutes",), "method": ("name", "step", "collect"), "protocol": ("name", "networks", "recipe")}
 """Groups whose keys are these and no others; what the other groups' keys may be is known to their targets."""
@@ -109,7 +120,7 @@ GROUPS = ("dataset", "model", "step", "collect", "schedule", "augmentation", "pr
 
 
 def _is_device(name: str) -> bool:
-    return name in ("auto", "cpu", "cuda") or (name.startswith("cuda:") and name[5:].isdecimal())
+    return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
 
 
 def _shipped(inside: str, checkout: str) -> Path:
@@ -228,6 +239,8 @@ def _method_name(method: Mapping[str, str]) -> str:
 def _check_keys(config: DictConfig) -> None:
     keys = {rule.split(".")[0] for rule in RULES} | set(GROUPS)
     for key in (str(key) for key in config if key != "hydra"):
+        if key == "experiment":
+            raise InputError("experiment: the chosen file has to begin with the line # @package _global_")
         if key not in keys:
             raise InputError(f"unknown key {key}{nearest(key, [*keys, *RULES])}")
     for key in sorted(keys):

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -20,6 +21,11 @@ from broadopt.errors import InputError, nearest
 
 def one_line(error: BaseException, arguments: list[str]) -> str | None:
     """What a user is told of `error` raised for the command line `arguments`; None where it is not about the input."""
+    line = _line(error, arguments)
+    return None if line is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
+def _line(error: BaseException, arguments: list[str]) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, InputError):
             return str(cause)
@@ -29,7 +35,19 @@ def one_line(error: BaseException, arguments: list[str]) -> str | None:
         return line
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _override(error, arguments)
-    return " ".join(str(error).split()) if isinstance(error, (OSError, YAMLError)) else None
+    if isinstance(error, (OSError, YAMLError)) or _raised_by_hydra(error):
+        return " ".join(str(error).split())
+    return None
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Whether Hydra itself refused the command line by a ValueError, as it does for options that exclude each other."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (
+        isinstance(error, ValueError) and trace is not None and trace.tb_frame.f_globals["__name__"].startswith("hydra")
+    )
 
 
 def _chain(error: BaseException | None) -> Iterable[BaseException]:
@@ -39,9 +57,12 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 
 
 def _missing_config(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").removesuffix(".yaml").partition("/")
-    if not name:
-        return f"{error.missing_cfg_file}: there is no such config"
+    missing = (error.missing_cfg_file or "").removesuffix(".yaml")
+    group, _, name = missing.rpartition("/") if missing.startswith("hydra/") else missing.partition("/")
+    if not missing:
+        return " ".join(str(error).split())
+    if not name and not options(group):
+        return f"{missing}: there is no such config"
     choices = sorted({*options(group), *(error.options or [])})
     return f"{group}={name}: expected one of {', '.join(choices)}{nearest(name, choices)}"
 
@@ -70,6 +91,10 @@ def _override(error: BaseException, arguments: list[str]) -> str:
         return f"{match[1]}: a list of values is a sweep and needs -m (one value that is a list: key=[a,b])"
     if match := re.search(r"Error merging override (~\S+)", text):
         return f"{match[1]}: a key cannot be removed, only given another value"
+    if match := re.search(r"Error merging override \+([^+=]+)=|Could not append to config.* already at '(.*?)'", text):
+        key = match[1] or match[2]
+        if key in _known_keys(arguments):
+            return f"+{key}: there is such a key, and its value is given without the +"
     if match := re.search(r"Could not override '(.*?)'", text):
         return unknown_key(match[1], _known_keys(arguments))
     if match := re.search(r"Could not (?:find a match for|append to config|delete from config)[^.]*?'(.*?)'", text):
@@ -83,7 +108,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     """The line about a key that no config has. A key of a group is compared with that group's, or, where there is no
     such group, with those of all groups.
     """
-    known, (group, _, leaf) = list(known), key.rpartition(".")
+    known, (group, _, leaf) = [name for name in known if name != key], key.rpartition(".")
     if group in known:
         hint = nearest(leaf, [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")])
         return f"unknown key {key}{hint}".replace('"', f'"{group}.', 1)
@@ -95,10 +120,12 @@ def _known_keys(arguments: list[str]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
+    own = get_args_parser().parse_known_args(arguments)[0].config_dir
+    search = [f"hydra.searchpath=['file://{Path(own).resolve()}']"] if own else []
     firsts = [argument.split(",")[0] for argument in arguments]
     chosen = [argument for argument in firsts if argument.split("=")[0] in (*GROUPS, "experiment")]
     try:
-        composed = compose(chosen)
+        composed = compose([*search, *chosen])
     except HydraException:
         composed = compose([])
     config: Any = OmegaConf.to_container(composed, resolve=False)

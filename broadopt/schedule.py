@@ -74,7 +74,8 @@ class Schedule:
         return round(budgets * self.budget, 9)  # 0.805 * 200 is 161 and not a little more
 
     def _decay(self, epochs: float) -> float:
-        t = epochs / self._epochs(self.decay_over)
+        over = self._epochs(self.decay_over)
+        t = epochs / over if over > 0 else 1.0
         if self.shape == "constant":
             return self.lr
         if self.shape == "steps":

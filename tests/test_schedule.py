@@ -310,3 +310,11 @@ def test_incomplete_schedules_are_refused_in_one_line(values: dict, message: str
     with pytest.raises(InputError) as error:
         Schedule(lr=0.1, budget=10, **values)
     assert str(error.value) == message
+
+
+def test_averaging_from_the_first_epoch_on_needs_no_decay() -> None:
+    schedule = Schedule(
+        lr=0.1, budget=10, shape="linear", decay_over=0, decay_to=0.05, tail="constant", start=0, high=0.05
+    )
+    assert [schedule(epoch) for epoch in (0, 5, 10)] == [0.05] * 3
+    assert Schedule(lr=0.1, budget=10, shape="linear", decay_over=0, decay_to=0.05)(3) == pytest.approx(0.05, rel=1e-12)

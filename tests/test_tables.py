@@ -274,7 +274,7 @@ def test_runs_off_the_recipe_stand_apart_with_what_differs_and_leave_the_cell_em
         ["cifar100", "resnet20", "sam+swa", "62.00 (1)", "63.00 (1)", "64.00 (1)",
          "sam+swa is no column of this table"],
         ["digits", "resnet20", "sam", "97.00 (1)", "98.00 (1)", "",
-         "no row of this table; budget 5 instead of 200; batch_size 32 instead of 128; "
+         "no row of this table; budget 3 instead of 200; batch_size 32 instead of 128; "
          "augmentation.flip false instead of true"],
     ]  # fmt: skip
 
@@ -378,7 +378,7 @@ def test_runs_shows_one_line_a_method_of_like_runs_in_a_hundred_columns(tmp_path
     # NLL = (100 - accuracy) / 20, ECE = (100 - accuracy) / 1000 = that / 10 in percent; of SWA's last read-out, 98
     assert costs[0] == ["method", "last NLL", "last ECE", "coll. NLL", "coll. ECE", "img/s", "seconds"]
     assert costs[3] == ["swa", "0.183 ± 0.076", "0.37 ± 0.15", "0.100 ± 0.000", "0.20 ± 0.00", "5002", "102"]
-    assert "**digits, resnet20, protocol swa2018, budget 5 epochs instead of 200, fp32**" in out
+    assert "**digits, resnet20, protocol swa2018, budget 3 epochs instead of 200, fp32**" in out
     assert "batch_size 32 instead of 128; augmentation.flip false instead of true." in out
     assert "never compared with last or collected" in paragraph(out)
 
