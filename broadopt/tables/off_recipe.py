@@ -31,8 +31,8 @@ def off_recipe_block(off: Sequence[tuple[Group, str]]) -> Block:
             "What differs",
         ),
         rows=tuple(
-            (group.dataset, group.model, group.method, *map(text, _cells(group, readings)), differs)
-            for group, differs in off
+            (group.dataset, group.model, group.method, *map(text, _cells(group, readings)), told)
+            for (group, _), told in zip(off, _told(off), strict=True)
         ),
         labels=0,
         notes=(NOTE,),
@@ -55,6 +55,12 @@ def off_recipe_records(off: Sequence[tuple[Group, str]]) -> list[dict[str, Any]]
         for (metric, key), cell in zip(readings, _cells(group, readings), strict=True)
         if cell
     ]
+
+
+def _told(off: Sequence[tuple[Group, str]]) -> list[str]:
+    """What differs, with the precision wherever runs of both precisions stand in the table and it is not said yet."""
+    several = len({group.precision for group, _ in off}) > 1
+    return [f"{told}; {group.precision}" if several and group.precision not in told else told for group, told in off]
 
 
 def _readings(off: Sequence[tuple[Group, str]]) -> list[tuple[str, str | None]]:

@@ -13,7 +13,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from test_tables import RESNET20, VGG16, record, store  # noqa: E402
 
-from broadopt import config, tables  # noqa: E402
+from broadopt import config  # noqa: E402
+from broadopt.tables import command as tables  # noqa: E402
 
 TABLES = {
     "table1.md": ("table1", "markdown"),
