@@ -119,6 +119,8 @@ class Training:
                         self._clock(began)
                         self._due_now()
                         began = time.monotonic()
+                    if self.stop.requested is not None:
+                        self._clock(began)
                     self.stop.check()
                     if time.monotonic() - saved >= 60 * minutes:
                         self._clock(began)
