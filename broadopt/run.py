@@ -69,7 +69,7 @@ class Session:
     planned: list[float] = field(default_factory=list)
 
     def task(self, composed: DictConfig) -> None:
-        """One run of the session; Hydra calls it with a composed config."""
+        """One run; Hydra calls it with a composed config."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
