@@ -18,8 +18,12 @@ from broadopt.errors import InputError, nearest
 SEMANTICS = 1
 """Raised whenever the same config would compute other numbers than before; part of every identity."""
 
-EXECUTION = ("device", "data_dir", "results_dir", "force", "wait", "plan", "checkpoint")
-"""Keys that say how a run is carried out: they cannot change its result and are no part of its identity."""
+EXECUTION = (
+    *("device", "memory_format", "compile", "cuda_graphs", "deterministic"),
+    *("data_dir", "results_dir", "force", "wait", "plan", "checkpoint"),
+)
+"""Keys that say how a run is carried out: they are no part of its identity. They change its result by the rounding of
+float operations at most, and dropout in feature maps by another draw of the same kind."""
 
 LOCATION = ("data_dir", "path", "verify")
 """Keys of a data set that say where it lies; what lies there is told by its fingerprint."""
@@ -73,8 +77,12 @@ RULES = {
     "weight_decay": _number(0, "a number >= 0"),
     "label_smoothing": _number(0, "a number from 0 to 1", high=1),
     "evaluate_every": Rule(int, lambda value: value >= 1, "a whole number of epochs >= 1"),
-    "precision": _choice("auto", "fp32", "bf16"),
+    "precision": _choice("auto", "fp32", "tf32", "bf16"),
     "device": Rule(str, lambda value: _is_device(value), "auto, cpu, cuda or cuda:N"),
+    "memory_format": _choice("auto", "channels_last", "contiguous"),
+    "compile": _flag(),
+    "cuda_graphs": _flag(),
+    "deterministic": _flag(),
     "data_dir": Rule(str, bool, "a folder"),
     "results_dir": Rule(str, bool, "a folder"),
     "force": _flag(),

@@ -144,11 +144,14 @@ def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def execute(values: dict[str, Any], stop: "Stop") -> None:
     """Carry out one run, or show the result of one that is finished. Raises InputError, RunFailed, Interrupted."""
-    from broadopt.device import choose_device, choose_precision
+    from broadopt.device import choose_device, choose_precision, set_flags
     from broadopt.lock import only_writer
 
     device = choose_device(values["device"])
     precision = choose_precision(values["precision"], device)
+    if values["cuda_graphs"] and device.type != "cuda":
+        raise InputError(f"cuda_graphs=true: expected a CUDA device, this run is on {device}")
+    set_flags(precision, deterministic=values["deterministic"])
     dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
     record = config.recorded(values, precision=precision, fingerprint=dataset.fingerprint)
     folder = results.run_folder(values["results_dir"], record)
@@ -209,9 +212,11 @@ def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "t
     import torch
 
     from broadopt.data import Data
+    from broadopt.device import choose_memory_format
     from broadopt.seeds import derive
     from broadopt.train import Parts
 
+    memory_format = choose_memory_format(values["memory_format"], values["model"]["name"], device)
     data = Data(
         dataset,
         batch_size=values["batch_size"],
@@ -220,11 +225,13 @@ def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "t
         device=device,
         validation=values["dataset"]["validation"],
         label_noise=values["dataset"]["label_noise"],
-        channels_last=True,
+        channels_last=memory_format == torch.channels_last,
     )
     torch.manual_seed(derive(values["seed"], "weights"))
     model = network(values["model"], data.num_classes)
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    if values["compile"] or values["cuda_graphs"]:
+        model.compile(dynamic=False, mode="reduce-overhead" if values["cuda_graphs"] else "default")
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=values["lr"],
@@ -245,6 +252,11 @@ def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "t
         evaluate_every=values["evaluate_every"],
         precision=precision,
         device=device,
+        settings={
+            "precision": precision,
+            "memory_format": "channels_last" if memory_format == torch.channels_last else "contiguous",
+            **{key: values[key] for key in ("compile", "cuda_graphs", "deterministic")},
+        },
     )
 
 
@@ -262,10 +274,9 @@ def train(parts: "Parts", values: dict[str, Any], record: dict[str, Any], folder
         f"{record['method']}, {record['model']['name']}, {record['dataset']['name']}, seed {record['seed']}: {folder}",
         flush=True,
     )
-    if values["precision"] == "auto":
-        print(
-            f"precision=auto: {parts.precision} on this {'GPU' if parts.device.type == 'cuda' else 'CPU'}", flush=True
-        )
+    autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values[key] == "auto"]
+    if autos:
+        print(f"{', '.join(autos)} on this {'GPU' if parts.device.type == 'cuda' else 'CPU'}", flush=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
     (folder / "error.txt").unlink(missing_ok=True)
     training = Training(parts, stop=stop, reporter=reporter())
@@ -321,7 +332,7 @@ def conclude(
             "gradient_evaluations": progress.gradient_evaluations,
             "peak_memory_bytes": peak_memory(device),
         },
-        "environment": environment(device, record["precision"]),
+        "environment": environment(device, training.parts.settings),
     }
     if failure is not None:
         result["failure"] = {"reason": failure, **training.where()}

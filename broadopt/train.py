@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,8 @@ class Parts:
     evaluate_every: int
     precision: str
     device: torch.device
+    settings: Mapping[str, Any]
+    """How the run is carried out, for its result: precision, memory format, ..."""
 
 
 @dataclass
@@ -141,15 +143,16 @@ class Training:
 
     def _train_on(self, images: Tensor, labels: Tensor) -> None:
         parts, progress = self.parts, self.progress
-        outputs: list[Tensor] = []
+        first_pass = progress.gradient_evaluations
 
         def closure() -> Tensor:
             with self.autocast:
                 logits = parts.model(images)
             loss = functional.cross_entropy(logits.float(), labels, label_smoothing=parts.label_smoothing)
             loss.backward()
+            if progress.gradient_evaluations == first_pass:
+                self._count_hits(logits.detach(), labels)
             progress.gradient_evaluations += 1
-            outputs.append(logits.detach())
             return loss.detach()
 
         lr = parts.schedule(self.epochs, step=1 / self.steps_per_epoch)
@@ -160,11 +163,13 @@ class Training:
         progress.step += 1
         self.lr = lr
         self.loss_sum += loss.double() * len(labels)
-        classes = labels if labels.dim() == 1 else labels.argmax(dim=1)  # CutMix gives a share to each class
-        self.hits += (outputs[0].argmax(dim=1) == classes).sum()
         self.images += len(labels)
         self.last_loss = torch.where(loss.isfinite(), loss, self.last_loss)
         self.reporter.batch(math.ceil(self.epochs), len(labels), self._means)
+
+    def _count_hits(self, logits: Tensor, labels: Tensor) -> None:
+        classes = labels if labels.dim() == 1 else labels.argmax(dim=1)  # CutMix gives a share to each class
+        self.hits += (logits.argmax(dim=1) == classes).sum()
 
     def _means(self) -> tuple[float, float]:
         """Mean loss and accuracy in percent of the current epoch so far; waits for the device."""

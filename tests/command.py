@@ -1,5 +1,6 @@
 """The real commands, each in a process of its own, as a user starts them."""
 
+import csv
 import json
 import os
 import subprocess
@@ -83,6 +84,12 @@ def result(folder: Path) -> dict[str, Any]:
     """The result.json of a run folder."""
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """The rows of history.csv of a run folder."""
+    with (folder / "history.csv").open() as lines:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
 
 def same_outcome(first: Path, second: Path) -> bool:

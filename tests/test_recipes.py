@@ -348,6 +348,10 @@ EVERYTHING = ("method=asam", "collect=swa", "model=wrn28_2", "dataset=cifar10")
     "override",
     [
         "device=cpu",
+        "memory_format=contiguous",
+        "compile=true",
+        "cuda_graphs=true",
+        "deterministic=true",
         "data_dir=elsewhere",
         "results_dir=elsewhere",
         "force=true",
@@ -367,7 +371,8 @@ def test_identity_does_not_depend_on_where_the_data_lie_or_on_how_they_were_chec
 
 
 def test_execution_keys_are_exactly_those() -> None:
-    assert set(EXECUTION) == {"device", "data_dir", "results_dir", "force", "wait", "plan", "checkpoint"}
+    speed = {"device", "memory_format", "compile", "cuda_graphs", "deterministic"}
+    assert set(EXECUTION) == speed | {"data_dir", "results_dir", "force", "wait", "plan", "checkpoint"}
     values = plain(compose(list(EVERYTHING)))
     record = recorded(values, precision="fp32", fingerprint="sha256:0")
     assert set(values) - set(record) == set(EXECUTION)

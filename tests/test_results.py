@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import SMALL, Sweep, folders, outcome, result, run
+from command import SMALL, Sweep, folders, history, outcome, result, run
 
 from broadopt import results
 from broadopt.config import identity
@@ -17,11 +17,6 @@ from broadopt.config import identity
 METHODS = ("asam", "fge", "sam", "sgd", "swa")
 STEPS_PER_EPOCH = 45  # 1438 digits in batches of 32
 TEST_IMAGES = 359
-
-
-def history(folder: Path) -> list[dict[str, float]]:
-    with (folder / "history.csv").open() as lines:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
 
 def are_metrics(values: dict[str, Any], split: str = "test") -> bool:

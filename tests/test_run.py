@@ -25,7 +25,9 @@ def test_a_shipped_network_trains_on_the_embedded_digits(tmp_path: Path) -> None
     found = result(folder)
     assert folder == tmp_path / f"results/runs/digits/resnet20/sgd/seed1-{found['identity'][:8]}"
     assert f"last  test accuracy {found['metrics']['last']['test_accuracy']:.2f} %" in process.stdout
-    assert f"precision=auto: {found['config']['precision']} on this" in process.stdout
+    assert (
+        f"precision=auto: {found['config']['precision']}, memory_format=auto: channels_last on this" in process.stdout
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
