@@ -53,6 +53,7 @@ def training(collector: Collector, *, budget: float) -> Training:
         evaluate_every=1,
         precision="fp32",
         device=torch.device("cpu"),
+        settings={},
     )
     return Training(parts, stop=Stop(), reporter=EpochLines())
 
