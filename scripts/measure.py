@@ -1,0 +1,138 @@
+"""What the benchmark and the GPU check share: random data, trainings of broadopt's own parts, times and reports."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from broadopt import config
+from broadopt.datasets import Dataset, Images
+from broadopt.device import choose_device, choose_precision, environment, set_flags
+from broadopt.errors import InputError
+from broadopt.plan import macs
+from broadopt.preempt import Stop
+from broadopt.run import build, network
+from broadopt.train import Parts, Training
+
+BATCH = 128
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def start(self, *, images: int, done: int, epochs: float) -> None: ...
+
+    def batch(self, epoch: int, images: int, means: Any) -> None: ...
+
+    def row(self, row: dict[str, float], images_per_second: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def random_dataset(train: int, test: int, *, classes: int = 100) -> Dataset:
+    """Noise in CIFAR's shape; the same for the same arguments."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> Images:
+        pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        return Images(pixels, torch.randint(classes, (count,), generator=generator))
+
+    return Dataset("random", tuple(map(str, range(classes))), images(train), images(test), None)
+
+
+def parts_of(*overrides: str, dataset: Dataset) -> Parts:
+    """The parts of `broadopt-run OVERRIDES`, on `dataset` in place of the one that it names."""
+    values = config.plain(config.compose(["lr=1e-4", *overrides]))  # noise is learnt by heart, or not at all
+    device = choose_device(values["device"])
+    precision = choose_precision(values["precision"], device)
+    set_flags(precision, deterministic=values["deterministic"])
+    return build(values, precision, dataset, device)
+
+
+def trained(parts: Parts) -> Training:
+    """One training of `parts` from where their weights stand, as the runner does it but for checkpoints."""
+    training = Training(parts, stop=Stop(), reporter=Silent())
+    training.run(lambda: None, minutes=float("inf"))
+    return training
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of `call`, what it started on the device included."""
+    wait(device)
+    began = time.perf_counter()
+    call()
+    wait(device)
+    return time.perf_counter() - began
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bare(parts: Parts, steps: int) -> Callable[[], float]:
+    """Seconds of `steps` steps on one batch that never changes: forward, backward, optimizer."""
+    images, labels = next(iter(parts.data.train(0)))
+    autocast = torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.precision == "bf16")
+
+    def once() -> None:
+        for _ in range(steps):
+            parts.step.optimizer.zero_grad()
+            with autocast:
+                logits = parts.model(images)
+            cross_entropy(logits.float(), labels).backward()
+            parts.step.optimizer.step()
+
+    return lambda: seconds(once, parts.device)
+
+
+def interleaved(cases: Mapping[str, Callable[[], float]], *, rounds: int) -> list[dict[str, float]]:
+    """The value of every case in each round, after one round unrecorded; what slows the machine meets all alike."""
+    measured = [{name: case() for name, case in cases.items()} for _ in range(rounds + 1)]
+    return measured[1:]
+
+
+def ratio(measured: Sequence[Mapping[str, float]], above: str, below: str) -> dict[str, float]:
+    """Median, least and greatest of the rounds' quotients of two cases."""
+    quotients = [values[above] / values[below] for values in measured]
+    return {"ratio": median(quotients), "least": min(quotients), "greatest": max(quotients)}
+
+
+def gmacs(name: str, *, classes: int = 100) -> float:
+    """Multiply-adds of a forward pass of the network on one image, in units of 1e9."""
+    with torch.device("meta"):
+        return macs(network(config.plain(config.compose([f"model={name}"]))["model"], classes)) / 1e9
+
+
+def report(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str) -> None:
+    """Print rows as a table; where there is a `path`, write them with the command and the machine's facts as JSON."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *[[shown(row.get(column)) for column in columns] for row in rows]]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if path is not None:
+        facts = environment(choose_device(device), {"precision": choose_precision("auto", choose_device(device))})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"command": "python " + " ".join(sys.argv), "environment": facts, "rows": list(rows)}
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def shown(value: Any) -> str:
+    """A cell's text."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def fail(error: InputError) -> None:
+    """Say one line on stderr and exit with 2."""
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    sys.exit(2)

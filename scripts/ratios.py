@@ -1,0 +1,144 @@
+"""The ratios that broadopt's speed is judged by, each of things measured in turns in one process."""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import usual_loop
+from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, trained
+
+from broadopt.evaluate import log_probabilities
+from broadopt.methods.batchnorm import reestimate
+from broadopt.methods.swa import WeightAverage
+from broadopt.train import Parts
+
+STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128
+STARTUP = (
+    "import os, sys; from broadopt.methods import step; step.Plain.__call__ = lambda *_: os._exit(0); "
+    "from broadopt.run import main; sys.argv[1:] = ['experiment=quickstart', 'results_dir=' + sys.argv[1]]; main()"
+)
+MEMORY = (
+    "import resource, sys; from measure import parts_of, random_dataset, trained; "
+    "parts = parts_of('model=vgg19_bn', 'batch_size=2', 'budget=1', 'precision=fp32', 'device=cpu', *sys.argv[1:], "
+    "dataset=random_dataset(6, 2)); trained(parts); size = sum(p.numel() * 4 for p in parts.model.parameters()); "
+    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, size)"
+)
+
+
+def rows(*, device: str, steps: int, few: int, rounds: int, workers: int) -> Iterator[dict[str, Any]]:
+    """What was measured, its median and range over the rounds, and what it is to reach."""
+    yield from of_the_loop(device=device, steps=steps, rounds=rounds, workers=workers)
+    for network in ("resnet20", "wrn28_2", "vgg16"):
+        dataset = random_dataset(BATCH * few, 2)
+        methods = {
+            name: epoch(parts_of(f"model={network}", f"method={name}", "budget=1", f"device={device}", dataset=dataset))
+            for name in ("sgd", "sam", "asam")
+        }
+        measured = interleaved(methods, rounds=rounds)
+        for name in ("sam", "asam"):
+            yield judged(f"seconds, {name} step over sgd step ({network})", "<= 2.05", ratio(measured, name, "sgd"))
+    yield judged("peak memory, SAM over SGD, in copies of the parameters (vgg19_bn)", "<= 1.02", extra_memory())
+    yield judged("seconds, command to first step over importing torch", "<= 2.0", startup(rounds))
+
+
+def judged(what: str, target: str, found: dict[str, float]) -> dict[str, Any]:
+    """A row; `target` is ">= x" or "<= x"."""
+    limit = float(target.split()[1])
+    reached = found["ratio"] >= limit if target.startswith(">=") else found["ratio"] <= limit
+    return {"what": what, **found, "to reach": target, "reached": "yes" if reached else "no"}
+
+
+def of_the_loop(*, device: str, steps: int, rounds: int, workers: int) -> Iterator[dict[str, Any]]:
+    """ResNet-20: the loop beside a bare step and the usual loop, and the parts of an epoch beside each other."""
+    dataset = random_dataset(BATCH * steps, BATCH * steps)
+    sgd, asam = (
+        parts_of("model=resnet20", f"method={name}", "budget=1", f"device={device}", dataset=dataset)
+        for name in ("sgd", "asam")
+    )
+    usual = {"steps": steps, "batch": BATCH, "workers": workers}
+    measured = interleaved(
+        {
+            "bare": bare(sgd, steps),
+            "sgd": epoch(sgd),
+            "asam": epoch(asam),
+            "usual sgd": usual_loop.epoch(sgd.model, sgd.device, **usual),
+            "usual asam": usual_loop.epoch(sgd.model, sgd.device, **usual, rho=0.5),
+            **parts_of_an_epoch(sgd),
+        },
+        rounds=rounds,
+    )
+    average = ratio(measured, "average", "sgd")  # one average an epoch; the epoch measured here is a short one
+    swa = {key: 1 + value * steps / STEPS_PER_EPOCH for key, value in average.items()}
+    yield judged("images/s, loop over bare step", ">= 0.97", ratio(measured, "bare", "sgd"))
+    yield judged("images/s, loop over DataLoader + PIL, sgd", ">= 3.0", ratio(measured, "usual sgd", "sgd"))
+    yield judged("images/s, loop over DataLoader + PIL, asam", ">= 2.8", ratio(measured, "usual asam", "asam"))
+    yield judged("seconds, SWA epoch of 50,000 images over SGD epoch", "<= 1.01", swa)
+    yield judged("seconds, BN re-estimation over training epoch", "<= 0.35", ratio(measured, "statistics", "sgd"))
+    yield judged(
+        "seconds, evaluation over forward share of an epoch", "<= 1.05", ratio(measured, "evaluation", "forward")
+    )
+
+
+def epoch(parts: Parts) -> Callable[[], float]:
+    """Seconds in the training steps of one epoch of broadopt's loop, its data, schedule and counts included."""
+    return lambda: trained(parts).progress.train_seconds
+
+
+def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:
+    """Seconds of the forward passes of a training epoch, of evaluating as many images, of re-estimating BN, and of
+    one weight average.
+    """
+    model, device, average = copy.deepcopy(parts.model), parts.device, WeightAverage(start=0)
+    average.collect(model)
+    batches = list(parts.data.train(0))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=parts.precision == "bf16")
+
+    def forward() -> None:
+        for images, _ in batches:
+            with autocast:
+                model(images)
+
+    def statistics() -> None:
+        with autocast:
+            reestimate(model, (images for images, _ in parts.data.statistics(0)))
+
+    def evaluation() -> None:
+        log_probabilities(model, parts.data.test(), autocast=autocast, before_batch=lambda: None)
+
+    def collect() -> None:
+        average.collect(model)
+
+    return {
+        "forward": lambda: seconds(forward, device),
+        "statistics": lambda: seconds(statistics, device),
+        "evaluation": lambda: seconds(evaluation, device),
+        "average": lambda: seconds(collect, device),
+    }
+
+
+def extra_memory() -> dict[str, float]:
+    """Copies of the parameters that SAM's peak memory has more than SGD's; each in a process of its own, on the CPU."""
+    peaks, size = [], 0
+    for method in ("sgd", "sam"):
+        command = [sys.executable, "-c", MEMORY, f"method={method}"]
+        out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+        peak, size = map(int, out.split())
+        peaks.append(peak)
+    return {"ratio": (peaks[1] - peaks[0]) / size}
+
+
+def startup(rounds: int) -> dict[str, float]:
+    """The quickstart up to its first step, beside the imports that it cannot do without."""
+
+    def timed(*command: str) -> Callable[[], float]:
+        call = [sys.executable, "-c", *command]
+        return lambda: seconds(lambda: subprocess.run(call, check=True, capture_output=True), torch.device("cpu"))
+
+    with TemporaryDirectory() as folder:
+        cases = {"step": timed(STARTUP, folder), "import": timed("import torch, torchvision")}
+        return ratio(interleaved(cases, rounds=rounds), "step", "import")
