@@ -50,7 +50,8 @@ class Heartbeat:
     """Within the `with` block `folder` holds a sign of life; with figures once a training is followed."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, device: str) -> None:
-        self._folder = folder
+        self._file = folder / NAME
+        self._temporary = folder / f".{NAME}.{os.getpid()}.tmp"
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
@@ -78,7 +79,8 @@ class Heartbeat:
         if self._thread is not None:
             self._thread.join()
         try:
-            (self._folder / NAME).unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
+            self._file.unlink(missing_ok=True)
         except OSError as problem:
             self._warn(problem)
 
@@ -94,18 +96,17 @@ class Heartbeat:
             self._write(_figures(first, now, seconds=time.monotonic() - began) | {"moved": moved})
 
     def _write(self, figures: dict[str, Any]) -> None:
-        temporary = self._folder / f".{NAME}.{os.getpid()}.tmp"
         try:
             # By rename, so that no reader meets half of it; not synced to the disk: after a crash it means nothing.
-            temporary.write_text(json.dumps(self._fixed | figures | {"time": time.time()}))
-            os.replace(temporary, self._folder / NAME)
+            self._temporary.write_text(json.dumps(self._fixed | figures | {"time": time.time()}))
+            os.replace(self._temporary, self._file)
         except OSError as problem:
             self._warn(problem)
 
     def _warn(self, problem: OSError) -> None:
         """Say once that there is no sign of life: the run itself goes on."""
         if not self._warned:
-            log.warning("%s cannot be written, other machines take this run for dead: %s", self._folder / NAME, problem)
+            log.warning("%s cannot be written, other machines take this run for dead: %s", self._file, problem)
         self._warned = True
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from broadopt import config, heartbeat, results
 from broadopt.tables import published
+from broadopt.tables.stored_recipes import StoredRecipes
 
 ENVIRONMENT = {
     "broadopt": "0.1.0",
@@ -55,8 +56,10 @@ def records() -> Iterator[dict[str, Any]]:
     """Recorded configs without end: seed after seed of each cell of both tables, and of one that is on no recipe."""
     tables = [published.load(name, folder=config.paper_dir()) for name in ("table1", "table3")]
     cells = [(row.experiment, method) for table in tables for row in table.rows for method in table.methods]
-    recipes = [config.recipe([f"experiment={experiment}", f"method={method}"]) for experiment, method in cells]
-    recipes.append(config.recipe(["experiment=table3/resnet20", "method=asam", "step.rho=0.7"]))
+    recipe = StoredRecipes()
+    recipes = [recipe([f"experiment={experiment}", f"method={method}"]) for experiment, method in cells]
+    recipes.append(recipe(["experiment=table3/resnet20", "method=asam", "step.rho=0.7"]))
+    recipe.save()
     for seed in count(1):
         yield from ({**recipe, "seed": seed, "precision": "bf16"} for recipe in recipes)
 

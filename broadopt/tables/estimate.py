@@ -74,10 +74,10 @@ class Estimates:
     def _epoch(self, record: Record) -> int:
         """Training images an epoch."""
         dataset = record["dataset"]
-        if (measured := self._images.get(_key(dataset))) is not None:
-            return measured
         if dataset["name"] in ("cifar10", "cifar100"):
             return CIFAR_IMAGES - int(dataset["validation"])
+        if (measured := self._images.get(_key(dataset))) is not None:
+            return measured
         from broadopt.datasets import size
 
         node = {key: dataset[key] for key in dataset if key not in ("label_noise", "validation", "fingerprint")}
