@@ -578,7 +578,11 @@ def test_recipes_are_composed_once_for_several_commands(tmp_path: Path, monkeypa
     assert StoredRecipes(tmp_path / "folder/recipes.json")(overrides) == composed
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "another", "recipes": {}}'])
+WRONG = {json.dumps([RESNET20, "method=sam"]): {"budget": 1}}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"state": "another", "recipes": WRONG})])
 def test_kept_recipes_of_another_state_are_composed_anew(tmp_path: Path, content: str) -> None:
     (tmp_path / "recipes.json").write_text(content)
-    assert StoredRecipes(tmp_path / "recipes.json")([RESNET20, "method=sam"]) == config.recipe([RESNET20, "method=sam"])
+    overrides = [RESNET20, "method=sam"]
+    assert StoredRecipes(tmp_path / "recipes.json")(overrides) == config.recipe(overrides)
