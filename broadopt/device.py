@@ -91,11 +91,16 @@ def environment(device: torch.device, settings: Mapping[str, Any]) -> dict[str, 
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": device_name(device),
         **settings,
         "threads": torch.get_num_threads(),
         "git_commit": _commit(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is: the GPU's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
 
 
 def _processor() -> str:

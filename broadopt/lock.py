@@ -21,7 +21,7 @@ def only_writer(folder: Path, *, wait: bool, stop: Stop) -> Iterator[bool]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.5)  # broadopt-table --status looks at a lock by taking a share of it for a moment
         except Timeout:
             if not wait:
                 yield False

@@ -6,16 +6,21 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from broadopt.checkpoint import replacing
 from broadopt.config import SEMANTICS, identity
 
 SCHEMA = 1
 STATES = ("finished", "failed", "interrupted")
+READERS = 16
+"""Threads that list folders and read files."""
+
+T = TypeVar("T")
 
 
 def run_folder(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
@@ -108,10 +113,22 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The result of one run folder, or None where there is none. Raises ValueError, saying why, for a file that cannot
     be trusted.
     """
+    content = _content(folder)
+    if isinstance(content, OSError):
+        raise content
+    return None if content is None else _parsed(content)
+
+
+def _content(folder: Path) -> bytes | OSError | None:
     try:
-        content = (folder / "result.json").read_bytes()
+        return (folder / "result.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        return error
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
     try:
         result = json.loads(content)
     except ValueError as error:
@@ -120,30 +137,59 @@ def read(folder: Path) -> dict[str, Any] | None:
     return dict(result)
 
 
-def read_all(results_dir: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
+def find(results_dir: str | Path, *names: str) -> list[Path]:
+    """The files of these names below `results_dir`/runs, sorted."""
+    found: list[Path] = []
+    level = [Path(results_dir, "runs")]
+    while level:
+        entries = [entry for listing in _at_once(_entries, level) for entry in listing]
+        found += [Path(entry.path) for entry in entries if entry.name in names]
+        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:  # removed since, or nothing has run yet
+        return []
+
+
+def _at_once(look: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
+    """`look` at each path, in several threads: on a network file system each waits for an answer most of the time."""
+    share = max(1, -(-len(paths) // READERS))
+    shares = [paths[first : first + share] for first in range(0, len(paths), share)]
+    with ThreadPoolExecutor(READERS) as pool:
+        return [seen for done in pool.map(lambda some: list(map(look, some)), shares) for seen in done]
+
+
+def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
     """Every valid result below `results_dir`/runs, each with its "folder" (relative), sorted by it; and a line for each
-    that is left out.
+    that is left out. `folders`: the run folders to look into where they are known.
     """
     root = Path(results_dir)
+    if folders is None:
+        folders = [path.parent for path in find(root, "result.json")]
     valid: list[dict[str, Any]] = []
     left_out: list[str] = []
-    for path in sorted(root.glob("runs/**/result.json")):
-        folder = path.parent.relative_to(root).as_posix()
+    for path, content in zip(folders, _at_once(_content, folders), strict=True):
+        folder = path.relative_to(root).as_posix()
         try:
-            result = read(path.parent)
+            if isinstance(content, OSError):
+                raise content
+            if content is not None:
+                valid.append({**_parsed(content), "folder": folder})
         except (ValueError, OSError) as error:
             left_out.append(f"{folder}: {error}")
-            continue
-        if result is not None:
-            valid.append({**result, "folder": folder})
     by_identity = defaultdict(list)
     for result in valid:
         by_identity[result["identity"]].append(result["folder"])
-    for folders in by_identity.values():
-        if len(folders) > 1:
+    for doubled in by_identity.values():
+        if len(doubled) > 1:
             left_out += [
-                f"{folder}: its identity is also that of {', '.join(sorted(set(folders) - {folder}))}"
-                for folder in folders
+                f"{folder}: its identity is also that of {', '.join(sorted(set(doubled) - {folder}))}"
+                for folder in doubled
             ]
     return [result for result in valid if len(by_identity[result["identity"]]) == 1], sorted(left_out)
 

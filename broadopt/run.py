@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch is imported where a run begins: --help answers withou
     import torch
 
     from broadopt.datasets import Dataset
+    from broadopt.heartbeat import Heartbeat
     from broadopt.preempt import Stop
     from broadopt.train import Parts, Training
 
@@ -116,25 +117,33 @@ class Session:
 
 def show_plan(composed: DictConfig, values: dict[str, Any], overrides: list[str], *, brief: bool) -> float:
     """Print what a run would do and cost, in one line where `brief`; returns its floating-point operations."""
+    from broadopt import plan
+
+    cost = price(values)
+    if brief:
+        print(plan.line(values, cost), flush=True)
+    else:
+        collector, schedule = instantiated("collect", values["collect"]), instantiated("schedule", values["schedule"])
+        nodes: Any = OmegaConf.to_container(composed, resolve=False)
+        origins = plan.origins(nodes, values, nodes["protocol"]["recipe"], overrides)
+        print(plan.page(values, cost, schedule, collector, origins))
+    return cost["flops"]
+
+
+def price(values: dict[str, Any]) -> dict[str, float]:
+    """Size and cost of a run, as broadopt.plan.cost has them. Raises InputError where a part of it cannot be made."""
     import torch
 
     from broadopt import plan
     from broadopt.datasets import size
 
-    classes, images = size(without(values["dataset"], "label_noise", "validation"))
+    classes, images = size(without(values["dataset"], "label_noise", "validation", "fingerprint"))
     with torch.device("meta"):
         model = network(values["model"], classes)
         optimizer = torch.optim.SGD(model.parameters(), lr=values["lr"])
-    collector, schedule = instantiated("collect", values["collect"]), instantiated("schedule", values["schedule"])
+    collector = instantiated("collect", values["collect"])
     passes = instantiated("step", values["step"], model, optimizer).passes
-    price = plan.cost(values, model, collector, images=images - values["dataset"]["validation"], passes=passes)
-    if brief:
-        print(plan.line(values, price), flush=True)
-    else:
-        nodes: Any = OmegaConf.to_container(composed, resolve=False)
-        origins = plan.origins(nodes, values, nodes["protocol"]["recipe"], overrides)
-        print(plan.page(values, price, schedule, collector, origins))
-    return price["flops"]
+    return plan.cost(values, model, collector, images=images - values["dataset"]["validation"], passes=passes)
 
 
 def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -144,7 +153,8 @@ def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def execute(values: dict[str, Any], stop: "Stop") -> None:
     """Carry out one run, or show the result of one that is finished. Raises InputError, RunFailed, Interrupted."""
-    from broadopt.device import choose_device, choose_precision, set_flags
+    from broadopt.device import choose_device, choose_precision, device_name, set_flags
+    from broadopt.heartbeat import Heartbeat
     from broadopt.lock import only_writer
 
     device = choose_device(values["device"])
@@ -162,7 +172,8 @@ def execute(values: dict[str, Any], stop: "Stop") -> None:
         if not alone:
             print(f"another process is on {folder}: left to it (wait=true waits for it to end)")
         elif not already_finished(folder, force=values["force"]):
-            train(parts, values, record, folder, stop)
+            with Heartbeat(folder, record, device=device_name(device)) as heartbeat:
+                train(parts, values, record, folder, stop, heartbeat)
 
 
 def already_finished(folder: Path, *, force: bool = False) -> bool:
@@ -260,7 +271,14 @@ def build(values: dict[str, Any], precision: str, dataset: "Dataset", device: "t
     )
 
 
-def train(parts: "Parts", values: dict[str, Any], record: dict[str, Any], folder: Path, stop: "Stop") -> None:
+def train(
+    parts: "Parts",
+    values: dict[str, Any],
+    record: dict[str, Any],
+    folder: Path,
+    stop: "Stop",
+    heartbeat: "Heartbeat",
+) -> None:
     """Train in a folder that is this process's alone, from its newest checkpoint if it has one, and write the result.
 
     Raises Interrupted and RunFailed; both leave a result that says so.
@@ -283,6 +301,7 @@ def train(parts: "Parts", values: dict[str, Any], record: dict[str, Any], folder
     state = checkpoint.load(folder, identity=identity, device=parts.device)
     if state is not None:
         training.load_state_dict(state)
+    heartbeat.follow(training.standing)
 
     def save() -> None:
         training.check_finite()

@@ -17,6 +17,7 @@ from torch.nn import functional
 from broadopt.data import Data
 from broadopt.errors import Interrupted, RunFailed
 from broadopt.evaluate import log_probabilities, metrics
+from broadopt.heartbeat import Standing
 from broadopt.methods.batchnorm import reestimate
 from broadopt.methods.collect import Collector
 from broadopt.methods.step import Step
@@ -82,6 +83,7 @@ class Training:
         self._reset_sums()
         self.lr = parts.schedule(0.0)
         self.last_loss = torch.full((), math.nan, device=parts.device)
+        self.measured_rate = 0.0
 
     def _step_at(self, epochs: float) -> int:
         return max(1, math.floor(epochs * self.steps_per_epoch + 0.5))
@@ -101,6 +103,11 @@ class Training:
         """Images trained on, per second spent in training steps."""
         seconds = self.progress.train_seconds
         return self.epochs * self.parts.data.train_size / seconds if seconds > 0 else 0.0
+
+    def standing(self) -> Standing:
+        """Where the run is, from any thread: no device is waited for."""
+        size, rate = self.parts.data.train_size, self.measured_rate
+        return Standing(self.progress.step, self.total_steps, self.steps_per_epoch, size, rate)
 
     def run(self, save: Callable[[], None], *, minutes: float) -> None:
         """Train to the end, calling `save` every `minutes`.
@@ -140,6 +147,7 @@ class Training:
         if self.parts.device.type == "cuda":
             torch.cuda.synchronize(self.parts.device)
         self.progress.train_seconds += time.monotonic() - began
+        self.measured_rate = self.images_per_second  # exact at this moment only: later steps are not yet in the seconds
 
     def _train_on(self, images: Tensor, labels: Tensor) -> None:
         parts, progress = self.parts, self.progress
@@ -288,3 +296,4 @@ class Training:
         self.progress = Progress(**state["progress"])
         self.loss_sum, self.hits, self.images = sums["loss"], sums["hits"], sums["images"]
         self.last_loss, self.lr = sums["last"], sums["lr"]
+        self.measured_rate = self.images_per_second

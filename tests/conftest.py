@@ -1,5 +1,5 @@
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,14 @@ def write_cifar(root: Path, name: str = "cifar10", per_file: int = 4, protocol: 
     names = [f"class {i}" for i in range(count)]
     (folder / meta).write_bytes(pickle.dumps({names_key: names}, protocol=protocol))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Recipes that are kept for the next command are kept away from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

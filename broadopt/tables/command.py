@@ -2,7 +2,11 @@
 
 import argparse
 import io
+import math
+import os
+import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +16,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from broadopt.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from broadopt.tables.match import Compose
+    from broadopt.tables.match import Compose, Recipes
     from broadopt.tables.published import Metric
 
 TABLES = ("table1", "table3", "runs")
 METRICS = ("last", "best", "collected")
 FORMATS = ("markdown", "latex", "csv", "html")
+ADDED = ("data_dir", "device", "precision", "wait", "checkpoint.minutes")
+"""Keys that --missing adds to its commands: the run remains one of the table."""
+
 REQUIRED = (
     "identity",
     "state",
@@ -50,6 +57,13 @@ the numbers:
 
 A run that differs from its recipe (fewer epochs, other data) stands in a table of its own, with what differs.
 
+where a table stands:
+  --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
+  --watch           the same, anew every few seconds until Ctrl-C
+  --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,
+                    precision, wait, checkpoint.minutes and hydra/..., hydra...:
+                    broadopt-table table3 --missing data_dir=/data/cifar | sh
+
 exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input
 """
 
@@ -71,6 +85,13 @@ class Request:
     format: str
     output: Path | None
     strict: bool
+    view: str = "table"
+    """`table`, `status` or `missing`."""
+    seeds: tuple[int, ...] | None = None
+    tflops: float | None = None
+    watch: float | None = None
+    """Seconds between two looks."""
+    overrides: tuple[str, ...] = ()
 
 
 def main() -> None:
@@ -79,16 +100,34 @@ def main() -> None:
         sys.stdout.reconfigure(encoding="utf-8")  # ± and Δ, whatever the locale
     try:
         request = parse(sys.argv[1:])
+        if request.watch is not None:
+            watch(request)
         document, left_out = make(request)
         _write(document, request.output)
     except InputError as error:
         print(f"broadopt-table: {error}", file=sys.stderr)
         sys.exit(2)
-    # A CSV has no room for remarks, and a file may be read by nobody for a while.
-    if request.output or request.format == "csv":
+    # A CSV and commands have no room for remarks, and a file may be read by nobody for a while.
+    if request.output or request.format == "csv" or request.view == "missing":
         for line in left_out:
             print(f"broadopt-table: {line}", file=sys.stderr)
     sys.exit(1 if request.strict and any(line.startswith("left out") for line in left_out) else 0)
+
+
+def watch(request: Request) -> NoReturn:
+    """Show the status anew every `request.watch` seconds; Ctrl-C ends the process with 0. Raises InputError."""
+    assert request.watch is not None
+    clear = "\x1b[2J\x1b[3J\x1b[H" if sys.stdout.isatty() else ""
+    try:
+        while True:
+            document, _ = make(request)
+            print(f"{clear}{time.strftime('%Y-%m-%d %H:%M:%S')}\n\n{document}", flush=True)
+            time.sleep(request.watch)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except BrokenPipeError:  # the reader of the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -100,23 +139,98 @@ def parse(arguments: Sequence[str]) -> Request:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("table", metavar="TABLE", help="table1, table3 or runs")
+    parser.add_argument("table", metavar="TABLE", nargs="?", default="", help="table1, table3 or runs")
     parser.add_argument(
         "--results", metavar="DIR", default="results", help="the folder that holds runs/ (default: results)"
     )
     parser.add_argument("--metric", help="last, best or collected in every column, instead of what the paper reports")
-    parser.add_argument("--format", default="markdown", help="markdown (default), latex, csv or html")
+    parser.add_argument("--format", help="markdown (default), latex, csv or html")
     parser.add_argument("--output", metavar="FILE", help="write there, in one move, instead of to the terminal")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a result file could not be used")
-    given = parser.parse_args(arguments)
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="with --missing: added to each command")
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument("--status", action="store_true", help="how far the runs of each cell are")
+    views.add_argument("--missing", action="store_true", help="the commands that would fill the table")
+    views.add_argument(
+        "--watch", metavar="SECONDS", nargs="?", const="10", help="--status, anew every SECONDS (default: 10)"
+    )
+    parser.add_argument("--seeds", help="which seeds a cell is to have, as 1-5 or 1,2,7 (default: 1-3)")
+    parser.add_argument(
+        "--tflops", metavar="X", help="10^12 operations a second of a device, for networks that no run has measured"
+    )
+    given = parser.parse_intermixed_args(arguments)
+    view = "status" if given.status or given.watch else "missing" if given.missing else "table"
+    if not given.table:
+        parser.error("the following arguments are required: TABLE")
     _one_of("table", given.table, TABLES)
-    _one_of("--format", given.format, FORMATS)
+    if given.format is not None:
+        _one_of("--format", given.format, FORMATS)
+    _fits(given, view)
+    return Request(
+        given.table,
+        Path(given.results),
+        given.metric,
+        given.format or "markdown",
+        Path(given.output) if given.output else None,
+        given.strict,
+        view=view,
+        seeds=_seeds(given.seeds) if given.seeds else None,
+        tflops=_positive("--tflops", given.tflops) if given.tflops else None,
+        watch=_positive("--watch", given.watch) if given.watch else None,
+        overrides=tuple(map(_override, given.overrides)),
+    )
+
+
+def _fits(given: argparse.Namespace, view: str) -> None:
+    """Raise InputError where an option belongs to another view than the one that is asked for."""
+    runs = given.table == "runs"
     if given.metric is not None:
         _one_of("--metric", given.metric, METRICS)
-        if given.table == "runs":
+        if runs:
             raise InputError("--metric is for table1 and table3: runs shows last, best and collected")
-    output = Path(given.output) if given.output else None
-    return Request(given.table, Path(given.results), given.metric, given.format, output, given.strict)
+    if runs and (view == "missing" or given.seeds):
+        raise InputError(f"{'--missing' if view == 'missing' else '--seeds'} is for table1 and table3: no paper says "
+                         "what runs there should be")  # fmt: skip
+    unfit = {
+        "--metric": given.metric and view != "table",
+        "--format": given.format and view == "missing",
+        "--output": given.output and given.watch,
+        "--seeds": given.seeds and view == "table",
+        "--tflops": given.tflops and view != "status",
+        " ".join(given.overrides): given.overrides and view != "missing",
+    }
+    for option in (option for option, given_in_vain in unfit.items() if given_in_vain):
+        shown = "--watch" if given.watch else f"--{view}" if view != "table" else "a table of results"
+        raise InputError(f"{option} does not go with {shown}; see broadopt-table --help")
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < 100_000:
+            raise InputError(f"--seeds {text}: expected whole numbers and ranges of them, as 1-5 or 1,2,7")
+        seeds.update(range(first, last + 1))
+    return tuple(sorted(seeds))
+
+
+def _positive(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"{option} {text}: expected a number > 0")
+    return value
+
+
+def _override(text: str) -> str:
+    """An override that may be added to a printed command: it must not make it another run."""
+    key = text.partition("=")[0]
+    if "=" not in text or not (key in ADDED or key.startswith("hydra")):
+        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra...{nearest(key, ADDED)}")
+    return text
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -131,27 +245,73 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     the recipes that runs are compared with: broadopt.config.recipe unless told otherwise.
     """
     from broadopt import config
-    from broadopt.results import read_all
-    from broadopt.tables import formats, paper_table, published, runs_table
-    from broadopt.tables.cells import Context
     from broadopt.tables.match import Recipes
+    from broadopt.tables.stored_recipes import StoredRecipes
 
-    if not request.results.is_dir():
+    if not request.results.is_dir() and request.view == "table":
         raise InputError(
             f"results folder {request.results} does not exist: --results names the folder that holds runs/"
         )
+    stored = StoredRecipes()
+    recipes = Recipes(compose or stored, methods=config.config_dir() / "method")
+    document, remarks = (_table if request.view == "table" else _standing)(request, recipes)
+    stored.save()
+    return document, remarks
+
+
+def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
+    from broadopt import config
+    from broadopt.results import read_all
+    from broadopt.tables import formats, paper_table, published, runs_table
+    from broadopt.tables.cells import Context
+
     results, unusable = read_all(request.results)
     complete = [result for result in results if not _lacks(result)]
     unusable += [f"{result['folder']}: without {', '.join(_lacks(result))}" for result in results if _lacks(result)]
     finished = [result for result in complete if result["state"] == "finished"]
     remarks = _unfinished(complete) + [f"left out: {line}" for line in sorted(unusable)]
-    recipes = Recipes(compose or config.recipe, methods=config.config_dir() / "method")
     if request.table == "runs":
         document = runs_table.build(finished, recipes=recipes)
     else:
         table = published.load(request.table, folder=config.paper_dir())
         document = paper_table.build(finished, context=Context(table, recipes), metric=request.metric)
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
+
+
+def _standing(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
+    """The status of a table, or the commands that fill it."""
+    from broadopt import config
+    from broadopt.tables import formats, published, standing, status, status_page
+    from broadopt.tables.estimate import Estimates
+
+    folder = standing.look(request.results)
+    remarks = [f"left out: {line}" for line in folder.left_out]
+    if not request.results.is_dir():
+        remarks.append(f"results folder {request.results} does not exist (yet): every run counts as missing")
+    if request.table == "runs":
+        found, titles = status.of_runs(folder, recipes), ("Data", "Network", "Method", "Protocol and what differs")
+        caption = f"Every run in {request.results}."
+    else:
+        table = published.load(request.table, folder=config.paper_dir())
+        seeds = request.seeds or status.DEFAULT_SEEDS
+        found = status.of_table(table, folder, recipes, seeds=seeds)
+        if request.view == "missing":
+            return "".join(f"{line}\n" for line in status.commands(found, request.results, request.overrides)), remarks
+        several = len({row.dataset for row in table.rows}) > 1
+        titles = (*(("Data",) if several else ()), "Network", "Method")
+        caption = f"{table.title}: where its runs stand. Seeds {_ranges(seeds)} of each cell (--seeds)."
+    estimates = Estimates(folder, tflops=request.tflops)
+    document = status_page.build(found, estimates, table=request.table, titles=titles, caption=caption)
+    return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """`1-3, 7` for 1, 2, 3, 7."""
+    starts = [seed for seed in seeds if seed - 1 not in seeds]
+    ends = [seed for seed in seeds if seed + 1 not in seeds]
+    return ", ".join(
+        str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)
+    )
 
 
 def _lacks(result: dict[str, Any]) -> list[str]:

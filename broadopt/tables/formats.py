@@ -38,9 +38,10 @@ class Document:
     title: str
     blocks: tuple[Block, ...]
     records: tuple[Mapping[str, Any], ...]
-    """The same numbers, one a record with keys from FIELDS, for CSV."""
+    """The same numbers, one a record with keys from `fields`, for CSV."""
     remarks: tuple[str, ...] = ()
     """What was left out, below everything."""
+    fields: tuple[str, ...] = FIELDS
 
 
 def as_markdown(document: Document) -> str:
@@ -92,7 +93,7 @@ def as_html(document: Document) -> str:
 def as_csv(document: Document) -> str:
     """One line a number, in full precision; empty where there is none."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, document.fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _csv(value) for key, value in record.items()} for record in document.records)
     return text.getvalue()
