@@ -36,7 +36,16 @@ def rows(*, device: str, steps: int, few: int, rounds: int, workers: int) -> Ite
     for network in ("resnet20", "wrn28_2", "vgg16"):
         dataset = random_dataset(BATCH * few, 2)
         methods = {
-            name: epoch(parts_of(f"model={network}", f"method={name}", "protocol=asam2021", "budget=1", f"device={device}", dataset=dataset))
+            name: epoch(
+                parts_of(
+                    f"model={network}",
+                    f"method={name}",
+                    "protocol=asam2021",
+                    "budget=1",
+                    f"device={device}",
+                    dataset=dataset,
+                )
+            )
             for name in ("sgd", "sam", "asam")
         }
         measured = interleaved(methods, rounds=rounds)
