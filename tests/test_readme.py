@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from broadopt import config
+from broadopt.run import price
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -86,3 +89,36 @@ def test_the_methods_serve_a_loop_of_ones_own() -> None:
 @pytest.mark.parametrize("command", ["make run", "make test"])
 def test_the_readme_opens_with_the_two_commands(command: str) -> None:
     assert command in blocks(README, "bash")[0]
+
+
+def table_rows() -> dict[str, tuple[str, str, str]]:
+    """Parameters, MACs and budget of each experiment of README's table of rows."""
+    found = {}
+    for line in re.findall(r"^\| (`table[13]/.*)$", section("The rows"), flags=re.MULTILINE):
+        names, _, parameters, macs, budget, *_ = (cell.strip() for cell in line.split("|"))
+        first, *endings = re.findall(r"`([\w/]+)`", names)
+        experiments = [first, *(first.rpartition("_")[0] + ending for ending in endings)]
+        for place, experiment in enumerate(experiments):
+            found[experiment] = (parameters.split(", ")[min(place, parameters.count(", "))], macs, budget)
+    return found
+
+
+def test_the_table_of_rows_names_every_row() -> None:
+    assert sorted(table_rows()) == [name for name in config.options("experiment") if name.startswith("table")]
+
+
+@pytest.mark.parametrize(("experiment", "stated"), table_rows().items())
+def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated: tuple[str, str, str]) -> None:
+    methods = ("sgd", "asam") if experiment.startswith("table3") else ("sgd",)
+    composed = [config.plain(config.compose([f"experiment={experiment}", f"method={method}"])) for method in methods]
+    parameters, macs, budget = stated
+    cost = price(composed[0])
+    assert rounded_as(parameters, cost["parameters"] / 1e6, "M")
+    assert rounded_as(macs, cost["macs"] / 1e9, "G")
+    assert budget == ", ".join(f"{values['budget']:g}" for values in composed)
+
+
+def rounded_as(stated: str, value: float, unit: str) -> bool:
+    """Whether `stated`, a figure and its unit, is `value` rounded to the figure's decimals."""
+    figure = stated.removesuffix(f" {unit}")
+    return stated.endswith(f" {unit}") and figure == f"{value:.{len(figure.partition('.')[2])}f}"
