@@ -1,0 +1,43 @@
+"""The check that is made where a GPU is at hand, made on the CPU: the command works, and fails where it should."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
+
+
+def check(*arguments: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+    """The script, run as a user runs it, after the Python statements `before`."""
+    code = f"{before}\nimport runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parent)
+
+
+def test_the_gpu_check_passes_on_a_cpu(tmp_path: Path) -> None:
+    path = tmp_path / "check.json"
+    parts = ("--parts", "gradients", "training", "resume", "--networks", "resnet20")
+    done = check("--device", "cpu", *parts, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "14 checks, 0 failed" in done.stdout
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["part"] for row in rows] == ["gradients"] * 2 + ["training"] * 6 + ["resume"] * 6
+
+
+def test_a_resumed_run_that_differs_fails_the_gpu_check() -> None:
+    forgetful = "from broadopt.train import Training; whole = Training.state_dict\n"
+    forgetful += "def broken(self): state = whole(self); state['optimizer']['state'] = {}; return state\n"
+    forgetful += "Training.state_dict = broken"
+    done = check("--device", "cpu", "--parts", "resume", "--networks", "resnet20", before=forgetful)
+    assert done.returncode == 1, done.stderr
+    assert "6 checks, 6 failed" in done.stdout
+
+
+def test_no_gpu_is_one_line() -> None:
+    done = check(before="import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "gpu_check.py: device=cuda: this machine has no CUDA device; expected cpu, auto or one that exists\n"
+    )
