@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 log = logging.getLogger("broadopt")
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 
 

@@ -25,6 +25,9 @@ EXECUTION = (
 """Keys that say how a run is carried out: they are no part of its identity. They change its result by the rounding of
 float operations at most, and dropout in feature maps by another draw of the same kind."""
 
+AS_WITHOUT = {"perturbation": "global", "chunk": None}
+"""Keys of a step that came later, and the values that leave a run as it was before: so valued they are not recorded."""
+
 LOCATION = ("data_dir", "path", "verify")
 """Keys of a data set that say where it lies; what lies there is told by its fingerprint."""
 
@@ -108,6 +111,8 @@ RULES = {
     "step.normalisation": _choice("element", "filter"),
     "step.bn": _choice("both", "first"),
     "step.noise": _choice("fresh", "replay"),
+    "step.perturbation": _choice("global", "share"),
+    "step.chunk": Rule(int, lambda value: value >= 1, "a whole number of images >= 1, or null", optional=True),
     "collect.start": _number(0, "a number of budgets >= 0"),
     "collect.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
     "collect.budgets": _numbers("a list of numbers of budgets"),
@@ -288,13 +293,17 @@ def _find(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]
     return (node if isinstance(node, dict) else None), leaf
 
 
-def recorded(values: Mapping[str, Any], *, precision: str, fingerprint: str | None) -> dict[str, Any]:
-    """What decides a run's result: the config without its execution keys, with the precision and the data that are
-    really used.
+def recorded(
+    values: Mapping[str, Any], *, precision: str, fingerprint: str | None, processes: int = 1
+) -> dict[str, Any]:
+    """What decides a run's result: the config without its execution keys, with the precision, the data and, where it
+    is not one, the number of processes that are really used.
     """
     config = {key: value for key, value in values.items() if key not in EXECUTION}
+    step = {key: value for key, value in config["step"].items() if (key, value) not in AS_WITHOUT.items()}
     dataset = {key: value for key, value in config["dataset"].items() if key not in LOCATION}
-    return config | {"precision": precision, "dataset": dataset | {"fingerprint": fingerprint}}
+    found = {"step": step, "precision": precision, "dataset": dataset | {"fingerprint": fingerprint}}
+    return config | found | ({"processes": processes} if processes > 1 else {})
 
 
 def recipe(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What the training loop iterates over: whole data sets on the device, augmented batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,9 +82,15 @@ class Data:
             raise InputError("validation=0: no images are held out; expected a number above 0")
         return self._in_order(self._held_out, batch_size)
 
-    def held_out(self) -> dict[str, Batches]:
-        """The batches of every split that is not trained on: "test", and "validation" where images are held out."""
-        return {"test": self.test()} | ({"validation": self.validation()} if len(self._held_out[1]) else {})
+    def held_out(self, share: Callable[[int], slice] = slice) -> dict[str, Batches]:
+        """The batches of every split that is not trained on: "test", and "validation" where images are held out; of
+        each the images of `share`(their number), all by default.
+        """
+        splits = {"test": self._test} | ({"validation": self._held_out} if len(self._held_out[1]) else {})
+        return {
+            name: self._in_order((pixels[share(len(pixels))], labels[share(len(labels))]), None)
+            for name, (pixels, labels) in splits.items()
+        }
 
     def targets(self) -> dict[str, Tensor]:
         """The labels, int64 [N], of the splits of `held_out` in their order."""

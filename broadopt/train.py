@@ -6,15 +6,18 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from broadopt.batch import Batch
 from broadopt.data import Data
+from broadopt.distributed import ALONE, Processes
 from broadopt.errors import Interrupted, RunFailed
 from broadopt.evaluate import log_probabilities, metrics
 from broadopt.heartbeat import Standing
@@ -27,6 +30,10 @@ from broadopt.schedule import Schedule
 from broadopt.seeds import derive
 
 log = logging.getLogger("broadopt")
+
+AGREE_EVERY = 10
+"""Steps between two moments at which several processes ask each other whether to stop or to save, which makes them
+wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,7 @@ class Parts:
     evaluate_every: int
     precision: str
     device: torch.device
+    processes: Processes = ALONE
     settings: Mapping[str, Any]
     """How the run is carried out, for its result: precision, memory format, ..."""
 
@@ -59,6 +67,15 @@ class Progress:
     collected: dict[str, dict[str, float]] = field(default_factory=dict)
     collected_at: int = -1
     evaluated_at: int = -1
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of the images of an epoch so far: the sum of their losses, how many were right, and how many there were."""
+
+    loss: float
+    hits: int
+    images: int
 
 
 class Training:
@@ -79,6 +96,7 @@ class Training:
         self.readouts: dict[int, list[str]] = defaultdict(list)
         for name, epochs in readouts.items():
             self.readouts[self._step_at(epochs)].append(name)
+        self.forward = parts.processes.parallel(parts.model, parts.device)
         self.autocast = torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.precision == "bf16")
         self._reset_sums()
         self.lr = parts.schedule(0.0)
@@ -128,10 +146,11 @@ class Training:
                         self._clock(began)
                         self._due_now()
                         began = time.monotonic()
-                    if self.stop.requested is not None:
+                    signal, is_time = self._asked(time.monotonic() - saved >= 60 * minutes)
+                    if signal is not None:
                         self._clock(began)
-                    self.stop.check()
-                    if time.monotonic() - saved >= 60 * minutes:
+                        raise Interrupted(signal)
+                    if is_time:
                         self._clock(began)
                         save()
                         saved = began = time.monotonic()
@@ -143,6 +162,16 @@ class Training:
         finally:
             self.reporter.close()
 
+    def _asked(self, is_time: bool) -> tuple[str | None, bool]:
+        """The signal to stop for, None without, and whether to save; the same in every process."""
+        processes = self.parts.processes
+        if processes.count == 1:
+            return self.stop.requested, is_time
+        if self.progress.step % AGREE_EVERY:
+            return None, False
+        signals, times = zip(*processes.gathered((self.stop.requested, is_time)), strict=True)
+        return next(filter(None, signals), None), any(times)
+
     def _clock(self, began: float) -> None:
         if self.parts.device.type == "cuda":
             torch.cuda.synchronize(self.parts.device)
@@ -151,37 +180,49 @@ class Training:
 
     def _train_on(self, images: Tensor, labels: Tensor) -> None:
         parts, progress = self.parts, self.progress
-        first_pass = progress.gradient_evaluations
-
-        def closure() -> Tensor:
-            with self.autocast:
-                logits = parts.model(images)
-            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=parts.label_smoothing)
-            loss.backward()
-            if progress.gradient_evaluations == first_pass:
-                self._count_hits(logits.detach(), labels)
-            progress.gradient_evaluations += 1
-            return loss.detach()
-
         lr = parts.schedule(self.epochs, step=1 / self.steps_per_epoch)
         for group in parts.step.optimizer.param_groups:
             group["lr"] = lr
-        torch.manual_seed(derive(parts.seed, "noise", progress.step))
-        loss = parts.step(closure)
+        torch.manual_seed(self._noise("noise"))
+        share = parts.processes.share(len(labels))
+        weight = parts.processes.weight(share.stop - share.start, len(labels))
+        gradient = partial(self._gradient, weight=weight)
+        batch = Batch(images[share], labels[share], gradient, lambda: parts.processes.local(self.forward))
+        loss = parts.step(batch)
         progress.step += 1
+        progress.gradient_evaluations += batch.passes
         self.lr = lr
-        self.loss_sum += loss.double() * len(labels)
-        self.images += len(labels)
+        self.loss_sum += loss.double() * len(batch.labels)
+        self.images += len(batch.labels)
         self.last_loss = torch.where(loss.isfinite(), loss, self.last_loss)
-        self.reporter.batch(math.ceil(self.epochs), len(labels), self._means)
+        self.reporter.batch(math.ceil(self.epochs), len(labels), lambda: self._means([self._sums()]))
+
+    def _noise(self, purpose: str) -> int:
+        """The seed of the noise of this step, another one in each process."""
+        rank = self.parts.processes.rank
+        return derive(self.parts.seed, f"{purpose} {rank}" if rank else purpose, self.progress.step)
+
+    def _gradient(self, images: Tensor, labels: Tensor, first: bool, *, weight: float) -> Tensor:
+        with self.autocast:
+            logits = self.forward(images)
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.parts.label_smoothing)
+        (loss if weight == 1 else loss * weight).backward()
+        if first:
+            self._count_hits(logits.detach(), labels)
+        return loss.detach()
 
     def _count_hits(self, logits: Tensor, labels: Tensor) -> None:
         classes = labels if labels.dim() == 1 else labels.argmax(dim=1)  # CutMix gives a share to each class
         self.hits += (logits.argmax(dim=1) == classes).sum()
 
-    def _means(self) -> tuple[float, float]:
-        """Mean loss and accuracy in percent of the current epoch so far; waits for the device."""
-        return float(self.loss_sum) / self.images, 100 * int(self.hits) / self.images
+    def _sums(self) -> Sums:
+        """Of the current epoch so far, of this process's images; waits for the device."""
+        return Sums(float(self.loss_sum), int(self.hits), self.images)
+
+    def _means(self, sums: Sequence[Sums]) -> tuple[float, float]:
+        """Mean loss and accuracy in percent."""
+        images = sum(one.images for one in sums)
+        return sum(one.loss for one in sums) / images, 100 * sum(one.hits for one in sums) / images
 
     def _is_due(self, step: int) -> bool:
         return (
@@ -210,7 +251,7 @@ class Training:
 
     def _end_epoch(self) -> None:
         self.check_finite()
-        loss, accuracy = self._means()
+        loss, accuracy = self._means(self.parts.processes.gathered(self._sums()))
         row = {"epoch": self.epochs, "lr": self.lr, "train_loss": loss, "train_accuracy": accuracy}
         if self.progress.step == self.total_steps or round(self.epochs) % self.parts.evaluate_every == 0:
             row |= self._metrics(self._predict(self.parts.model))
@@ -242,10 +283,13 @@ class Training:
         }
 
     def _predict(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            split: log_probabilities(model, batches, autocast=self.autocast, before_batch=self.stop.check)
-            for split, batches in self.parts.data.held_out().items()
+        processes, data = self.parts.processes, self.parts.data
+        processes.take_from_first(list(model.buffers()))
+        outputs = {
+            split: log_probabilities(model, batches, autocast=self.autocast, before_batch=self._obey)
+            for split, batches in data.held_out(processes.share).items()
         }
+        return {split: processes.whole(outputs[split], len(labels)) for split, labels in data.targets().items()}
 
     def _metrics(self, outputs: dict[str, Tensor]) -> dict[str, float]:
         targets = self.parts.data.targets()
@@ -263,12 +307,17 @@ class Training:
     def _reestimate(self, model: nn.Module) -> None:
         def batches() -> Any:
             for images, _ in self.parts.data.statistics(self.progress.step):
-                self.stop.check()
+                self._obey()
                 yield images
 
-        torch.manual_seed(derive(self.parts.seed, "statistics", self.progress.step))
+        torch.manual_seed(self._noise("statistics"))
         with self.autocast:
-            reestimate(model, batches())
+            reestimate(model, batches(), self.parts.processes)
+
+    def _obey(self) -> None:
+        """Leave an evaluation at a signal; several processes leave together, after a step."""
+        if self.parts.processes.count == 1:
+            self.stop.check()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: tensors and plain values."""
@@ -278,22 +327,19 @@ class Training:
             "optimizer": parts.step.optimizer.state_dict(),
             "collector": parts.collector.state_dict(),
             "progress": vars(self.progress),
-            "sums": {
-                "loss": self.loss_sum,
-                "hits": self.hits,
-                "images": self.images,
-                "last": self.last_loss,
-                "lr": self.lr,
-            },
+            "sums": parts.processes.gathered(vars(self._sums())),
+            "last": {"loss": self.last_loss, "lr": self.lr},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where `state` was taken."""
-        parts, sums = self.parts, state["sums"]
+        parts, sums = self.parts, state["sums"][self.parts.processes.rank]
         parts.model.load_state_dict(state["model"])
         parts.step.optimizer.load_state_dict(state["optimizer"])
         parts.collector.load_state_dict(state["collector"])
         self.progress = Progress(**state["progress"])
-        self.loss_sum, self.hits, self.images = sums["loss"], sums["hits"], sums["images"]
-        self.last_loss, self.lr = sums["last"], sums["lr"]
+        self.loss_sum.fill_(sums["loss"])
+        self.hits.fill_(sums["hits"])
+        self.images = sums["images"]
+        self.last_loss, self.lr = state["last"]["loss"], state["last"]["lr"]
         self.measured_rate = self.images_per_second

@@ -12,12 +12,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from broadopt import config
+from broadopt.build import build, network
 from broadopt.datasets import Dataset, Images
 from broadopt.device import choose_device, choose_precision, environment, set_flags
 from broadopt.errors import InputError
 from broadopt.plan import macs
 from broadopt.preempt import Stop
-from broadopt.run import build, network
 from broadopt.train import Parts, Training
 
 BATCH = 128

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from broadopt import config
+from broadopt.build import build
 from broadopt.datasets import Dataset, Images
 from broadopt.evaluate import log_probabilities
 from broadopt.preempt import Stop
 from broadopt.progress import EpochLines
-from broadopt.run import build
 from broadopt.train import Training
 
 META = torch.device("meta")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from broadopt import config
-from broadopt.run import price
+from broadopt.build import price
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

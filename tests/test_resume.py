@@ -22,7 +22,7 @@ STEPS_PER_EPOCH = 45
 INTERRUPTIONS = [
     pytest.param("sgd", signal.SIGTERM, "train 20", 20, id="in the first epoch"),
     pytest.param("swa", signal.SIGINT, "train 100", 90, id="while BN statistics are re-estimated"),
-    pytest.param("fge", signal.SIGUSR1, "test 4", 74, id="while a snapshot predicts"),
+    pytest.param("fge", signal.SIGUSR1, "test 7", 74, id="while a snapshot predicts"),
     pytest.param("sam", signal.SIGUSR2, "train 122", 61, id="in the second pass of a step"),
     pytest.param("asam", signal.SIGTERM, "test 1", 45, id="while the test set is evaluated"),
 ]
@@ -105,7 +105,7 @@ def test_checkpoints_that_cannot_be_trusted_are_passed_over_for_an_older_one(fiv
         32: (valid[:-100], "truncated or damaged"),
         33: (bytes(flipped), "truncated or damaged"),
         34: (valid.replace(identity.encode(), b"0" * 64, 1), "it belongs to another run"),
-        35: (valid.replace(b'"format": 1', b'"format": 9', 1), "not of format 1"),
+        35: (valid.replace(b'"format": 2', b'"format": 9', 1), "not of format 2"),
         36: (header(legacy, identity) + legacy, "Weights only load failed"),
         37: (header(zipped, identity) + zipped, "Weights only load failed"),
         38: (header(b"nothing", identity) + b"nothing", ""),

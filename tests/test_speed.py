@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from broadopt import config
+from broadopt.build import build, instantiated, without
 from broadopt.device import choose_memory_format, choose_precision, set_flags
 from broadopt.errors import InputError
 from broadopt.preempt import Stop
 from broadopt.progress import EpochLines
-from broadopt.run import build, instantiated, without
 from broadopt.train import Training
 
 CPU = torch.device("cpu")

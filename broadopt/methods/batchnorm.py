@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from broadopt.distributed import ALONE, Processes
+
 
 def _tracking(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
@@ -28,12 +30,12 @@ def keep_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def reestimate(model: nn.Module, batches: Iterable[Tensor], processes: Processes = ALONE) -> None:
     """Replace the running statistics by means over one pass of training batches (float [B, 3, H, W]), in place.
 
     Batches are weighted by their size: after n images the momentum of the next b is b / (n + b), so the running
     variance is the mean of the batches' unbiased variances (SWA code, utils.py:107-135). Dropout stays active, as in
-    training. No-op for a network without BN.
+    training. Several processes each take every `count`-th batch, and the mean over all. No-op for a network without BN.
     """
     layers = _tracking(model)
     if not layers:
@@ -44,7 +46,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     model.train()
     seen = 0
     try:
-        for images in batches:
+        for images in processes.dealt(batches):
             seen += len(images)
             for layer in layers:
                 layer.momentum = len(images) / seen
@@ -53,3 +55,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         model.train(training)
+    statistics = [
+        tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None
+    ]
+    processes.average(statistics, weight=seen)

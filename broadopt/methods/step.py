@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from broadopt.batch import Batch
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import keep_statistics
 
@@ -56,6 +57,11 @@ class SharpnessAware:
 
     bn: which passes move the running statistics of BN, "both" or only the "first" (Google's SAM). noise: dropout and
     the like in the second pass draw anew ("fresh") or repeat the first pass's draw ("replay", Google's SAM).
+
+    perturbation: where several processes share a batch, eps is that of the whole batch ("global") or each process's
+    own, of its share ("share"). chunk: the same for parts of m images on one device, w <- optimizer(w, sum of n_c / n
+    grad L_c(w + eps_c)): m-sharpness (SAM, section 4.1). It takes a second copy of the weights' size, for the sum, and
+    each chunk is normalised by its own BN statistics.
     """
 
     passes = 2
@@ -64,27 +70,40 @@ class SharpnessAware:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        perturbation: Perturbation,
+        epsilon: Perturbation,
         *,
         bn: str = "both",
         noise: str = "fresh",
+        perturbation: str = "global",
+        chunk: int | None = None,
     ) -> None:
         if bn not in ("both", "first"):
             raise InputError(f"step.bn={bn}: expected both or first")
         if noise not in ("fresh", "replay"):
             raise InputError(f"step.noise={noise}: expected fresh or replay")
-        self.model, self.optimizer, self.perturbation = model, optimizer, perturbation
-        self.bn, self.noise = bn, noise
+        if perturbation not in ("global", "share"):
+            raise InputError(f"step.perturbation={perturbation}: expected global or share")
+        if chunk is not None and chunk < 1:
+            raise InputError(f"step.chunk={chunk}: expected a whole number of images >= 1, or null")
+        self.model, self.optimizer, self.epsilon = model, optimizer, epsilon
+        self.bn, self.noise, self.perturbation, self.chunk = bn, noise, perturbation, chunk
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._copies: dict[
             Tensor, Tensor
         ] = {}  # the one extra copy of the weights, kept to spare its allocation at every step
 
     def __call__(self, closure: Closure) -> Tensor:
+        loss = self._gradient(closure) if self.chunk is None else self._mean_over_chunks(closure, self.chunk)
+        self.optimizer.step()
+        return loss
+
+    def _gradient(self, closure: Closure) -> Tensor:
+        """Leave grad L(w + eps) in every `.grad`; returns L(w)."""
         self.optimizer.zero_grad()
         noise = _generator(self.parameters[0].device)
         drawn_from = noise.get_state() if self.noise == "replay" else None
-        loss = closure()
+        with closure.local() if isinstance(closure, Batch) and self.perturbation == "share" else nullcontext():
+            loss = closure()
         weights = [parameter for parameter in self.parameters if parameter.grad is not None]
         copies = self._perturb(weights)
         self.optimizer.zero_grad()
@@ -96,12 +115,27 @@ class SharpnessAware:
         finally:  # also when a signal ends the pass: what is saved then are the weights themselves
             with torch.no_grad():
                 torch._foreach_copy_(weights, copies)
-        self.optimizer.step()
         return loss
+
+    def _mean_over_chunks(self, closure: Closure, chunk: int) -> Tensor:
+        if not isinstance(closure, Batch):
+            raise TypeError("step.chunk needs a closure that can be taken apart: a broadopt.batch.Batch")
+        losses, total = [], dict[Tensor, Tensor]()
+        for share, part in closure.split(chunk):
+            losses.append(share * self._gradient(part))
+            gradients = {weight: weight.grad for weight in self.parameters if weight.grad is not None}
+            if total:
+                torch._foreach_add_(list(total.values()), [gradients[weight] for weight in total], alpha=share)
+            else:
+                total = gradients  # the tensors themselves: zero_grad lets go of them
+                torch._foreach_mul_(list(total.values()), share)
+        for weight, gradient in total.items():
+            weight.grad = gradient
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def _perturb(self, weights: list[Tensor]) -> list[Tensor]:
-        perturbation = self.perturbation(weights, [weight.grad for weight in weights if weight.grad is not None])
+        perturbation = self.epsilon(weights, [weight.grad for weight in weights if weight.grad is not None])
         for weight in weights:
             if weight not in self._copies:
                 self._copies[weight] = torch.empty_like(weight)

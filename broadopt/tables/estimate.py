@@ -138,7 +138,7 @@ def passes(step: str) -> int:
     """Gradients that a step takes; `step` is a config's node as JSON."""
     from torch import nn, optim
 
-    from broadopt.run import instantiated
+    from broadopt.build import instantiated
 
     model = nn.Linear(1, 1)
     return int(instantiated("step", json.loads(step), model, optim.SGD(model.parameters(), lr=0.1)).passes)
@@ -146,6 +146,6 @@ def passes(step: str) -> int:
 
 @cache
 def _flops(record: str) -> float:
-    from broadopt.run import price
+    from broadopt.build import price
 
     return float(price(json.loads(record))["flops"])

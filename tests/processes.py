@@ -1,0 +1,58 @@
+"""A short training in float64, alone or as one of torchrun's processes: what each process ends with goes to a file.
+
+python tests/processes.py FOLDER OVERRIDE...
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from broadopt import config
+from broadopt.build import build, instantiated, without
+from broadopt.distributed import join
+from broadopt.preempt import Stop
+from broadopt.progress import EpochLines
+from broadopt.train import Training
+
+sys.path.append(str(Path(__file__).parent / "own"))
+CPU = torch.device("cpu")
+NETWORK = ("model=resnet20", "model.name=small", "model._target_=own_network.Small", "~model.depth")
+SMALL = ("experiment=quickstart", *NETWORK, "batch_size=200", "budget=2", "evaluate_every=1")
+"""Digits in 8 batches an epoch, the last of 37: two processes have 18 and 19 of them."""
+
+
+def training(*overrides: str) -> Training:
+    """The training of this process; the network computes in float64, without dropout."""
+    values = config.plain(config.compose([*SMALL, *overrides]))
+    dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
+    parts = build(values, "fp32", dataset, CPU, join(CPU))
+    parts.model.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    for module in parts.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # each process draws its own
+    return Training(parts, stop=Stop(), reporter=EpochLines())
+
+
+def outcome(made: Training) -> dict:
+    """Weights, momenta, figures, and the BN statistics estimated anew for the last weights."""
+    made.run(lambda: None, minutes=float("inf"))
+    weights = {name: value.clone() for name, value in made.parts.model.state_dict().items()}
+    made._reestimate(made.parts.model)
+    return {
+        "weights": weights,
+        "momenta": made.parts.step.optimizer.state_dict()["state"],
+        "history": made.progress.history,
+        "collected": made.progress.collected,
+        "gradients": made.progress.gradient_evaluations,
+        "statistics": {name: value.clone() for name, value in made.parts.model.named_buffers()},
+    }
+
+
+if __name__ == "__main__":
+    config.register_resolvers()
+    folder, *keys = sys.argv[1:]
+    with torch.random.fork_rng():
+        made = training(*keys)
+    torch.save(outcome(made), Path(folder) / f"{made.parts.processes.rank}.pt")
