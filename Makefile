@@ -1,16 +1,19 @@
 # make run    the five methods on the embedded data set, then the comparison table
-# make test   all tests;  make check   style and types
+# make test   all tests but those of make test-long (minutes of kills and odd inputs);  make check   style and types
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n 2
 
-.PHONY: run test check clean
+.PHONY: run test test-long check clean
 run: .venv/.installed
 	$(BIN)/broadopt-run -m experiment=quickstart method=sgd,swa,fge,sam,asam results_dir=results/quickstart
 	$(BIN)/broadopt-table runs --results results/quickstart
 
 test: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -s
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> No
     with replacing(folder / f"checkpoint-{step:010d}.ckpt") as file:
         file.write(json.dumps(header).encode() + b"\n")
         file.write(payload)
-    for old in _newest_first(folder)[KEPT:]:
+    for old in files(folder)[KEPT:]:
         old.unlink(missing_ok=True)
 
 
@@ -70,7 +70,7 @@ def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
     """The newest valid state of `folder` with its tensors on `device`, or None. What is found and what is passed over
     is said, a line each.
     """
-    for path in _newest_first(folder):
+    for path in files(folder):
         try:
             state = _read(path, identity, device)
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -85,13 +85,8 @@ def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
     return None
 
 
-def remove(folder: Path) -> None:
-    """Remove every checkpoint of `folder` and what unfinished writes have left."""
-    for path in [*_newest_first(folder), *folder.glob(".checkpoint-*.tmp")]:
-        path.unlink(missing_ok=True)
-
-
-def _newest_first(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
+    """The checkpoints of `folder`, the newest first."""
     return sorted(folder.glob("checkpoint-*.ckpt"), reverse=True)
 
 

@@ -2,12 +2,13 @@
 
 import logging
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from broadopt import checkpoint, config, distributed, results
+from broadopt import checkpoint, config, distributed, heartbeat, results
 from broadopt.build import build, instantiated, without
 from broadopt.device import choose_device, choose_precision, device_name, environment, peak_memory, set_flags
 from broadopt.errors import InputError, Interrupted, RunFailed
@@ -32,6 +33,9 @@ def execute(values: dict[str, Any], stop: Stop) -> None:
     record = config.recorded(values, precision=precision, fingerprint=dataset.fingerprint, processes=processes.count)
     folder = results.run_folder(values["results_dir"], record)
     if processes.from_first(processes.is_first and not values["force"] and already_finished(folder)):
+        if processes.is_first and leftovers(folder):
+            with only_writer(folder, wait=False, stop=stop) as alone:
+                remove(leftovers(folder) if alone else [])
         return
     parts = build(values, precision, dataset, device, processes)
     if not processes.is_first:
@@ -42,8 +46,8 @@ def execute(values: dict[str, Any], stop: Stop) -> None:
         if not alone:
             print(f"another process is on {folder}: left to it (wait=true waits for it to end)")
         if processes.from_first(alone and not already_finished(folder, alone=True, force=values["force"])):
-            with Heartbeat(folder, record, device=device_name(device)) as heartbeat:
-                train(parts, values, record, folder, stop, heartbeat)
+            with Heartbeat(folder, record, device=device_name(device)) as life:
+                train(parts, values, record, folder, stop, life)
 
 
 def already_finished(folder: Path, *, alone: bool = False, force: bool = False) -> bool:
@@ -74,10 +78,10 @@ def train(
     record: dict[str, Any],
     folder: Path,
     stop: Stop,
-    heartbeat: Heartbeat | None,
+    life: Heartbeat | None,
 ) -> None:
     """Train in a folder that is this run's alone, from its newest checkpoint if it has one, and write the result. Only
-    the first of several processes reads and writes there, and it alone has a `heartbeat`.
+    the first of several processes reads and writes there, and it alone gives a sign of `life`.
 
     Raises Interrupted and RunFailed; both leave a result that says so.
     """
@@ -93,13 +97,14 @@ def train(
     if first:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
         (folder / "error.txt").unlink(missing_ok=True)
+        remove(unfinished(folder))
     training = Training(parts, stop=stop, reporter=reporter())
     state = checkpoint.load(folder, identity=identity, device=parts.device) if first else None
     state = parts.processes.from_first(state, parts.device)
     if state is not None:
         training.load_state_dict(state)
-    if heartbeat is not None:
-        heartbeat.follow(training.standing)
+    if life is not None:
+        life.follow(training.standing)
 
     def save() -> None:
         training.check_finite()
@@ -127,8 +132,24 @@ def train(
     result = conclude(folder, training, record, "finished")
     if not first:
         return
-    checkpoint.remove(folder)
+    remove(checkpoint.files(folder))
     print(f"finished: {folder}\n{results.summary(result)}", flush=True)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """What processes that died while they wrote a file have left; to be called by the one that holds the folder."""
+    return list(folder.glob(".*.tmp"))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a process that died right after writing its finished result has left."""
+    return [*checkpoint.files(folder), *folder.glob(heartbeat.NAME), *unfinished(folder)]
+
+
+def remove(files: Iterable[Path]) -> None:
+    """Remove files that may already be gone."""
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def conclude(

@@ -1,0 +1,94 @@
+"""Runs in processes that cost nothing to start: forked from this one, which has torch imported and configs composed."""
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from command import OWN
+
+from broadopt import config
+from broadopt.datasets import digits
+from broadopt.execute import execute
+from broadopt.preempt import Stop
+
+SMALL = (
+    *(
+        "experiment=quickstart",
+        "model=resnet20",
+        "model.name=small",
+        "model._target_=own_network.Small",
+        "~model.depth",
+    ),
+    *("+model.batch_norm=true", "device=cpu", "precision=fp32", "checkpoint.minutes=0"),
+)
+"""Half a second of training an epoch: 45 steps of 32 digits, each followed by a checkpoint."""
+
+
+def values_of(*overrides: str) -> dict[str, Any]:
+    """The checked config of `broadopt-run OVERRIDES`."""
+    digits()  # imports scikit-learn here, and the next line torch.compile, so that no child has to
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    return config.plain(config.compose([*SMALL, *overrides]))
+
+
+def one_run(values: dict[str, Any], cwd: Path) -> Callable[[], None]:
+    """That run in the folder `cwd`, as the command carries it out."""
+
+    def work() -> None:
+        os.chdir(cwd)
+        with Stop() as stop:
+            execute(values, stop)
+
+    return work
+
+
+def forked(work: Callable[[], object], output: Path) -> int:
+    """Start `work` in a child whose stdout and stderr go to `output`; returns the child's number."""
+    output.touch()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.path.append(str(OWN))
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
+        torch.set_num_threads(1)
+        work()
+        code = 0
+    except BaseException:  # noqa: BLE001 - whatever it is, the test sees it
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a child; its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that other processes do; raises TimeoutError after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.005)
+
+
+def has_ended(child: int) -> bool:
+    """Whether a child has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

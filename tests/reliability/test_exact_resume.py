@@ -1,0 +1,141 @@
+"""A run that is interrupted and resumed ends, bit for bit, as one that was not: every method, every moment."""
+
+import os
+import signal
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import short_run
+from short_run import METHODS, RESNET, STEPS_PER_EPOCH, Kind, differences, outcome
+
+from broadopt.errors import Interrupted
+from broadopt.preempt import Stop
+from broadopt.train import Training
+
+
+@cache
+def undisturbed(*overrides: str) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        return outcome(short_run.run(Path(folder), *overrides))
+
+
+def passes_a_step(method: str) -> int:
+    return 1 if method.startswith("sgd") else 2
+
+
+def moments(method: str) -> dict[str, tuple[str, int]]:
+    """The kind and the number of the pass in which the signal comes."""
+    passes = passes_a_step(method)
+    found = {
+        "inside an epoch": (Kind.TRAIN, passes * (2 * STEPS_PER_EPOCH + 1)),
+        "at the end of an epoch": (Kind.TRAIN, passes * 2 * STEPS_PER_EPOCH),
+        "during an evaluation": (Kind.TEST, 2),
+    }
+    if method.endswith("swa"):
+        found["while BN statistics are estimated"] = (Kind.STATISTICS, 2)
+    if passes == 2:
+        found["in the second pass of a step"] = (Kind.TRAIN, 2 * STEPS_PER_EPOCH)
+    return found
+
+
+@pytest.mark.parametrize(("method", "moment"), [(method, moment) for method in METHODS for moment in moments(method)])
+def test_every_method_resumes_exactly_at_every_moment(method: str, moment: str, tmp_path: Path) -> None:
+    overrides = (*RESNET, *METHODS[method])
+    kind, number = moments(method)[moment]
+    short_run.stopped(tmp_path, *overrides, kind=kind, number=number)
+    assert len(list(tmp_path.glob("checkpoint-*.ckpt"))) == 1
+    assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_exactly_when_killed_while_a_checkpoint_is_written(method: str, tmp_path: Path) -> None:
+    """Killed for good, in a process of its own, after the bytes are in the temporary file and before it is renamed."""
+    overrides = (*RESNET, *METHODS[method])
+    child = os.fork()
+    if child == 0:
+        left, replace = [7], os.replace
+
+        def die_at_the_seventh(*arguments: Any) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*arguments)
+
+        os.replace = die_at_the_seventh
+        short_run.run(tmp_path, *overrides, minutes=0)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert len(list(tmp_path.glob(".checkpoint-*.tmp"))) == 1
+    assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == [
+        f"checkpoint-{step:010d}.ckpt" for step in (5, 6)
+    ]
+    assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
+
+
+def test_a_signal_while_a_checkpoint_is_written_stops_the_run_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides, stop, fsync = (*RESNET, *METHODS["sam+swa"]), Stop(), os.fsync
+
+    def ask(descriptor: int) -> None:
+        stop.requested = "SIGTERM"
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", ask)
+    with pytest.raises(Interrupted):
+        short_run.run(tmp_path, *overrides, stop=stop, minutes=0)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step:010d}.ckpt" for step in (1, 2)]
+    assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
+
+
+NOISE = {
+    "dropout": ("model=vgg16", "budget=1.5"),
+    "Shake-Shake": ("model=shakeshake26_2x64d", "model.depth=8", "model.width=8"),
+    "ShakeDrop": ("model=pyramidnet272_shakedrop", "model.depth=29", "model.alpha=16"),
+    "label noise": (*RESNET, "dataset.label_noise=0.4"),
+    "AutoAugment, Cutout and CutMix": (
+        *(*RESNET, "augmentation.autoaugment=true", "augmentation.cutout=8", "augmentation.cutmix=0.5"),
+    ),
+    "held-out images": (*RESNET, "dataset.validation=10"),
+}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_whatever_is_random_resumes_exactly(noise: str, tmp_path: Path) -> None:
+    overrides = (*METHODS["sam+swa"], "budget=2", *NOISE[noise])
+    short_run.stopped(tmp_path, *overrides, kind=Kind.TRAIN, number=7)
+    assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
+
+
+def test_a_run_resumed_at_every_single_step_ends_alike(tmp_path: Path) -> None:
+    overrides, ended = (*RESNET, *METHODS["asam+fge"]), None
+    for _ in range(12):
+        stop = Stop()
+        removed = short_run.at_pass(Kind.TRAIN, 2, lambda stop=stop: setattr(stop, "requested", "SIGTERM"))
+        try:
+            ended = short_run.run(tmp_path, *overrides, stop=stop)
+        except Interrupted:
+            continue
+        finally:
+            removed.remove()
+    ended = ended or short_run.run(tmp_path, *overrides)
+    assert differences(outcome(ended), undisturbed(*overrides)) == []
+
+
+def test_a_forgotten_piece_of_state_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison above can fail: here the momentum is lost."""
+    overrides = (*RESNET, *METHODS["sgd"])
+    short_run.stopped(tmp_path, *overrides, kind=Kind.TRAIN, number=7)
+    load = Training.load_state_dict
+
+    def forget(self: Training, state: dict[str, Any]) -> None:
+        load(self, state)
+        self.parts.step.optimizer.state.clear()
+
+    monkeypatch.setattr(Training, "load_state_dict", forget)
+    found = differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides))
+    assert any(place.startswith("/model") for place in found)

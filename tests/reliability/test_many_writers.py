@@ -1,0 +1,124 @@
+"""Many processes on one results folder at the same time, with tables made of it meanwhile."""
+
+import io
+import os
+import signal
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import folders, result, same_outcome
+from forked import ended, forked, one_run, until, values_of
+
+from broadopt import results
+from broadopt.execute import execute
+from broadopt.preempt import Stop
+from broadopt.tables import main as table
+
+SEEDS = range(1, 5)
+
+
+def sweep(runs: list[dict[str, Any]], cwd: Path) -> Any:
+    """Every run in turn, in the folder `cwd`, as one process of many that were given the same sweep."""
+
+    def work() -> None:
+        os.chdir(cwd)
+        for values in runs:
+            with Stop() as stop:
+                execute(values, stop)
+
+    return work
+
+
+def tables_until(ended: Path, cwd: Path) -> Any:
+    """Read all results, and make a table, again and again until the file `ended` is there; prints how often."""
+
+    def work() -> None:
+        os.chdir(cwd)
+        count = 0
+        while not ended.exists():
+            found, problems = results.read_all(cwd / "results")
+            assert problems == [], problems
+            assert all(one["state"] == "finished" for one in found)
+            sys.argv = ["broadopt-table", "runs", "--strict"]
+            with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as end:
+                table()
+            assert end.value.code == 0
+            count += 1
+        print(f"tables: {count}")
+
+    return work
+
+
+def share(writers: int, readers: int, cwd: Path) -> None:
+    runs = [values_of(f"method={method}", "budget=0.3", f"seed={seed}") for method in ("sgd", "sam") for seed in SEEDS]
+    (cwd / "results" / "runs").mkdir(parents=True)
+    done = cwd / "done"
+    tables = [forked(tables_until(done, cwd), cwd / f"table{i}.txt") for i in range(readers)]
+    children = [forked(sweep(runs, cwd), cwd / f"writer{i}.txt") for i in range(writers)]
+    codes = [ended(child) for child in children]
+    done.touch()
+    told = [(cwd / f"writer{i}.txt").read_text() for i in range(writers)]
+    assert codes == [0] * writers, told
+    assert [ended(child) for child in tables] == [0] * readers, [
+        (cwd / f"table{i}.txt").read_text() for i in range(readers)
+    ]
+    assert all("tables: 0" not in (cwd / f"table{i}.txt").read_text() for i in range(readers))
+    assert sum(text.count("\nfinished: ") for text in told) == len(runs)  # each was trained once
+    assert sum(text.count("finished: ") + text.count("left to it") for text in told) == writers * len(runs)
+    assert [result(folder)["state"] for folder in folders(cwd)] == ["finished"] * len(runs)
+
+
+def test_processes_of_one_sweep_share_it_and_tables_never_see_half_a_result(tmp_path: Path) -> None:
+    share(6, 2, tmp_path)
+
+
+@pytest.mark.long
+def test_thirty_two_processes_share_a_sweep_while_four_make_tables(tmp_path: Path) -> None:
+    share(32, 4, tmp_path)
+
+
+def test_a_writer_that_was_killed_is_no_obstacle_to_one_that_waits(tmp_path: Path) -> None:
+    values = values_of("method=sam", "budget=3", "wait=true")
+    first = forked(one_run(values, tmp_path), tmp_path / "first.txt")
+    until(lambda: list(tmp_path.rglob("checkpoint-*.ckpt")))
+    second = forked(one_run(values, tmp_path), tmp_path / "second.txt")
+    until(lambda: "waiting for it to end" in (tmp_path / "second.txt").read_text())
+    os.kill(first, signal.SIGKILL)
+    assert ended(first) == -signal.SIGKILL
+    assert ended(second) == 0
+    assert "going on from" in (tmp_path / "second.txt").read_text()
+    (folder,) = folders(tmp_path)
+    (tmp_path / "alone").mkdir()
+    assert ended(forked(one_run(values, tmp_path / "alone"), tmp_path / "alone.txt")) == 0
+    assert same_outcome(folder, *folders(tmp_path / "alone"))
+
+
+def test_a_signal_ends_the_wait_for_another_process(tmp_path: Path) -> None:
+    values = values_of("method=sam", "budget=30", "wait=true")
+    first = forked(one_run(values, tmp_path), tmp_path / "first.txt")
+    until(lambda: list(tmp_path.rglob("checkpoint-*.ckpt")))
+    second = forked(one_run(values, tmp_path), tmp_path / "second.txt")
+    until(lambda: "waiting for it to end" in (tmp_path / "second.txt").read_text())
+    for child, output in ((second, "second.txt"), (first, "first.txt")):
+        os.kill(child, signal.SIGUSR2)
+        assert ended(child) == 70
+        assert "broadopt.errors.Interrupted: SIGUSR2" in (tmp_path / output).read_text()
+
+
+def test_of_many_that_find_a_result_edited_one_sets_it_aside(tmp_path: Path) -> None:
+    values = values_of("method=sgd", "budget=0.3")
+    assert ended(forked(one_run(values, tmp_path), tmp_path / "first.txt")) == 0
+    (folder,) = folders(tmp_path)
+    before = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(before.replace('"seed": 1', '"seed": 2', 1))
+    children = [forked(one_run(values | {"wait": True}, tmp_path), tmp_path / f"{i}.txt") for i in range(6)]
+    assert [ended(child) for child in children] == [0] * 6
+    aside = sorted(path.name for path in folder.glob("result.*.json"))
+    assert len(aside) == 1
+    assert (folder / aside[0]).read_text() == before.replace('"seed": 1', '"seed": 2', 1)
+    told = [(tmp_path / f"{i}.txt").read_text() for i in range(6)]
+    assert sum("it is set aside" in text for text in told) == 1
+    assert sum("\nfinished: " in text for text in told) == 1
