@@ -1,7 +1,8 @@
 """A user's own network, found through PYTHONPATH and --config-dir: small, with BN and dropout.
 
 With HALT="train 20" (or "test 1") in the environment the process stands still in its 20th training pass (its first
-test pass): it makes the file HALT_FILE and goes on when that is removed, so that a test acts at an exact moment.
+test pass), with "init 1" when it makes the network: it makes the file HALT_FILE and goes on when that is removed, so
+that a test acts at an exact moment. With HUNGRY="train 20" it asks for more memory than there is.
 """
 
 import os
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 passes: Counter[str] = Counter()
@@ -19,15 +21,13 @@ class Small(nn.Module):
 
     def __init__(self, *, num_classes: int, batch_norm: bool) -> None:
         super().__init__()
+        moment("init")
         norm = nn.BatchNorm2d(8) if batch_norm else nn.Identity()
         self.features = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), norm, nn.ReLU(), nn.Dropout(0.1))
         self.linear = nn.Linear(8 * 8 * 8, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        kind = "train" if self.training else "test"
-        passes[kind] += 1
-        if os.environ.get("HALT") == f"{kind} {passes[kind]}":
-            stand_still(Path(os.environ["HALT_FILE"]))
+        moment("train" if self.training else "test")
         return self.linear(self.features(images).flatten(1))
 
 
@@ -36,6 +36,15 @@ class Broken(Small):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.flatten(1))
+
+
+def moment(kind: str) -> None:
+    """A pass of `kind` begins."""
+    passes[kind] += 1
+    if os.environ.get("HALT") == f"{kind} {passes[kind]}":
+        stand_still(Path(os.environ["HALT_FILE"]))
+    if os.environ.get("HUNGRY") == f"{kind} {passes[kind]}":
+        torch.empty(1 << 50)
 
 
 def stand_still(file: Path) -> None:
