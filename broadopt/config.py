@@ -92,6 +92,7 @@ RULES = {
     "wait": _flag(),
     "plan": _flag(),
     "checkpoint.minutes": _number(0, "a number of minutes >= 0"),
+    "checkpoint.predictor": _flag(),
     "dataset.name": _name(),
     "model.name": _name(),
     "method": _name(),
@@ -126,7 +127,11 @@ RULES = {
     "schedule.low": _number(0, "a number >= 0", optional=True),
     "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
 }
-CLOSED = {"checkpoint": ("minutes",), "method": ("name", "step", "collect"), "protocol": ("name", "networks", "recipe")}
+CLOSED = {
+    "checkpoint": ("minutes", "predictor"),
+    "method": ("name", "step", "collect"),
+    "protocol": ("name", "networks", "recipe"),
+}
 """Groups whose keys are these and no others; what the other groups' keys may be is known to their targets."""
 
 GROUPS = ("dataset", "model", "step", "collect", "schedule", "augmentation", "protocol", "method", "checkpoint")

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from broadopt import checkpoint, config, distributed, heartbeat, results
+from broadopt import checkpoint, config, distributed, heartbeat, predictor, results
 from broadopt.build import build, instantiated, without
 from broadopt.device import choose_device, choose_precision, device_name, environment, peak_memory, set_flags
 from broadopt.errors import InputError, Interrupted, RunFailed
@@ -38,6 +38,8 @@ def execute(values: dict[str, Any], stop: Stop) -> None:
                 remove(leftovers(folder) if alone else [])
         return
     parts = build(values, precision, dataset, device, processes)
+    if values["checkpoint"]["predictor"] and parts.collector.is_ensemble:
+        raise InputError(f"checkpoint.predictor=true: {record['method']} reports an ensemble, which is not one network")
     if not processes.is_first:
         if processes.from_first(False):
             train(parts, values, record, folder, stop, None)
@@ -129,6 +131,10 @@ def train(
         )
         conclude(folder, training, record, "failed", reason)
         raise RunFailed(reason) from error
+    if values["checkpoint"]["predictor"]:
+        network = training.network()
+        if first:
+            predictor.save(folder, network, classes=parts.data.num_classes, identity=identity)
     result = conclude(folder, training, record, "finished")
     if not first:
         return

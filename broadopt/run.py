@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from broadopt import config
 from broadopt.command_line import expand_glob, options_first
 from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.messages import one_line
+from broadopt.repeat import repeated
 
 
 def main() -> None:
@@ -28,6 +30,9 @@ def main() -> None:
     config.register_resolvers()
     session = Session()
     try:
+        if any(argument.startswith("repeat=") for argument in sys.argv[1:]):
+            session.carry_out(lambda: repeated(sys.argv[1:]), [], sweep=False)
+            return session.conclude()
         sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
         hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(session.task)()
     except (Interrupted, KeyboardInterrupt) as signal:  # the latter: before the first run or between two of a sweep
@@ -69,14 +74,25 @@ class Session:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from broadopt.preempt import Stop
-
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        self.carry_out(lambda: config.plain(composed), overrides, sweep=sweep, composed=composed)
+
+    def carry_out(
+        self,
+        checked: Callable[[], dict[str, Any]],
+        overrides: list[str],
+        *,
+        sweep: bool,
+        composed: DictConfig | None = None,
+    ) -> None:
+        """Carry out, or plan where it was `composed`, a run whose values `checked` gives; keep its failure."""
+        from broadopt.preempt import Stop
+
         with Stop() as stop:
             try:
-                values = config.plain(composed)
-                if values["plan"]:
+                values = checked()
+                if values["plan"] and composed is not None:
                     self.planned.append(show_plan(composed, values, overrides, brief=sweep))
                 else:
                     from broadopt.execute import execute  # imports torch: --help answers without it

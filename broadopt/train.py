@@ -319,6 +319,10 @@ class Training:
         if self.parts.processes.count == 1:
             self.stop.check()
 
+    def network(self) -> nn.Module:
+        """What the finished run reports, where it is one network."""
+        return self.parts.collector.network(self.parts.model, self._reestimate)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs: tensors and plain values."""
         parts = self.parts

@@ -17,6 +17,9 @@ class Collector(Protocol):
     training.
     """
 
+    is_ensemble: bool
+    """Whether it predicts with more than one network."""
+
     def moments(self, budget: float) -> list[float]:
         """When `collect` is due, in epochs, ascending, for a budget in epochs."""
         ...
@@ -29,6 +32,10 @@ class Collector(Protocol):
 
     def collect(self, model: nn.Module, predict: Predict) -> None:
         """Take in the weights as they are now."""
+        ...
+
+    def network(self, model: nn.Module, reestimate: Reestimate) -> nn.Module:
+        """The network that predicts what the run reports; not called where `is_ensemble`."""
         ...
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
@@ -54,6 +61,7 @@ class Collector(Protocol):
 class Nothing:
     """Only the last weights are evaluated."""
 
+    is_ensemble = False
     members = 0
 
     def moments(self, budget: float) -> list[float]:
@@ -66,6 +74,10 @@ class Nothing:
 
     def collect(self, model: nn.Module, predict: Predict) -> None:
         """Never called."""
+
+    def network(self, model: nn.Module, reestimate: Reestimate) -> nn.Module:
+        """The last weights."""
+        return model
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
         """Never called."""

@@ -21,6 +21,8 @@ class SnapshotEnsemble:
     members need no more memory.
     """
 
+    is_ensemble = True
+
     def __init__(self, *, start: float, cycle: float) -> None:
         if not 0 <= start < 1:
             raise InputError(f"collect.start={start}: expected a share of the budget from 0 to below 1")
@@ -50,6 +52,10 @@ class SnapshotEnsemble:
             else outputs
         )
         self.members += 1
+
+    def network(self, model: nn.Module, reestimate: Reestimate | None = None) -> nn.Module:
+        """Never called: the members' outputs are kept, not their weights."""
+        raise NotImplementedError
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate | None = None) -> dict[str, Tensor]:
         """The logarithm of the members' mean probabilities."""

@@ -21,6 +21,8 @@ class WeightAverage:
     leaves the training as it is.
     """
 
+    is_ensemble = False
+
     def __init__(self, *, start: float, cycle: float | None = None, budgets: Sequence[float] = (1, 1.25, 1.5)) -> None:
         if not budgets or any(not 0 < value < math.inf for value in budgets) or list(budgets) != sorted(set(budgets)):
             raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0 in ascending order")
@@ -58,7 +60,7 @@ class WeightAverage:
             torch._foreach_lerp_(self.average, weights, 1 / (self.members + 1))
         self.members += 1
 
-    def averaged(self, model: nn.Module, reestimate: Reestimate) -> nn.Module:
+    def network(self, model: nn.Module, reestimate: Reestimate) -> nn.Module:
         """A copy of `model` with the averaged weights and with BN statistics of its own."""
         copy = deepcopy(model)
         with torch.no_grad():
@@ -68,7 +70,7 @@ class WeightAverage:
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
         """The averaged network's log-probabilities."""
-        return predict(self.averaged(model, reestimate))
+        return predict(self.network(model, reestimate))
 
     def state_dict(self) -> dict[str, Any]:
         """The mean and the number of weights in it."""

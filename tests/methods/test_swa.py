@@ -62,7 +62,7 @@ def test_only_parameters_are_averaged() -> None:
             model.bn.num_batches_tracked.fill_(int(value))
         average.collect(model, no_prediction)
     assert len(average.average) == len(list(model.parameters()))
-    averaged = average.averaged(model, no_statistics)
+    averaged = average.network(model, no_statistics)
     assert averaged.bn.running_mean.tolist() == [3.0] * 4  # the pattern's, until they are re-estimated
     assert averaged.bn.num_batches_tracked.item() == 3
 
@@ -230,7 +230,7 @@ def test_average_keeps_the_dtype_and_memory_format_of_the_weights() -> None:
     average = WeightAverage(start=0.5)
     for _ in range(2):
         average.collect(model, no_prediction)
-    averaged = average.averaged(model, no_statistics)
+    averaged = average.network(model, no_statistics)
     assert averaged.features[0].weight.dtype == torch.float32
     assert averaged.features[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(map(torch.equal, averaged.parameters(), model.parameters()))

@@ -1,0 +1,130 @@
+"""What a finished run leaves is enough to make it anew, and to use its network."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from command import SMALL, folders, history, result, run, same_outcome
+from safetensors import safe_open
+from torch import nn
+
+from broadopt.datasets import digits
+from broadopt.errors import InputError
+from broadopt.predictor import load
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+QUICK = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=1", "collect.budgets=[1]")
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run that left its network: SAM with SWA, ResNet-8."""
+    cwd = tmp_path_factory.mktemp("left")
+    done = run(*QUICK, "method=sam", "collect=swa", "checkpoint.predictor=true", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(cwd)
+    return folder
+
+
+def test_a_run_is_repeated_bit_for_bit_from_its_folder(left: Path, tmp_path: Path) -> None:
+    done = run(f"repeat={left}", "checkpoint.predictor=false", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    assert folder.name == left.name
+    assert same_outcome(folder, left)
+    assert not (folder / "predictor.safetensors").exists()
+
+
+def test_another_seed_may_be_given(left: Path, tmp_path: Path) -> None:
+    done = run(f"repeat={left}", "seed=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    config, expected = result(folder)["config"], result(left)["config"]
+    assert config == expected | {"seed": 5}
+    assert history(folder) != history(left)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("repeat=nowhere",), "repeat=nowhere: expected a run folder, one with a config.yaml"),
+        (("repeat=LEFT", "lr=0.2"), "lr: a repeated run keeps its recipe"),
+        (("repeat=LEFT", "model=vgg16"), "model: a repeated run keeps its recipe"),
+        (("repeat=LEFT", "resultsdir=x"), 'a repeated run keeps its recipe; did you mean "results_dir"?'),
+        (("repeat=LEFT", "seed=one"), 'seed="one": expected a whole number'),
+        (("repeat=LEFT", "-m"), "-m: expected KEY=VALUE"),
+        (("repeat=LEFT", "repeat=LEFT"), "expected one run folder, found 2"),
+        (("repeat=LEFT", "data_dir={"), "data_dir={: "),
+    ],
+)
+def test_what_cannot_be_repeated_is_one_line(
+    arguments: tuple[str, ...], expected: str, left: Path, tmp_path: Path
+) -> None:
+    done = run(*(argument.replace("LEFT", str(left)) for argument in arguments), cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert expected in line
+    assert not folders(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "3", "seed: 1", "seed: ${oops", "\x00"])
+def test_a_config_that_is_none_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    done = run(f"repeat={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert str(tmp_path / "config.yaml") in line
+
+
+def test_the_network_that_is_left_gives_the_accuracy_of_the_result(left: Path) -> None:
+    """By the three lines of the README."""
+    code = re.search(r"```python\n(from broadopt.predictor.*?)```", README, flags=re.DOTALL)
+    assert code is not None
+    images = digits().test.pixels.float() / 255
+    namespace: dict = {"images": images}
+    with torch.no_grad():
+        exec(re.sub(r'load\(".*?"\)', f"load({str(left)!r})", code[1]), namespace)
+    assert not namespace["network"].training
+    accuracy = 100 * (namespace["logits"].argmax(dim=1) == digits().test.labels).double().mean()
+    assert float(accuracy) == pytest.approx(result(left)["metrics"]["collected"]["1"]["test_accuracy"], abs=1e-9)
+    assert len([line for line in code[1].splitlines() if line]) == 3
+
+
+def test_the_file_names_the_run_that_it_belongs_to(left: Path) -> None:
+    with safe_open(left / "predictor.safetensors", framework="pt") as file:
+        assert file.metadata() == {"classes": "10", "identity": result(left)["identity"]}
+
+
+def test_the_last_weights_are_left_by_a_run_without_a_collector(tmp_path: Path) -> None:
+    done = run(*SMALL, "budget=1", "checkpoint.predictor=true", "dataset.validation=100", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    import sys
+
+    from command import OWN
+
+    sys.path.append(str(OWN))
+    network = load(folder)
+    assert isinstance(network, nn.Module)
+    with torch.no_grad():
+        hits = network(digits().test.pixels.float() / 255).argmax(dim=1) == digits().test.labels
+    assert 100 * float(hits.double().mean()) == pytest.approx(result(folder)["metrics"]["last"]["test_accuracy"])
+
+
+def test_an_ensemble_is_not_one_network(tmp_path: Path) -> None:
+    done = run(*SMALL, "method=fge", "checkpoint.predictor=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "broadopt-run: checkpoint.predictor=true: fge reports an ensemble, which is not one network\n"
+    )
+
+
+def test_a_folder_without_a_network_or_with_a_damaged_one_is_named(left: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected config.yaml and predictor.safetensors"):
+        load(tmp_path)
+    for name in ("config.yaml", "predictor.safetensors"):
+        (tmp_path / name).write_bytes((left / name).read_bytes())
+    (tmp_path / "predictor.safetensors").write_bytes((left / "predictor.safetensors").read_bytes()[:-100])
+    with pytest.raises(InputError, match=str(tmp_path / "predictor.safetensors")):
+        load(tmp_path)
