@@ -28,6 +28,15 @@ def options_first(arguments: list[str]) -> list[str]:
     return [argument for argument in arguments if argument not in overrides] + overrides
 
 
+def is_sweep(arguments: list[str]) -> bool:
+    """Whether the command line is one that carries out a sweep, not one that shows something."""
+    from hydra._internal.utils import get_args_parser
+
+    found = get_args_parser().parse_known_args(arguments)[0]
+    shows = (found.help, found.hydra_help, found.cfg, found.info, found.shell_completion)
+    return bool(found.multirun) and not any(shows)
+
+
 def expand_glob(argument: str) -> str:
     """`experiment=glob(table3/*)` as a list of its choices: Hydra's own glob does not look into folders. Raises
     InputError for none.

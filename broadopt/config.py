@@ -99,6 +99,7 @@ RULES = {
     "dataset.label_noise": _number(0, "a share from 0 to 1", high=1),
     "dataset.validation": Rule(int, lambda value: value >= 0, "a whole number of images >= 0"),
     "dataset.verify": _flag(),
+    "dataset.path": Rule(str, bool, "a folder"),
     "augmentation.pad": Rule(int, lambda value: value >= 0, "a whole number of pixels >= 0"),
     "augmentation.flip": _flag(),
     "augmentation.autoaugment": _flag(),
@@ -248,6 +249,10 @@ def _reason(error: OmegaConfBaseException) -> str:
 def _method_name(method: Mapping[str, str]) -> str:
     step, collect = _choices()["step"], _choices()["collect"]
     if (step, collect) == (method["step"], method["collect"]):
+        if method["name"] != _choices()["method"] and method["name"] in options("method"):
+            raise InputError(
+                f"method.name={method['name']}: that is another method; this run is {_choices()['method']}"
+            )
         return method["name"]
     if collect == "none":
         return step

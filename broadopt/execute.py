@@ -116,7 +116,7 @@ def train(
 
     try:
         training.run(save, minutes=values["checkpoint"]["minutes"])
-    except Interrupted:
+    except (Interrupted, BrokenPipeError):
         conclude(folder, training, record, "interrupted")
         raise
     except Exception as error:

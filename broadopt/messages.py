@@ -22,7 +22,12 @@ from broadopt.errors import InputError, nearest
 def one_line(error: BaseException, arguments: list[str]) -> str | None:
     """What a user is told of `error` raised for the command line `arguments`; None where it is not about the input."""
     line = _line(error, arguments)
-    return None if line is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return None if line is None else printable(line)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, each character that cannot be printed as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _line(error: BaseException, arguments: list[str]) -> str | None:

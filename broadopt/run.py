@@ -10,10 +10,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from broadopt import config
-from broadopt.command_line import expand_glob, options_first
+from broadopt import __version__, config
+from broadopt.command_line import expand_glob, is_sweep, options_first
 from broadopt.errors import InputError, Interrupted, RunFailed
-from broadopt.messages import one_line
+from broadopt.messages import one_line, printable
 from broadopt.repeat import repeated
 
 
@@ -30,16 +30,21 @@ def main() -> None:
     config.register_resolvers()
     session = Session()
     try:
+        if "--version" in sys.argv[1:]:
+            print(f"broadopt {__version__}")
+            return
         if any(argument.startswith("repeat=") for argument in sys.argv[1:]):
             session.carry_out(lambda: repeated(sys.argv[1:]), [], sweep=False)
             return session.conclude()
         sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
         hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(session.task)()
+        if session.runs == 0 and is_sweep(sys.argv[1:]):
+            raise InputError("-m: the sweep has no runs; expected one value at least of each key")
     except (Interrupted, KeyboardInterrupt) as signal:  # the latter: before the first run or between two of a sweep
         leave(f"stopped by {str(signal) or 'SIGINT'}: run the same command to go on", 75)
     except BrokenPipeError:  # the reader of the output, head for example, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(75)
     except Exception as error:
         line = one_line(error, sys.argv[1:])
         if line is None:
@@ -66,6 +71,7 @@ class Session:
     sweep.
     """
 
+    runs: int = 0
     failed: list[tuple[str, InputError | RunFailed]] = field(default_factory=list)
     planned: list[float] = field(default_factory=list)
 
@@ -89,6 +95,7 @@ class Session:
         """Carry out, or plan where it was `composed`, a run whose values `checked` gives; keep its failure."""
         from broadopt.preempt import Stop
 
+        self.runs += 1
         with Stop() as stop:
             try:
                 values = checked()
@@ -109,9 +116,10 @@ class Session:
 
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> None:
         """Keep a failure for the end; said at once as well in a sweep, which goes on."""
+        where = printable(" ".join(overrides)) if sweep else ""
         if sweep:
-            print(f"broadopt-run: {' '.join(overrides)}: {error}", file=sys.stderr, flush=True)
-        self.failed.append((" ".join(overrides) if sweep else "", error))
+            print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)
+        self.failed.append((where, error))
 
     def conclude(self) -> None:
         """Sum a planned sweep up; exit where a run failed, naming it."""
@@ -122,7 +130,7 @@ class Session:
         if not self.failed:
             return
         code = 2 if all(isinstance(error, InputError) for _, error in self.failed) else 1
-        lines = [f"{overrides}: {error}" if overrides else str(error) for overrides, error in self.failed]
+        lines = [f"{where}: " * bool(where) + printable(str(error)) for where, error in self.failed]
         if not self.failed[0][0]:
             leave(lines[0], code)
         leave("\n  ".join([f"{len(lines)} of the sweep's runs failed:", *lines]), code)

@@ -156,7 +156,7 @@ class Training:
                         saved = began = time.monotonic()
                     if self.progress.step == self.total_steps:
                         break
-        except Interrupted:
+        except (Interrupted, BrokenPipeError):  # the latter: the reader of the output, head for example, has left
             save()
             raise
         finally:

@@ -28,7 +28,10 @@ OF_THE_CONFIG = {
     ("--mulitrun",): 'unknown option --mulitrun; did you mean "--multirun"?',
     ("--config-dir",): "expected one argument",
     ("--config-dir", "nowhere"): "nowhere' not found",
+    ("-m", "seed=range(0)"): "-m: the sweep has no runs",
+    ("repeat=\r",): r"repeat=\r: expected a run folder",
     # choices
+    ("method.name=sam",): "method.name=sam: that is another method; this run is sgd",
     (
         "dataset=cifar11",
     ): 'dataset=cifar11: expected one of cifar10, cifar100, digits, image_folder; did you mean "cifar10"?',
@@ -45,6 +48,8 @@ OF_THE_CONFIG = {
     ): "experiment=glob(table4/*): no experiment matches; expected some of quickstart, ",
     ("-m", "method=sgd,asma"): 'method=asma: expected one of asam, fge, sam, sgd, swa; did you mean "asam"?',
     # types and ranges
+    ("method=fge", "collect.cycle=null"): "collect.cycle=null: expected a share of the budget above 0",
+    ("dataset=image_folder", "dataset.path=null"): "dataset.path=null: expected a folder",
     ("lr=abc",): 'lr="abc": expected a number > 0',
     ("lr=",): 'lr="": expected a number > 0',
     ("lr=0",): "lr=0: expected a number > 0",

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from command import BIN, SMALL, folders, result, run
 
+import broadopt
 from broadopt.config import config_dir
 
 GROUPS = (
@@ -116,3 +117,8 @@ def test_the_config_of_a_run_is_shown_without_running_it(tmp_path: Path) -> None
     shown = yaml.safe_load(process.stdout)
     assert (shown["lr"], shown["budget"], shown["step"]["rho"]) == (0.1, 200, 1.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_broadopts() -> None:
+    done = subprocess.run([BIN / "broadopt-run", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"broadopt {broadopt.__version__}\n"

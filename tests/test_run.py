@@ -120,3 +120,17 @@ def test_of_two_processes_on_one_run_one_trains_and_the_other_leaves_it_or_waits
     assert outcome_of_waiting.returncode == 0
     assert outcome_of_waiting.stdout.startswith("already finished: ")
     assert folders(tmp_path) == [folder]
+
+
+def test_a_reader_that_leaves_interrupts_the_run_which_goes_on_bit_for_bit(five_runs: Sweep, tmp_path: Path) -> None:
+    process = start(*SMALL, "method=asam", "budget=2", cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 75
+    (folder,) = folders(tmp_path)
+    assert result(folder)["state"] == "interrupted"
+    again = run(*SMALL, "method=asam", "budget=2", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "going on from" in again.stderr
+    assert same_outcome(folder, five_runs.folders["asam"])

@@ -23,13 +23,12 @@ class SnapshotEnsemble:
 
     is_ensemble = True
 
-    def __init__(self, *, start: float, cycle: float) -> None:
+    def __init__(self, *, start: float, cycle: float | None) -> None:
         if not 0 <= start < 1:
             raise InputError(f"collect.start={start}: expected a share of the budget from 0 to below 1")
-        if not 0 < cycle <= 1 - start + 1e-9:
-            raise InputError(
-                f"collect.cycle={cycle}: expected a share of the budget above 0, at most {1 - start:g} (1 - start)"
-            )
+        if cycle is None or not 0 < cycle <= 1 - start + 1e-9:
+            found, most = "null" if cycle is None else cycle, f"{1 - start:g} (1 - start)"
+            raise InputError(f"collect.cycle={found}: expected a share of the budget above 0, at most {most}")
         self.start, self.cycle = start, cycle
         self.members = 0
         self.total: dict[str, Tensor] = {}

@@ -54,7 +54,7 @@ def test_a_weight_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) 
     def poison() -> None:
         (model,) = poisoned
         with torch.no_grad():
-            next(model.parameters())[0, 0, 0, 0] = float("nan")
+            next(model.parameters()).data[0, 0, 0, 0] = float("nan")
 
     start = Training.__init__
 
