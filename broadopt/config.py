@@ -249,10 +249,9 @@ def _reason(error: OmegaConfBaseException) -> str:
 def _method_name(method: Mapping[str, str]) -> str:
     step, collect = _choices()["step"], _choices()["collect"]
     if (step, collect) == (method["step"], method["collect"]):
-        if method["name"] != _choices()["method"] and method["name"] in options("method"):
-            raise InputError(
-                f"method.name={method['name']}: that is another method; this run is {_choices()['method']}"
-            )
+        chosen = _choices().get("method")
+        if method["name"] != chosen and method["name"] in options("method"):
+            raise InputError(f"method.name={method['name']}: that is another method; this run is {chosen}")
         return method["name"]
     if collect == "none":
         return step
