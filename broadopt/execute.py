@@ -1,6 +1,7 @@
 """One run, from its checked config to its result."""
 
 import logging
+import os
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,6 +101,7 @@ def train(
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
         (folder / "error.txt").unlink(missing_ok=True)
         remove(unfinished(folder))
+        link_output(folder)
     training = Training(parts, stop=stop, reporter=reporter())
     state = checkpoint.load(folder, identity=identity, device=parts.device) if first else None
     state = parts.processes.from_first(state, parts.device)
@@ -156,6 +158,14 @@ def remove(files: Iterable[Path]) -> None:
     """Remove files that may already be gone."""
     for file in files:
         file.unlink(missing_ok=True)
+
+
+def link_output(folder: Path) -> None:
+    """Where a launcher has sent what the run prints to a file, lay a link to it, output.txt, into the run's folder."""
+    link = folder / "output.txt"
+    link.unlink(missing_ok=True)
+    if "BROADOPT_OUTPUT" in os.environ:
+        link.symlink_to(os.path.relpath(os.environ["BROADOPT_OUTPUT"], folder))
 
 
 def conclude(

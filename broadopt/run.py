@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from broadopt import __version__, config
+from broadopt import __version__, config, launchers
 from broadopt.command_line import expand_glob, is_sweep, options_first
 from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.messages import one_line, printable
@@ -37,6 +37,7 @@ def main() -> None:
             session.carry_out(lambda: repeated(sys.argv[1:]), [], sweep=False)
             return session.conclude()
         sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
+        launchers.register()
         hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(session.task)()
         if session.runs == 0 and is_sweep(sys.argv[1:]):
             raise InputError("-m: the sweep has no runs; expected one value at least of each key")

@@ -1,0 +1,26 @@
+"""How the runs of a sweep are distributed: over a Slurm cluster, or over one machine's devices."""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from hydra.core.plugins import Plugins
+
+MODULE = "hydra_plugins.broadopt"
+"""Hydra takes plugins from modules below hydra_plugins alone. As no file of broadopt may lie there, in its top level,
+the module exists in memory only."""
+
+
+def register() -> None:
+    """Make `hydra/launcher=slurm` and `hydra/launcher=local` known to Hydra."""
+    from broadopt.launchers.local import LocalLauncher
+    from broadopt.launchers.slurm import SlurmLauncher
+
+    if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:
+        package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+        package.__path__ = []
+    module = sys.modules[MODULE] = ModuleType(MODULE)
+    for launcher in (LocalLauncher, SlurmLauncher):
+        launcher.__module__ = MODULE
+        setattr(module, launcher.__name__, launcher)
+        Plugins.instance().register(launcher)

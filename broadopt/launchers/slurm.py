@@ -1,0 +1,209 @@
+"""hydra/launcher=slurm: the runs of a sweep as one array job of a Slurm cluster.
+
+The job is a shell script that is kept and can be read: <results_dir>/slurm/<job>/job.sh carries out line k of
+commands.txt as task k, and writes <k>.out and, at the run's own end, its exit code to <k>.exit.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from broadopt.errors import InputError
+from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
+
+SCRIPT = """#!/bin/bash
+{options}
+# Carries out one line of commands.txt. Slurm sends {signal} ahead of a preemption and of the time limit: the run
+# saves its state and ends, and the job goes back into the queue. A run killed without it goes on from its checkpoint.
+cd {cwd} || exit 1
+folder={folder}
+task=$SLURM_ARRAY_TASK_ID
+export BROADOPT_OUTPUT=$folder/$task.out
+{setup}
+command=$(sed -n "$((task + 1))p" "$folder/commands.txt")
+asked=
+trap 'asked=yes; kill -{forwarded} "$run" 2>/dev/null' {signal}
+{prefix}bash -c "exec $command" &
+run=$!
+wait "$run"
+code=$?
+while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
+if [ -n "$asked" ] && [ "$code" != 0 ]; then
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$task" && exit 0
+fi
+case $code in 0|1|2) echo "$code" > "$folder/$task.exit";; esac
+exit "$code"
+"""
+
+
+class SlurmLauncher(SweepLauncher):
+    """One array job, one task a run.
+
+    partition, account, qos: as of sbatch. gpus, cpus, memory: of each run. hours: time limit of each start; a run that
+    needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long ahead of its end a run is told.
+    setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example. extra:
+    further options of sbatch. processes: of one run, by torchrun. wait: stay until all have ended, looking every `poll`
+    seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        partition: str | None,
+        account: str | None,
+        qos: str | None,
+        gpus: int,
+        cpus: int,
+        memory: str | None,
+        hours: float,
+        parallel: int,
+        signal_seconds: int,
+        setup: Sequence[str],
+        prefix: str,
+        extra: Sequence[str],
+        processes: int,
+        wait: bool,
+        poll: float,
+    ) -> None:
+        super().__init__()
+        self.resources = {"partition": partition, "account": account, "qos": qos, "mem": memory}
+        self.gpus, self.cpus, self.hours, self.parallel = gpus, cpus, hours, parallel
+        self.signal_seconds, self.setup_lines, self.prefix, self.extra = signal_seconds, list(setup), prefix, extra
+        self.processes, self.wait, self.poll = processes, wait, poll
+
+    def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
+        """Submit the runs that are in no queue yet; then wait for all of them."""
+        root = root.resolve()
+        queued = in_queue(root)
+        new = [one for one in planned if one.key not in queued]
+        tasks = {one.key: queued[one.key] for one in planned if one.key in queued}
+        if tasks:
+            jobs = ", ".join(sorted({task.folder.name for task in tasks.values()}))
+            print(f"in the queue already, and left there: {len(tasks)} runs (job {jobs})", flush=True)
+        if new:
+            folder = self._submit(new, root)
+            print(f"submitted: {len(new)} runs as job {folder.name}; what they print is in {folder}", flush=True)
+            tasks |= {one.key: Task(folder, place) for place, one in enumerate(new)}
+        if not self.wait:
+            return []
+        try:
+            self._wait_for(list(tasks.values()))
+        except KeyboardInterrupt:
+            print("the jobs go on without this command; give it again to see how they stand", flush=True)
+            raise
+        return [Ended(one, tasks[one.key].code(), tasks[one.key].output) for one in planned]
+
+    def _submit(self, planned: list[Planned], root: Path) -> Path:
+        """Write the job's folder and hand it to sbatch; the folder is then called by the job's number."""
+        (root / "slurm").mkdir(parents=True, exist_ok=True)
+        draft = root / "slurm" / f".draft-{os.getpid()}-{time.time_ns()}"
+        draft.mkdir()
+        commands = [quoted(one.command(processes=self.processes)) for one in planned]
+        (draft / "commands.txt").write_text("".join(f"{command}\n" for command in commands))
+        (draft / "keys.json").write_text(json.dumps([one.key for one in planned]))
+        # Held until the folder has its name: the script is told that by the job's own number.
+        (draft / "job.sh").write_text(self._script(root, len(planned)))
+        job = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh")).split(";")[0].strip()
+        folder = root / "slurm" / job
+        draft.rename(folder)
+        slurm("scontrol", "release", job)
+        return folder
+
+    def _script(self, root: Path, runs: int) -> str:
+        options = {
+            **self.resources,
+            "job-name": "broadopt",
+            "array": f"0-{runs - 1}%{self.parallel}",
+            "gres": f"gpu:{self.gpus}" if self.gpus else None,
+            "cpus-per-task": self.cpus,
+            "time": max(1, round(60 * self.hours)),
+            "signal": f"B:USR2@{self.signal_seconds}",
+            "open-mode": "append",
+            "output": f"{root}/slurm/%A/%a.out",
+        }
+        lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
+        return SCRIPT.format(
+            options="\n".join([*lines, "#SBATCH --requeue", *(f"#SBATCH {option}" for option in self.extra)]),
+            signal="USR2",
+            forwarded="TERM" if self.processes > 1 else "USR2",  # torchrun passes on TERM alone
+            cwd=shlex.quote(os.getcwd()),
+            folder=f"{shlex.quote(str(root))}/slurm/$SLURM_ARRAY_JOB_ID",
+            setup="\n".join([f"export OMP_NUM_THREADS={max(1, self.cpus // self.processes)}", *self.setup_lines]),
+            prefix=f"{self.prefix} " if self.prefix else "",
+        )
+
+    def _wait_for(self, tasks: list["Task"]) -> None:
+        """Until none of the tasks is in the queue any more; each change is a line."""
+        told = ""
+        while True:
+            states = queue()
+            here = [states[task.name] for task in tasks if task.name in states]
+            counts = Counter(state.lower() for state in here)
+            ended = len(tasks) - len(here)
+            line = ", ".join(
+                [f"{ended} of {len(tasks)} ended", *(f"{n} {state}" for state, n in sorted(counts.items()))]
+            )
+            if line != told:
+                print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+                told = line
+            if not here:
+                return
+            time.sleep(self.poll)
+
+
+class Task:
+    """Task number `place` of the array job whose folder this is."""
+
+    def __init__(self, folder: Path, place: int) -> None:
+        self.folder, self.place = folder, place
+        self.name, self.output = f"{folder.name}_{place}", folder / f"{place}.out"
+
+    def code(self) -> int | None:
+        """The exit code of its run; None where it was cancelled or lost."""
+        try:
+            return int((self.folder / f"{self.place}.exit").read_text())
+        except FileNotFoundError:
+            return None
+
+
+def in_queue(root: Path) -> dict[str, Task]:
+    """The tasks of earlier jobs below `root` that are in the queue, by the keys of their runs."""
+    states = queue()
+    found = {}
+    for path in (root / "slurm").glob("*/keys.json"):
+        for place, key in enumerate(json.loads(path.read_text())):
+            task = Task(path.parent, place)
+            if task.name in states:
+                found[key] = task
+    return found
+
+
+def queue() -> dict[str, str]:
+    """The state of every array task of this user that has not ended, by JOB_TASK."""
+    lines = slurm("squeue", "--me", "--noheader", "--array", "--format=%F_%K %T").splitlines()
+    return dict(re.findall(r"^(\d+_\d+) (\w+)$", "\n".join(line.strip() for line in lines), flags=re.MULTILINE))
+
+
+def slurm(*words: str, attempts: int = 30) -> str:
+    """What a Slurm command prints. A controller that does not answer is asked again for a minute.
+
+    Raises InputError where there is no such command, or what it says where it refuses.
+    """
+    for attempt in range(attempts):
+        try:
+            done: Any = subprocess.run(words, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise InputError(f"hydra/launcher=slurm: there is no command {words[0]} on this machine") from error
+        if done.returncode == 0:
+            return str(done.stdout)
+        if not re.search(r"[Uu]nable to contact|Connection refused|timed out", done.stderr) or attempt == attempts - 1:
+            break
+        time.sleep(2)
+    raise InputError(f"hydra/launcher=slurm: {words[0]}: {' '.join(done.stderr.split())}")

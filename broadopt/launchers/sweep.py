@@ -1,0 +1,132 @@
+"""What both launchers share: which runs of a sweep are left to do, as commands, and how their ends are told."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig
+
+from broadopt import config, heartbeat, results
+from broadopt.errors import InputError, Interrupted, RunFailed
+
+NEVER = ("precision", "fingerprint", "processes")
+"""Keys of a recorded config that are known only where the run is carried out."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep."""
+
+    overrides: tuple[str, ...]
+    key: str
+    """The same for runs of one recipe and seed, whatever device and data they meet."""
+
+    def command(self, *, processes: int = 1) -> list[str]:
+        """The words that carry it out alone, on `processes` devices of one machine."""
+        starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
+        return [sys.executable, *starter, "-m", "broadopt.run", *own_folder(sys.argv[1:]), *self.overrides]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What has become of a run that was carried out elsewhere: its exit code, and where its output is."""
+
+    planned: Planned
+    code: int | None
+    """None where it has not come to an end of its own."""
+    output: Path
+
+    def line(self) -> str:
+        """The last line that it wrote on stderr or stdout."""
+        text = self.output.read_text(errors="replace") if self.output.exists() else ""
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"{lines[-1].removeprefix('broadopt-run: ')} (see {self.output})" if lines else f"see {self.output}"
+
+
+class SweepLauncher(BasicLauncher):
+    """Carries out `launch_elsewhere`; what only shows something (plan=true) is done here, one after the other."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """One run for each of `job_overrides`; those that are finished, or running anywhere, are left out."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        load = self.hydra_context.config_loader.load_sweep_config
+        values, planned = [], []
+        for overrides in job_overrides:
+            values.append(_checked(load(self.config, list(overrides))))
+            planned.append(Planned(tuple(overrides), key(config.recorded(values[-1], precision="", fingerprint=None))))
+        if any(one["plan"] for one in values):
+            return super().launch(job_overrides, initial_job_idx)
+        session: Any = getattr(self.task_function, "__self__", None)
+        session.runs += len(planned)
+        root = Path(values[0]["results_dir"])
+        finished, running = known(root)
+        for one in planned:
+            if one.key in finished or one.key in running:
+                state = "already finished" if one.key in finished else "running already"
+                print(f"{state}: {' '.join(one.overrides)}", flush=True)
+        left = [one for one in planned if one.key not in finished and one.key not in running]
+        self.tell(session, self.launch_elsewhere(left, root) if left else [])
+        return []
+
+    def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
+        """Carry out runs whose results go below `root`; returns those that have ended."""
+        raise NotImplementedError
+
+    def tell(self, session: Any, ended: Iterable[Ended]) -> None:
+        """Keep failures as if the runs had been carried out here. Raises Interrupted where a run can go on."""
+        stopped = 0
+        for one in ended:
+            if one.code == 2:
+                session.note(InputError(one.line()), list(one.planned.overrides), sweep=True)
+            elif one.code == 1:
+                session.note(RunFailed(one.line()), list(one.planned.overrides), sweep=True)
+            elif one.code != 0:
+                stopped += 1
+        if stopped and not session.failed:
+            raise Interrupted(f"{stopped} of the sweep's runs not being finished")
+
+
+def key(record: dict[str, Any]) -> str:
+    """Of a recorded config what is known before the run: every key but those of NEVER."""
+    kept = {name: value for name, value in record.items() if name not in NEVER}
+    dataset = {name: value for name, value in kept["dataset"].items() if name not in NEVER}
+    return config.identity(kept | {"dataset": dataset})
+
+
+def known(root: Path) -> tuple[set[str], set[str]]:
+    """Keys of the runs below `root` that are finished, and of those that a process is on."""
+    folders = sorted({path.parent for path in results.find(root, "result.json", heartbeat.NAME)})
+    found, _ = results.read_all(root, folders)
+    finished = {key(result["config"]) for result in found if result["state"] == "finished"}
+    running = set()
+    for folder in folders:
+        progress = heartbeat.read(folder)
+        if progress is not None and heartbeat.is_alive(folder, progress):
+            running.add(key(progress["config"]))
+    return finished, running
+
+
+def own_folder(arguments: Sequence[str]) -> list[str]:
+    """The option that names the user's own configs, as it is on the command line."""
+    from hydra._internal.utils import get_args_parser
+
+    folder = get_args_parser().parse_known_args(list(arguments))[0].config_dir
+    return ["--config-dir", folder] if folder else []
+
+
+def quoted(words: Iterable[str]) -> str:
+    """A command as a shell takes it."""
+    return " ".join(map(shlex.quote, words))
+
+
+def _checked(composed: DictConfig) -> dict[str, Any]:
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(composed)
+    return config.plain(composed)
