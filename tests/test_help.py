@@ -49,7 +49,8 @@ def test_help_lists_every_choice_of_a_group(help_page: str, group: str) -> None:
 
 def test_those_are_all_the_groups() -> None:
     folders_of_choices = {path.parent for path in config_dir().rglob("*.yaml")} - {config_dir()}
-    assert {path.relative_to(config_dir()).as_posix() for path in folders_of_choices} == set(GROUPS)
+    names = {path.relative_to(config_dir()).as_posix() for path in folders_of_choices}
+    assert names == {*GROUPS, "hydra/launcher"}
 
 
 def test_help_names_every_key_that_a_user_gives(help_page: str) -> None:
@@ -62,6 +63,7 @@ def test_help_names_every_key_that_a_user_gives(help_page: str) -> None:
 def test_help_tells_the_exit_codes_and_how_to_complete(help_page: str) -> None:
     assert "Exit codes: 0 finished, 1 the run failed, 2 bad input, 75 interrupted" in help_page
     assert 'eval "$(broadopt-run -sc install=bash)"' in help_page
+    assert "hydra/launcher=slurm and hydra/launcher=local distribute a sweep" in help_page
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

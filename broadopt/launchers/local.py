@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from broadopt.errors import InputError
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
 
 
@@ -20,6 +21,8 @@ class LocalLauncher(SweepLauncher):
 
     def __init__(self, *, n_jobs: int, gpus: list[int] | None = None) -> None:
         super().__init__()
+        if not isinstance(n_jobs, int) or n_jobs < 1:
+            raise InputError(f"hydra.launcher.n_jobs={n_jobs}: expected a whole number >= 1")
         self.n_jobs, self.gpus = n_jobs, gpus
 
     def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:

@@ -12,6 +12,8 @@ import pytest
 from cluster_tasks import SCRIPT, tasks
 from command import SMALL, finish, folders, result, run, same_outcome, start
 
+pytestmark = pytest.mark.cluster
+
 LAUNCHER = (
     *("hydra/launcher=slurm", "hydra.launcher.cpus=1", "hydra.launcher.memory=500M", "hydra.launcher.poll=0.5"),
     "hydra.launcher.signal_seconds=30",
