@@ -124,13 +124,7 @@ def train(
     except Exception as error:
         if not first:
             raise
-        if not isinstance(error, RunFailed):
-            (folder / "error.txt").write_text(traceback.format_exc())
-        reason = (
-            str(error)
-            if isinstance(error, RunFailed)
-            else f"{type(error).__name__}: {error} (see {folder / 'error.txt'})"
-        )
+        reason = told(error, folder)
         conclude(folder, training, record, "failed", reason)
         raise RunFailed(reason) from error
     if values["checkpoint"]["predictor"]:
@@ -138,10 +132,17 @@ def train(
         if first:
             predictor.save(folder, network, classes=parts.data.num_classes, identity=identity)
     result = conclude(folder, training, record, "finished")
-    if not first:
-        return
-    remove(checkpoint.files(folder))
-    print(f"finished: {folder}\n{results.summary(result)}", flush=True)
+    if first:
+        remove(checkpoint.files(folder))
+        print(f"finished: {folder}\n{results.summary(result)}", flush=True)
+
+
+def told(error: Exception, folder: Path) -> str:
+    """Why a run failed, in a line; the traceback of what nobody foresaw goes to error.txt."""
+    if isinstance(error, RunFailed):
+        return str(error)
+    (folder / "error.txt").write_text(traceback.format_exc())
+    return f"{type(error).__name__}: {error} (see {folder / 'error.txt'})"
 
 
 def unfinished(folder: Path) -> list[Path]:

@@ -43,8 +43,12 @@ exit "$code"
 """
 
 
+LARGEST_ARRAY = 1000
+"""Tasks of one job: Slurm's MaxArraySize is 1001 unless a cluster has changed it."""
+
+
 class SlurmLauncher(SweepLauncher):
-    """One array job, one task a run.
+    """One array job, one task a run; more than a thousand runs are several jobs.
 
     partition, account, qos: as of sbatch. gpus, cpus, memory: of each run. hours: time limit of each start; a run that
     needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long ahead of its end a run is told.
@@ -87,10 +91,11 @@ class SlurmLauncher(SweepLauncher):
         if tasks:
             jobs = ", ".join(sorted({task.folder.name for task in tasks.values()}))
             print(f"in the queue already, and left there: {len(tasks)} runs (job {jobs})", flush=True)
-        if new:
-            folder = self._submit(new, root)
-            print(f"submitted: {len(new)} runs as job {folder.name}; what they print is in {folder}", flush=True)
-            tasks |= {one.key: Task(folder, place) for place, one in enumerate(new)}
+        for first in range(0, len(new), LARGEST_ARRAY):
+            part = new[first : first + LARGEST_ARRAY]
+            folder = self._submit(part, root)
+            print(f"submitted: {len(part)} runs as job {folder.name}; what they print is in {folder}", flush=True)
+            tasks |= {one.key: Task(folder, place) for place, one in enumerate(part)}
         if not self.wait:
             return []
         try:

@@ -35,6 +35,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Document:
+    """A table and what is said around it, before it has a format."""
+
     title: str
     blocks: tuple[Block, ...]
     records: tuple[Mapping[str, Any], ...]

@@ -49,12 +49,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Footnote:
+    """A remark of the paper's on its table, and how certain it is that the paper says so."""
+
     text: str
     certainty: str
 
 
 @dataclass(frozen=True)
 class PaperTable:
+    """A published table: its columns and rows in the paper's order, and the protocol that they were trained by."""
+
     name: str
     title: str
     paper: str
