@@ -101,7 +101,7 @@ def test_each_run_sees_the_gpu_that_it_has_claimed(tmp_path: Path) -> None:
     show = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Planned, "command", lambda self: show)
-        assert local.run(Planned((), ""), tmp_path / "out", [3], 5) == 0
+        assert local.run(Planned((), "", "auto"), tmp_path / "out", [3], 5) == 0
     assert (tmp_path / "out").read_text() == "3 5\n"
 
 
@@ -111,3 +111,18 @@ def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
         assert done.returncode == 2, argument
         (line,) = done.stderr.splitlines()
         assert argument.split("=")[0].rpartition(".")[2] in line
+
+
+def test_what_is_finished_in_the_precision_that_is_asked_for_is_not_made_again(tmp_path: Path) -> None:
+    command = (*LOCAL, *SMALL, "budget=0.2", "seed=1,2")  # SMALL says precision=fp32
+    assert run(*command, cwd=tmp_path).returncode == 0
+    again = run(*command, cwd=tmp_path)
+    assert again.stdout.count("already finished: ") == 2
+    automatic = run(*command, "precision=auto", cwd=tmp_path)
+    assert automatic.stdout.count("already finished: ") == 2
+    forced = run(*command, "force=true", cwd=tmp_path)
+    assert forced.stdout.count("\nfinished: ") == 2
+    other = run(*command, "precision=bf16", cwd=tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert other.stdout.count("\nfinished: ") == 2
+    assert len(folders(tmp_path)) == 4

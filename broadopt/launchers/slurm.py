@@ -86,8 +86,8 @@ class SlurmLauncher(SweepLauncher):
         """Submit the runs that are in no queue yet; then wait for all of them."""
         root = root.resolve()
         queued = in_queue(root)
-        new = [one for one in planned if one.key not in queued]
-        tasks = {one.key: queued[one.key] for one in planned if one.key in queued}
+        new = [one for one in planned if one.name not in queued]
+        tasks = {one.name: queued[one.name] for one in planned if one.name in queued}
         if tasks:
             jobs = ", ".join(sorted({task.folder.name for task in tasks.values()}))
             print(f"in the queue already, and left there: {len(tasks)} runs (job {jobs})", flush=True)
@@ -95,7 +95,7 @@ class SlurmLauncher(SweepLauncher):
             part = new[first : first + LARGEST_ARRAY]
             folder = self._submit(part, root)
             print(f"submitted: {len(part)} runs as job {folder.name}; what they print is in {folder}", flush=True)
-            tasks |= {one.key: Task(folder, place) for place, one in enumerate(part)}
+            tasks |= {one.name: Task(folder, place) for place, one in enumerate(part)}
         if not self.wait:
             return []
         try:
@@ -103,7 +103,7 @@ class SlurmLauncher(SweepLauncher):
         except KeyboardInterrupt:
             print("the jobs go on without this command; give it again to see how they stand", flush=True)
             raise
-        return [Ended(one, tasks[one.key].code(), tasks[one.key].output) for one in planned]
+        return [Ended(one, tasks[one.name].code(), tasks[one.name].output) for one in planned]
 
     def _submit(self, planned: list[Planned], root: Path) -> Path:
         """Write the job's folder and hand it to sbatch; the folder is then called by the job's number."""
@@ -112,7 +112,7 @@ class SlurmLauncher(SweepLauncher):
         draft.mkdir()
         commands = [quoted(one.command(processes=self.processes)) for one in planned]
         (draft / "commands.txt").write_text("".join(f"{command}\n" for command in commands))
-        (draft / "keys.json").write_text(json.dumps([one.key for one in planned]))
+        (draft / "runs.json").write_text(json.dumps([one.name for one in planned]))
         # Held until the folder has its name: the script is told that by the job's own number.
         (draft / "job.sh").write_text(self._script(root, len(planned)))
         job = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh")).split(";")[0].strip()
@@ -179,14 +179,14 @@ class Task:
 
 
 def in_queue(root: Path) -> dict[str, Task]:
-    """The tasks of earlier jobs below `root` that are in the queue, by the keys of their runs."""
+    """The tasks of earlier jobs below `root` that are in the queue, by the names of their runs."""
     states = queue()
     found = {}
-    for path in (root / "slurm").glob("*/keys.json"):
-        for place, key in enumerate(json.loads(path.read_text())):
+    for path in (root / "slurm").glob("*/runs.json"):
+        for place, name in enumerate(json.loads(path.read_text())):
             task = Task(path.parent, place)
             if task.name in states:
-                found[key] = task
+                found[name] = task
     return found
 
 

@@ -2,7 +2,9 @@
 
 import shlex
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from omegaconf import DictConfig
 from broadopt import config, heartbeat, results
 from broadopt.errors import InputError, Interrupted, RunFailed
 
-NEVER = ("precision", "fingerprint", "processes")
-"""Keys of a recorded config that are known only where the run is carried out."""
+Precisions = dict[str, set[str]]
+"""Of the runs of each key, the precisions that they are computed in."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,19 @@ class Planned:
 
     overrides: tuple[str, ...]
     key: str
-    """The same for runs of one recipe and seed, whatever device and data they meet."""
+    """The same for runs of one recipe and seed, whatever the precision."""
+    precision: str
+    """As it was asked for: auto is any."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from every other run of a sweep."""
+        return f"{self.key}-{self.precision}"
+
+    def is_among(self, runs: Precisions) -> bool:
+        """Whether one of `runs` is this one."""
+        found = runs.get(self.key, set())
+        return bool(found) if self.precision == "auto" else self.precision in found
 
     def command(self, *, processes: int = 1) -> list[str]:
         """The words that carry it out alone, on `processes` devices of one machine."""
@@ -51,6 +65,9 @@ class Ended:
 class SweepLauncher(BasicLauncher):
     """Carries out `launch_elsewhere`; what only shows something (plan=true) is done here, one after the other."""
 
+    processes = 1
+    """Of each run, by torchrun."""
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """One run for each of `job_overrides`; those that are finished, or running anywhere, are left out."""
         assert self.config is not None
@@ -59,18 +76,22 @@ class SweepLauncher(BasicLauncher):
         values, planned = [], []
         for overrides in job_overrides:
             values.append(_checked(load(self.config, list(overrides))))
-            planned.append(Planned(tuple(overrides), key(config.recorded(values[-1], precision="", fingerprint=None))))
+            record = config.recorded(values[-1], precision="", fingerprint=None, processes=self.processes)
+            planned.append(Planned(tuple(overrides), key(record), values[-1]["precision"]))
         if any(one["plan"] for one in values):
             return super().launch(job_overrides, initial_job_idx)
         session: Any = getattr(self.task_function, "__self__", None)
         session.runs += len(planned)
         root = Path(values[0]["results_dir"])
         finished, running = known(root)
-        for one in planned:
-            if one.key in finished or one.key in running:
-                state = "already finished" if one.key in finished else "running already"
-                print(f"{state}: {' '.join(one.overrides)}", flush=True)
-        left = [one for one in planned if one.key not in finished and one.key not in running]
+        left = []
+        for one, given in zip(planned, values, strict=True):
+            if one.is_among(running):
+                print(f"running already: {' '.join(one.overrides)}", flush=True)
+            elif one.is_among(finished) and not given["force"]:
+                print(f"already finished: {' '.join(one.overrides)}", flush=True)
+            else:
+                left.append(one)
         self.tell(session, self.launch_elsewhere(left, root) if left else [])
         return []
 
@@ -93,22 +114,25 @@ class SweepLauncher(BasicLauncher):
 
 
 def key(record: dict[str, Any]) -> str:
-    """Of a recorded config what is known before the run: every key but those of NEVER."""
-    kept = {name: value for name, value in record.items() if name not in NEVER}
-    dataset = {name: value for name, value in kept["dataset"].items() if name not in NEVER}
-    return config.identity(kept | {"dataset": dataset})
+    """Of a recorded config what is known before the run: all but the precision and the fingerprint of the data."""
+    dataset = {name: value for name, value in record["dataset"].items() if name != "fingerprint"}
+    return config.identity(
+        {name: value for name, value in record.items() if name != "precision"} | {"dataset": dataset}
+    )
 
 
-def known(root: Path) -> tuple[set[str], set[str]]:
-    """Keys of the runs below `root` that are finished, and of those that a process is on."""
+def known(root: Path) -> tuple[Precisions, Precisions]:
+    """The runs below `root` that are finished, and those that a process is on."""
     folders = sorted({path.parent for path in results.find(root, "result.json", heartbeat.NAME)})
-    found, _ = results.read_all(root, folders)
-    finished = {key(result["config"]) for result in found if result["state"] == "finished"}
-    running = set()
+    finished, running = defaultdict(set), defaultdict(set)
+    for result in results.read_all(root, folders)[0]:
+        if result["state"] == "finished":
+            finished[key(result["config"])].add(result["config"]["precision"])
     for folder in folders:
-        progress = heartbeat.read(folder)
-        if progress is not None and heartbeat.is_alive(folder, progress):
-            running.add(key(progress["config"]))
+        with suppress(ValueError, OSError):  # a sign of life that cannot be read is none
+            progress = heartbeat.read(folder)
+            if progress is not None and heartbeat.is_alive(folder, progress):
+                running[key(progress["config"])].add(progress["config"]["precision"])
     return finished, running
 
 
