@@ -14,8 +14,8 @@ from broadopt import __version__
 from broadopt.errors import InputError
 
 SLOWER_BY_CHANNELS_LAST = ("vgg16", "vgg19_bn")
-"""Networks that a CPU trains faster in the contiguous format: 0.88 and 0.90 times the rate by channels_last, all others
-of the tables 0.97 to 1.37 (scripts/benchmark.py networks)."""
+"""Networks that a CPU trains faster in the contiguous format: 0.87 and 0.94 times the rate by channels_last, all others
+of the tables 1.06 to 1.34 (results/benchmark/networks.json)."""
 
 
 def choose_device(name: str) -> torch.device:
