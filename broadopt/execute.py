@@ -89,13 +89,7 @@ def train(
     Raises Interrupted and RunFailed; both leave a result that says so.
     """
     identity = config.identity(record)
-    print(
-        f"{record['method']}, {record['model']['name']}, {record['dataset']['name']}, seed {record['seed']}: {folder}",
-        flush=True,
-    )
-    autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"]
-    if autos:
-        print(f"{', '.join(autos)} on this {'GPU' if parts.device.type == 'cuda' else 'CPU'}", flush=True)
+    print("\n".join(opening(parts, values, record, folder)), flush=True)
     first = parts.processes.is_first
     if first:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
@@ -135,6 +129,17 @@ def train(
     if first:
         remove(checkpoint.files(folder))
         print(f"finished: {folder}\n{results.summary(result)}", flush=True)
+
+
+def opening(parts: Parts, values: dict[str, Any], record: dict[str, Any], folder: Path) -> list[str]:
+    """The lines that say which run this is, where its files are and what was decided for it."""
+    lines = [
+        f"{record['method']}, {record['model']['name']}, {record['dataset']['name']}, seed {record['seed']}: {folder}"
+    ]
+    autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"]
+    if autos:
+        lines.append(f"{', '.join(autos)} on this {'GPU' if parts.device.type == 'cuda' else 'CPU'}")
+    return lines
 
 
 def told(error: Exception, folder: Path) -> str:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from command import SMALL, finish, folders, go_on, result, run, same_outcome
+from command import BIN, OWN, SMALL, finish, folders, go_on, result, run, same_outcome
+from PIL import Image
 
 from broadopt.launchers.local import claim
 
@@ -41,56 +42,84 @@ def test_failed_runs_are_named_and_the_others_finish(tmp_path: Path) -> None:
     assert sorted(result(folder)["state"] for folder in folders(tmp_path)) == ["failed", "finished"]
 
 
-def test_an_interrupt_stops_all_with_their_state_saved_and_the_command_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signal_", "to_all"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGUSR2, False)],
+    ids=["SIGINT of a terminal", "SIGTERM to the command", "SIGUSR2 to the command"],
+)
+def test_a_signal_stops_all_with_their_state_saved_and_the_command_goes_on(
+    signal_: signal.Signals, to_all: bool, tmp_path: Path
+) -> None:
+    """A terminal's SIGINT reaches the runs as well, what is sent to the command alone does not."""
     command = (*LOCAL, *SMALL, "budget=2", "seed=1,2,3")
-    environment = {"HALT": "train 60", "HALT_FILE": str(tmp_path / "halted")}
-    process = subprocess.Popen(
-        start_in_a_group(command),
-        cwd=tmp_path,
-        env=variables(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (tmp_path / "halted").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    process = begin(*command, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted"))
+    wait_for(tmp_path / "halted", process)
     time.sleep(3)  # for the second run to come to its 60th pass
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.kill(-process.pid if to_all else process.pid, signal_)
+    time.sleep(1)  # for the command to pass it on
     go_on(tmp_path)
     done = finish(process)
     assert done.returncode == 75, done.stderr
+    assert done.stdout.count("\ninterrupted: ") == 2
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["interrupted"] * 2
     again = run(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 3
 
 
-def start_in_a_group(arguments: tuple[str, ...]) -> list[str]:
-    return [str(Path(sys.executable).parent / "broadopt-run"), *arguments]
+def begin(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    """broadopt-run in a process group of its own."""
+    return subprocess.Popen(
+        [str(BIN / "broadopt-run"), *arguments],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
-def variables(more: dict[str, str]) -> dict[str, str]:
-    own = str(Path(__file__).parent / "own")
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": own} | more
+def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
+    while not file.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_a_signal_ends_the_waiting_for_a_gpu(tmp_path: Path) -> None:
+    held = claim([0], folder=tmp_path)
+    assert held is not None
+    command = (*LOCAL, "hydra.launcher.gpus=[0]", *SMALL, "seed=1,2")
+    process = begin(*command, cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert process.stdout is not None
+    assert "1 GPU;" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).returncode == 75
+    os.close(held[1])
+    assert folders(tmp_path) == []
 
 
 def test_a_gpu_is_claimed_by_one_run_and_free_again_when_it_has_died(tmp_path: Path) -> None:
-    first, descriptor = claim([0, 1], folder=tmp_path)
-    second, other = claim([0, 1], folder=tmp_path)
+    first, descriptor = claimed(tmp_path)
+    second, other = claimed(tmp_path)
     assert (first, second) == (0, 1)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[descriptor])
     os.close(descriptor)
     os.close(other)
-    third, descriptor = claim([0, 1], folder=tmp_path)  # the child still has GPU 0
+    third, descriptor = claimed(tmp_path)  # the child still has GPU 0
     assert third == 1
     os.close(descriptor)
     child.kill()
     child.wait()
-    again, descriptor = claim([0, 1], folder=tmp_path)
+    again, descriptor = claimed(tmp_path)
     assert again == 0
     os.close(descriptor)
+
+
+def claimed(folder: Path) -> tuple[int | str, int]:
+    found = claim([0, 1], folder=folder)
+    assert found is not None
+    return found
 
 
 def test_each_run_sees_the_gpu_that_it_has_claimed(tmp_path: Path) -> None:
@@ -101,12 +130,13 @@ def test_each_run_sees_the_gpu_that_it_has_claimed(tmp_path: Path) -> None:
     show = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Planned, "command", lambda self: show)
-        assert local.run(Planned((), "", "auto"), tmp_path / "out", [3], 5) == 0
+        assert local.run(Planned((), "", "auto", {}), tmp_path / "out", [3], 5, local.Children()) == 0
     assert (tmp_path / "out").read_text() == "3 5\n"
 
 
 def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
-    for argument in ("hydra.launcher.jobs=2", "hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=many"):
+    for option in ("jobs=2", "n_jobs=0", "n_jobs=many", "gpus=1"):
+        argument = f"hydra.launcher.{option}"
         done = run("-m", "hydra/launcher=local", argument, *SMALL, "seed=1,2", cwd=tmp_path)
         assert done.returncode == 2, argument
         (line,) = done.stderr.splitlines()
@@ -126,3 +156,21 @@ def test_what_is_finished_in_the_precision_that_is_asked_for_is_not_made_again(t
     assert other.returncode == 0, other.stderr
     assert other.stdout.count("\nfinished: ") == 2
     assert len(folders(tmp_path)) == 4
+
+
+def test_runs_on_other_pictures_are_other_runs(tmp_path: Path) -> None:
+    for shade, name in enumerate("ab"):
+        for split in ("train", "test"):
+            for label in range(2):
+                folder = tmp_path / name / split / f"class{label}"
+                folder.mkdir(parents=True)
+                for image in range(8):
+                    Image.new("RGB", (32, 32), (shade * 100, label * 100, image)).save(folder / f"{image}.png")
+    command = (*LOCAL, *SMALL, "dataset=image_folder", "budget=1", "batch_size=4")
+    first = run(*command, "seed=1,2", f"dataset.path={tmp_path}/a", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    both = run(*command, "seed=1", f"dataset.path={tmp_path}/a,{tmp_path}/b", cwd=tmp_path)
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("already finished: ") == 1
+    assert both.stdout.count("\nfinished: ") == 1
+    assert len(folders(tmp_path)) == 3

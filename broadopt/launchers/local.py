@@ -2,87 +2,131 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 from broadopt.errors import InputError
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
+from broadopt.preempt import Stop
 
 
 class LocalLauncher(SweepLauncher):
     """Each run in a process of its own with a GPU that no other run has, or with its share of the CPU's cores.
 
-    n_jobs: runs at a time. gpus: numbers of the GPUs to use, all by default. What a run prints goes to a file.
+    n_jobs: runs at a time. gpus: numbers or UUIDs of the GPUs to use, all by default. What a run prints goes to a file.
     """
 
-    def __init__(self, *, n_jobs: int, gpus: list[int] | None = None) -> None:
+    def __init__(self, *, n_jobs: int, gpus: Sequence[int | str] | None = None) -> None:
         super().__init__()
         if not isinstance(n_jobs, int) or n_jobs < 1:
             raise InputError(f"hydra.launcher.n_jobs={n_jobs}: expected a whole number >= 1")
+        if isinstance(gpus, str) or not isinstance(gpus, Sequence | None):
+            raise InputError(f"hydra.launcher.gpus={gpus}: expected a list, [0,1] for example, or null for all")
         self.n_jobs, self.gpus = n_jobs, gpus
 
     def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
         """Carry the runs out, `n_jobs` at a time."""
         outputs = root / "local" / time.strftime("%Y-%m-%d_%H-%M-%S")
         outputs.mkdir(parents=True, exist_ok=True)
-        gpus = visible_gpus() if self.gpus is None else self.gpus
+        gpus: Sequence[int | str] = visible_gpus() if self.gpus is None else self.gpus
         threads = max(1, len(os.sched_getaffinity(0)) // self.n_jobs)
-        device = f"{len(gpus)} GPUs" if gpus else f"{threads} CPU threads each"
-        print(f"{len(planned)} runs, {self.n_jobs} at a time, {device}; what they print is in {outputs}", flush=True)
-        stopped = threading.Event()
+        device = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else f"{threads} CPU threads each"
+        opening = f"{len(planned)} runs, {self.n_jobs} at a time, {device}; what they print is in {outputs}"
+        children = Children()
 
         def carry_out(place: int) -> Ended:
             one, output = planned[place], outputs / f"{place}.out"
-            if stopped.is_set():
-                return Ended(one, None, output)
-            code = run(one, output, gpus, threads)
-            if code == 75:
-                stopped.set()
-            print(f"{STATES.get(code, 'failed')}: {quoted(one.overrides)}", flush=True)
+            code = run(one, output, gpus, threads, children)
+            if code is not None:
+                print(f"{state(code)}: {quoted(one.overrides)}", flush=True)
             return Ended(one, code, output)
 
-        with ThreadPoolExecutor(self.n_jobs) as pool:
+        with Stop() as stop, ThreadPoolExecutor(self.n_jobs) as pool:
+            print(opening, flush=True)
             waiting = [pool.submit(carry_out, place) for place in range(len(planned))]
-            try:
-                return [future.result() for future in waiting]
-            except KeyboardInterrupt:  # the runs have got the signal too: they save and end
-                stopped.set()
-                return [future.result() for future in waiting]
+            while wait(waiting, timeout=0.2).not_done:
+                if stop.requested:
+                    children.stop()
+        return [future.result() for future in waiting]
 
 
-STATES = {0: "finished", 75: "interrupted"}
+def state(code: int) -> str:
+    """What the exit code of a run means."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}"
+    return {0: "finished", 75: "interrupted"}.get(code, "failed")
 
 
-def run(planned: Planned, output: Path, gpus: list[int], threads: int) -> int:
-    """Carry out one run; returns its exit code."""
+class Children:
+    """The processes that carry out runs. When one of them, or all, have been told to stop, no other is started."""
+
+    def __init__(self) -> None:
+        self.stopped, self.told = False, False
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def carry_out(self, command: list[str], **options: Any) -> int | None:
+        """The exit code of a command, with Popen's options; None where it was not started any more."""
+        with self._lock:
+            if self.stopped:
+                return None
+            child = subprocess.Popen(command, **options)
+            self._running.add(child)
+        code = child.wait()
+        with self._lock:
+            self._running.remove(child)
+            self.stopped |= code == 75
+        return code
+
+    def stop(self) -> None:
+        """Ask all to save their state and to end."""
+        with self._lock:
+            for child in () if self.told else self._running:
+                child.send_signal(signal.SIGTERM)
+            self.stopped = self.told = True
+
+
+def run(planned: Planned, output: Path, gpus: Sequence[int | str], threads: int, children: Children) -> int | None:
+    """Carry out one run; returns its exit code, None where it was not started any more."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BROADOPT_OUTPUT": str(output)}
     lock = None
     if gpus:
-        gpu, lock = claim(gpus)
+        claimed = claim(gpus, given_up=lambda: children.stopped)
+        if claimed is None:
+            return None
+        gpu, lock = claimed
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     try:
         with open(output, "wb") as file:
             # The child holds the claim as well: it ends with the last of the two, however they end.
-            return subprocess.run(
+            return children.carry_out(
                 planned.command(),
                 env=environment,
                 stdout=file,
                 stderr=file,
                 pass_fds=[] if lock is None else [lock],
-            ).returncode
+            )
     finally:
         if lock is not None:
             os.close(lock)
 
 
-def claim(gpus: list[int], *, folder: Path | None = None) -> tuple[int, int]:
-    """Wait for a GPU that no other run of this machine has claimed; its number, and the descriptor that holds it."""
+def claim(
+    gpus: Sequence[int | str], *, folder: Path | None = None, given_up: Callable[[], bool] = lambda: False
+) -> tuple[int | str, int] | None:
+    """Wait for a GPU that no other run of this machine has claimed; its number, and the descriptor that holds it.
+
+    None where the waiting was `given_up`.
+    """
     folder = folder or Path(tempfile.gettempdir())
-    while True:
+    while not given_up():
         for gpu in gpus:
             descriptor = os.open(folder / f"broadopt-gpu-{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -92,13 +136,13 @@ def claim(gpus: list[int], *, folder: Path | None = None) -> tuple[int, int]:
             else:
                 return gpu, descriptor
         time.sleep(0.2)
+    return None
 
 
-def visible_gpus() -> list[int]:
-    """Numbers of the GPUs that this process may use."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [int(number) for number in chosen.split(",") if number.strip().isdigit()]
+def visible_gpus() -> list[str]:
+    """Numbers, or the names that CUDA_VISIBLE_DEVICES gives, of the GPUs that this process may use."""
     import torch
 
-    return list(range(torch.cuda.device_count()))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(torch.cuda.device_count())) if chosen is None else map(str.strip, chosen.split(","))
+    return list(names)[: torch.cuda.device_count()]

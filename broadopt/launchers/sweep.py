@@ -1,11 +1,13 @@
 """What both launchers share: which runs of a sweep are left to do, as commands, and how their ends are told."""
 
+import json
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from omegaconf import DictConfig
 from broadopt import config, heartbeat, results
 from broadopt.errors import InputError, Interrupted, RunFailed
 
-Precisions = dict[str, set[str]]
-"""Of the runs of each key, the precisions that they are computed in."""
+Runs = dict[str, set[tuple[str, str | None]]]
+"""Of the runs of each key, the precision that each is computed in and the fingerprint of its data."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,21 @@ class Planned:
 
     overrides: tuple[str, ...]
     key: str
-    """The same for runs of one recipe and seed, whatever the precision."""
+    """The same for runs of one recipe and seed, whatever the precision and the data."""
     precision: str
     """As it was asked for: auto is any."""
+    dataset: Mapping[str, Any]
+    """The config's node, which says where the data lie."""
 
     @property
     def name(self) -> str:
         """What tells it from every other run of a sweep."""
-        return f"{self.key}-{self.precision}"
+        return config.identity({"key": self.key, "precision": self.precision, "dataset": self.dataset})
 
-    def is_among(self, runs: Precisions) -> bool:
+    def is_among(self, runs: Runs) -> bool:
         """Whether one of `runs` is this one."""
-        found = runs.get(self.key, set())
-        return bool(found) if self.precision == "auto" else self.precision in found
+        found = {data for precision, data in runs.get(self.key, set()) if self.precision in ("auto", precision)}
+        return bool(found) and fingerprint(json.dumps(self.dataset)) in found
 
     def command(self, *, processes: int = 1) -> list[str]:
         """The words that carry it out alone, on `processes` devices of one machine."""
@@ -77,7 +81,7 @@ class SweepLauncher(BasicLauncher):
         for overrides in job_overrides:
             values.append(_checked(load(self.config, list(overrides))))
             record = config.recorded(values[-1], precision="", fingerprint=None, processes=self.processes)
-            planned.append(Planned(tuple(overrides), key(record), values[-1]["precision"]))
+            planned.append(Planned(tuple(overrides), key(record), values[-1]["precision"], values[-1]["dataset"]))
         if any(one["plan"] for one in values):
             return super().launch(job_overrides, initial_job_idx)
         session: Any = getattr(self.task_function, "__self__", None)
@@ -121,19 +125,42 @@ def key(record: dict[str, Any]) -> str:
     )
 
 
-def known(root: Path) -> tuple[Precisions, Precisions]:
+@cache
+def fingerprint(dataset: str) -> str | None:
+    """The fingerprint of the data that a config's node, as JSON, leads to; "unknown" where they are not within reach.
+
+    They are read, but for those that are either the published ones or refused.
+    """
+    from broadopt.build import instantiated, without
+
+    node = json.loads(dataset)
+    if node.get("verify"):
+        return None
+    try:
+        found: str | None = instantiated("dataset", without(node, "label_noise", "validation")).fingerprint
+    except InputError:  # the machine that starts the runs need not have what theirs have: left to the runs
+        return "unknown"
+    return found
+
+
+def known(root: Path) -> tuple[Runs, Runs]:
     """The runs below `root` that are finished, and those that a process is on."""
     folders = sorted({path.parent for path in results.find(root, "result.json", heartbeat.NAME)})
     finished, running = defaultdict(set), defaultdict(set)
     for result in results.read_all(root, folders)[0]:
         if result["state"] == "finished":
-            finished[key(result["config"])].add(result["config"]["precision"])
+            finished[key(result["config"])].add(told(result["config"]))
     for folder in folders:
         with suppress(ValueError, OSError):  # a sign of life that cannot be read is none
             progress = heartbeat.read(folder)
             if progress is not None and heartbeat.is_alive(folder, progress):
-                running[key(progress["config"])].add(progress["config"]["precision"])
+                running[key(progress["config"])].add(told(progress["config"]))
     return finished, running
+
+
+def told(record: dict[str, Any]) -> tuple[str, str | None]:
+    """The precision and the fingerprint of the data of a recorded config."""
+    return record["precision"], record["dataset"]["fingerprint"]
 
 
 def own_folder(arguments: Sequence[str]) -> list[str]:
