@@ -134,7 +134,10 @@ def test_a_run_that_torchrun_was_asked_to_end_goes_on_bit_for_bit(tmp_path: Path
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    time.sleep(1)  # for torchrun to pass it on
+    assert process.stderr is not None
+    for _ in range(2):  # torchrun says so for each process that it passes the signal on to
+        while "closing signal SIGTERM" not in process.stderr.readline():
+            assert process.poll() is None
     (tmp_path / "halted").unlink()
     assert finish(process).returncode != 0
     (folder,) = folders(tmp_path)

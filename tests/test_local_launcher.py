@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import BIN, OWN, SMALL, finish, folders, go_on, result, run, same_outcome
+from command import BIN, OWN, SMALL, finish, folders, result, run, same_outcome
 from PIL import Image
 
 from broadopt.launchers.local import claim
@@ -52,15 +52,19 @@ def test_a_signal_stops_all_with_their_state_saved_and_the_command_goes_on(
 ) -> None:
     """A terminal's SIGINT reaches the runs as well, what is sent to the command alone does not."""
     command = (*LOCAL, *SMALL, "budget=2", "seed=1,2,3")
-    process = begin(*command, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted"))
-    wait_for(tmp_path / "halted", process)
-    time.sleep(3)  # for the second run to come to its 60th pass
+    process = begin(*command, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted-PID"))
+    while len(list(tmp_path.glob("halted-*"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     os.kill(-process.pid if to_all else process.pid, signal_)
-    time.sleep(1)  # for the command to pass it on
-    go_on(tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("3 runs, 2 at a time")
+    assert process.stdout.readline() == f"{signal_.name}: the runs save their state and end\n"
+    for file in tmp_path.glob("halted-*"):
+        file.unlink()
     done = finish(process)
     assert done.returncode == 75, done.stderr
-    assert done.stdout.count("\ninterrupted: ") == 2
+    assert done.stdout.count("interrupted: ") == 2
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["interrupted"] * 2
     again = run(*command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
@@ -78,12 +82,6 @@ def begin(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[s
         text=True,
         start_new_session=True,
     )
-
-
-def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
-    while not file.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
 
 
 def test_a_signal_ends_the_waiting_for_a_gpu(tmp_path: Path) -> None:

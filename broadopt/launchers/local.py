@@ -52,8 +52,9 @@ class LocalLauncher(SweepLauncher):
             print(opening, flush=True)
             waiting = [pool.submit(carry_out, place) for place in range(len(planned))]
             while wait(waiting, timeout=0.2).not_done:
-                if stop.requested:
+                if stop.requested and not children.told:
                     children.stop()
+                    print(f"{stop.requested}: the runs save their state and end", flush=True)
         return [future.result() for future in waiting]
 
 
@@ -88,7 +89,7 @@ class Children:
     def stop(self) -> None:
         """Ask all to save their state and to end."""
         with self._lock:
-            for child in () if self.told else self._running:
+            for child in self._running:
                 child.send_signal(signal.SIGTERM)
             self.stopped = self.told = True
 

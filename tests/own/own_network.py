@@ -1,8 +1,9 @@
 """A user's own network, found through PYTHONPATH and --config-dir: small, with BN and dropout.
 
 With HALT="train 20" (or "test 1") in the environment the process stands still in its 20th training pass (its first
-test pass), with "init 1" when it makes the network: it makes the file HALT_FILE and goes on when that is removed, so
-that a test acts at an exact moment. With HUNGRY="train 20" it asks for more memory than there is.
+test pass), with "init 1" when it makes the network: it makes the file HALT_FILE, in which PID stands for its number,
+and goes on when that is removed, so that a test acts at an exact moment. With HUNGRY="train 20" it asks for more memory
+than there is.
 """
 
 import os
@@ -42,7 +43,7 @@ def moment(kind: str) -> None:
     """A pass of `kind` begins."""
     passes[kind] += 1
     if os.environ.get("HALT") == f"{kind} {passes[kind]}":
-        stand_still(Path(os.environ["HALT_FILE"]))
+        stand_still(Path(os.environ["HALT_FILE"].replace("PID", str(os.getpid()))))
     if os.environ.get("HUNGRY") == f"{kind} {passes[kind]}":
         torch.empty(1 << 50)
 
