@@ -89,7 +89,6 @@ def train(
     Raises Interrupted and RunFailed; both leave a result that says so.
     """
     identity = config.identity(record)
-    print("\n".join(opening(parts, values, record, folder)), flush=True)
     first = parts.processes.is_first
     if first:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(values))
@@ -111,6 +110,7 @@ def train(
             checkpoint.save(folder, state, identity=identity, step=training.progress.step)
 
     try:
+        print(opening(parts, values, record, folder), end="", flush=True)
         training.run(save, minutes=values["checkpoint"]["minutes"])
     except (Interrupted, BrokenPipeError):
         conclude(folder, training, record, "interrupted")
@@ -131,15 +131,12 @@ def train(
         print(f"finished: {folder}\n{results.summary(result)}", flush=True)
 
 
-def opening(parts: Parts, values: dict[str, Any], record: dict[str, Any], folder: Path) -> list[str]:
+def opening(parts: Parts, values: dict[str, Any], record: dict[str, Any], folder: Path) -> str:
     """The lines that say which run this is, where its files are and what was decided for it."""
-    lines = [
-        f"{record['method']}, {record['model']['name']}, {record['dataset']['name']}, seed {record['seed']}: {folder}"
-    ]
+    which = f"{record['method']}, {record['model']['name']}, {record['dataset']['name']}, seed {record['seed']}"
     autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"]
-    if autos:
-        lines.append(f"{', '.join(autos)} on this {'GPU' if parts.device.type == 'cuda' else 'CPU'}")
-    return lines
+    device = "GPU" if parts.device.type == "cuda" else "CPU"
+    return f"{which}: {folder}\n" + (f"{', '.join(autos)} on this {device}\n" if autos else "")
 
 
 def told(error: Exception, folder: Path) -> str:

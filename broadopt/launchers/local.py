@@ -45,7 +45,8 @@ class LocalLauncher(SweepLauncher):
             one, output = planned[place], outputs / f"{place}.out"
             code = run(one, output, gpus, threads, children)
             if code is not None:
-                print(f"{state(code)}: {quoted(one.overrides)}", flush=True)
+                line = f"{state(code)}: {quoted(one.overrides)}\n"
+                print(line, end="", flush=True)  # in one write, since threads share stdout
             return Ended(one, code, output)
 
         with Stop() as stop, ThreadPoolExecutor(self.n_jobs) as pool:
