@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from broadopt.config import GROUPS, compose, options
+from broadopt.config import GROUPS, compose, config_dir, options
 from broadopt.errors import InputError, nearest
 
 
@@ -116,7 +116,9 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     known, (group, _, leaf) = [name for name in known if name != key], key.rpartition(".")
     if group in known:
         hint = nearest(leaf, [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")])
-        return f"unknown key {key}{hint}".replace('"', f'"{group}.', 1)
+        hint = hint.replace('"', f'"{group}.', 1)
+        having = [choice for choice in options(group) if leaf in _own_keys(group, choice)]
+        return f"unknown key {key}" + (f"; {group}={' or '.join(having)} has it" if having else hint)
     return f"unknown key {key}{nearest(key, [name for name in known if '.' in name] if group else known)}"
 
 
@@ -128,13 +130,20 @@ def _known_keys(arguments: list[str]) -> list[str]:
     own = get_args_parser().parse_known_args(arguments)[0].config_dir
     search = [f"hydra.searchpath=['file://{Path(own).resolve()}']"] if own else []
     firsts = [argument.split(",")[0] for argument in arguments]
-    chosen = [argument for argument in firsts if argument.split("=")[0] in (*GROUPS, "experiment")]
+    chosen = [argument for argument in firsts if argument.split("=")[0] in (*GROUPS, "experiment", "hydra/launcher")]
     try:
         composed = compose([*search, *chosen])
     except HydraException:
         composed = compose([])
     config: Any = OmegaConf.to_container(composed, resolve=False)
-    return [key for key in _flat(config) if not key.startswith(("hydra", "protocol.")) and not key.endswith("_target_")]
+    given = [key for key in _flat(config) if key.startswith("hydra.launcher") or not key.startswith("hydra")]
+    return [key for key in given if not key.startswith("protocol.") and not key.endswith("_target_")]
+
+
+def _own_keys(group: str, choice: str) -> Iterable[str]:
+    """The keys that a choice of a group brings with it."""
+    node: Any = OmegaConf.load(config_dir() / group / f"{choice}.yaml")
+    return map(str, node.get(group, node))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

@@ -82,6 +82,9 @@ class Session:
         from hydra.types import RunMode
 
         sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if not sweep and any(given.startswith("hydra/launcher=") for given in HydraConfig.get().overrides.hydra):
+            error = InputError("hydra/launcher distributes the runs of a sweep: expected -m as well")
+            return self.note(error, [], sweep=False)
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         self.carry_out(lambda: config.plain(composed), overrides, sweep=sweep, composed=composed)
 

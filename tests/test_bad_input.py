@@ -17,7 +17,15 @@ OF_THE_CONFIG = {
     ("-m", "sed=1,2"): 'unknown key sed; did you mean "seed"?',
     ("label_noise=0.4",): 'unknown key label_noise; did you mean "dataset.label_noise"?',
     ("method=sam", "step.roh=1"): 'unknown key step.roh; did you mean "step.rho"?',
-    ("step.rho=1",): "unknown key step.rho",
+    ("step.rho=1",): "unknown key step.rho; step=asam or sam has it",
+    ("dataset.path=x",): "unknown key dataset.path; dataset=image_folder has it",
+    ("step.rh=1",): "unknown key step.rh",
+    ("hydra/launcher=local",): "hydra/launcher distributes the runs of a sweep: expected -m as well",
+    (
+        "-m",
+        "hydra/launcher=local",
+        "hydra.launcher.njobs=2",
+    ): 'unknown key hydra.launcher.njobs; did you mean "hydra.launcher.n_jobs"?',
     ("datset.validation=1",): 'unknown key datset.validation; did you mean "dataset.validation"?',
     ("+checkpoint.minute=1",): 'unknown key checkpoint.minute; did you mean "checkpoint.minutes"?',
     ("+method.stepp=sam",): 'unknown key method.stepp; did you mean "method.step"?',
@@ -92,7 +100,9 @@ OF_THE_PARTS = {
         "method=sam",
         "+step.roh=1",
     ): 'unknown key step.roh; did you mean "step.rho"? (broadopt.methods.sam.sam has no such',
-    ("+collect.start=1",): "unknown key collect.start (broadopt.methods.collect.Nothing has no such argument)",
+    (
+        "+collect.start=1",
+    ): "collect=fge or swa or swa_paper has it (broadopt.methods.collect.Nothing has no such argument)",
     ("model.depth=21",): "model.depth=21: a ResNet has depth 6n + 2 with n >= 1; nearest: 20",
 }
 
