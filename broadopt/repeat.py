@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from broadopt.config import EXECUTION, RULES, check
+from broadopt.config import EXECUTION
 from broadopt.errors import InputError, nearest
+from broadopt.rules import RULES, check
 
 KEYS = {key.split(".")[0] for key in RULES} | {"protocol"}
 """The keys of a config.yaml."""

@@ -17,6 +17,7 @@ from broadopt import config, results
 from broadopt.errors import InputError
 from broadopt.tables import command as tables
 from broadopt.tables.match import Recipes, differences
+from broadopt.tables.request import FORMATS, TABLES, parse
 from broadopt.tables.runs_table import build
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -417,7 +418,7 @@ def test_markup_and_control_characters_in_a_config_value_come_through_in_no_form
     evil = "<script>alert(1)</script>|[x](http://y)&_%$#{}~^\\\n\x1b[31m"
     own = record(RESNET20, "method=sgd")
     store(tmp_path, {**own, "model": {**own["model"], "note": evil}})
-    shown = {name: run("table3", "--results", tmp_path, "--format", name)[0] for name in tables.FORMATS}
+    shown = {name: run("table3", "--results", tmp_path, "--format", name)[0] for name in FORMATS}
     assert all("\x1b" not in out for out in shown.values())
     assert "<script" not in shown["html"]
     assert "&lt;script&gt;alert(1)&lt;/script&gt;|" in shown["html"]
@@ -434,8 +435,8 @@ def test_no_line_of_a_latex_row_begins_with_a_bracket(tmp_path):
     assert "{[}1cm] & resnet20" in out
 
 
-@pytest.mark.parametrize("form", tables.FORMATS)
-@pytest.mark.parametrize("table", tables.TABLES)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("table", TABLES)
 def test_regenerating_gives_identical_bytes_whatever_order_files_were_written_in(tmp_path, table, form):
     runs = [record(RESNET20, "method=sgd", seed=seed) for seed in (1, 2, 3)] + [
         record(RESNET20, "method=asam", "budget=5")
@@ -443,9 +444,7 @@ def test_regenerating_gives_identical_bytes_whatever_order_files_were_written_in
     for root, order in (("a", runs), ("b", runs[::-1])):
         for recorded in order:
             store(tmp_path / root, recorded, best=60.0 + recorded["seed"] / 3)
-    texts = [
-        tables.make(tables.parse([table, "--results", str(tmp_path / root), "--format", form]))[0] for root in "aba"
-    ]
+    texts = [tables.make(parse([table, "--results", str(tmp_path / root), "--format", form]))[0] for root in "aba"]
     assert texts[0] == texts[1] == texts[2]
     assert texts[0].endswith("\n")
 
@@ -462,7 +461,7 @@ def frozen_recipe(overrides):
 def test_golden(name):
     table, suffix = name.split(".")
     form = {"md": "markdown", "tex": "latex"}.get(suffix, suffix)
-    out, _ = tables.make(tables.parse([table, "--results", str(GOLDEN), "--format", form]), compose=frozen_recipe)
+    out, _ = tables.make(parse([table, "--results", str(GOLDEN), "--format", form]), compose=frozen_recipe)
     assert out == (GOLDEN / name).read_text(encoding="utf-8"), "after a wanted change: python tests/golden/generate.py"
 
 

@@ -1,7 +1,7 @@
 """Recipes kept from one command to the next: composing one takes Hydra a tenth of a second, and a table has two dozen.
 
-What is kept belongs to one state of the config files, of broadopt.config and of the libraries that compose: where
-any of these is another, all are composed anew.
+What is kept belongs to one state of the config files, of broadopt.config, of broadopt.rules and of the libraries that
+compose: where any of these is another, all are composed anew.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from broadopt import config
+from broadopt import config, rules
 
 
 class StoredRecipes:
@@ -64,7 +64,7 @@ def _state() -> str:
     for library in ("hydra-core", "omegaconf"):
         digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
     folder = config.config_dir()
-    for path in [Path(config.__file__), *sorted(folder.rglob("*.yaml"))]:
+    for path in [Path(config.__file__), Path(rules.__file__), *sorted(folder.rglob("*.yaml"))]:
         content = path.read_bytes()
         name = path.relative_to(folder) if folder in path.parents else path.name
         digest.update(f"{name} {len(content)}\n".encode() + content)

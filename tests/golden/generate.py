@@ -15,6 +15,7 @@ from test_tables import RESNET20, VGG16, record, store  # noqa: E402
 
 from broadopt import config  # noqa: E402
 from broadopt.tables import command as tables  # noqa: E402
+from broadopt.tables.request import parse  # noqa: E402
 
 TABLES = {
     "table1.md": ("table1", "markdown"),
@@ -52,7 +53,7 @@ def write_tables() -> None:
         return recipes.setdefault(" ".join(overrides), config.recipe(overrides))
 
     for name, (table, form) in TABLES.items():
-        request = tables.parse([table, "--results", str(HERE), "--format", form])
+        request = parse([table, "--results", str(HERE), "--format", form])
         text, _ = tables.make(request, compose=compose)
         (HERE / name).write_text(text, encoding="utf-8")
     (HERE / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n")

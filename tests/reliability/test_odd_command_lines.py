@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broadopt import run, tables
-from broadopt.config import RULES, options
+from broadopt.config import options
+from broadopt.rules import RULES
 
 GROUPS = ("dataset", "model", "method", "step", "collect", "schedule", "protocol", "experiment")
 KEYS = [*RULES, "augmentation", "model.depth", "dataset.path", "hydra.run.dir", "step._target_", "nothing", "model.x"]

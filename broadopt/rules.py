@@ -1,0 +1,138 @@
+"""What each value of a config has to be."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from broadopt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value has to be: a type, a test, and both in words; `optional` where null is allowed as well."""
+
+    kind: type
+    test: Callable[[Any], bool]
+    words: str
+    optional: bool = False
+
+
+def _number(low: float, words: str, *, above: bool = False, high: float = math.inf, optional: bool = False) -> Rule:
+    def is_within(value: float) -> bool:
+        return (value > low if above else value >= low) and value <= high and value < math.inf
+
+    return Rule(float, is_within, words + ", or null" * optional, optional)
+
+
+def _choice(*names: str) -> Rule:
+    return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
+
+
+def _numbers(words: str) -> Rule:
+    def are_numbers(values: list[Any]) -> bool:
+        return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+    return Rule(list, are_numbers, words)
+
+
+def _name() -> Rule:
+    return Rule(
+        str, lambda value: bool(re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", value)), "a name, which makes a folder"
+    )
+
+
+def _flag() -> Rule:
+    return Rule(bool, lambda value: True, "true or false")
+
+
+RULES = {
+    "seed": Rule(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "budget": _number(0, "a number of epochs > 0", above=True),
+    "batch_size": Rule(int, lambda value: value >= 1, "a whole number >= 1"),
+    "lr": _number(0, "a number > 0", above=True),
+    "momentum": _number(0, "a number from 0 to 1", high=1),
+    "nesterov": _flag(),
+    "weight_decay": _number(0, "a number >= 0"),
+    "label_smoothing": _number(0, "a number from 0 to 1", high=1),
+    "evaluate_every": Rule(int, lambda value: value >= 1, "a whole number of epochs >= 1"),
+    "precision": _choice("auto", "fp32", "tf32", "bf16"),
+    "device": Rule(str, lambda value: _is_device(value), "auto, cpu, cuda or cuda:N"),
+    "memory_format": _choice("auto", "channels_last", "contiguous"),
+    "compile": _flag(),
+    "cuda_graphs": _flag(),
+    "deterministic": _flag(),
+    "data_dir": Rule(str, bool, "a folder"),
+    "results_dir": Rule(str, bool, "a folder"),
+    "force": _flag(),
+    "wait": _flag(),
+    "plan": _flag(),
+    "checkpoint.minutes": _number(0, "a number of minutes >= 0"),
+    "checkpoint.predictor": _flag(),
+    "dataset.name": _name(),
+    "model.name": _name(),
+    "method": _name(),
+    "dataset.label_noise": _number(0, "a share from 0 to 1", high=1),
+    "dataset.validation": Rule(int, lambda value: value >= 0, "a whole number of images >= 0"),
+    "dataset.verify": _flag(),
+    "dataset.path": Rule(str, bool, "a folder"),
+    "augmentation.pad": Rule(int, lambda value: value >= 0, "a whole number of pixels >= 0"),
+    "augmentation.flip": _flag(),
+    "augmentation.autoaugment": _flag(),
+    "augmentation.cutout": Rule(int, lambda value: 0 <= value <= 32, "a whole number of pixels from 0 to 32"),
+    "augmentation.cutmix": _number(0, "a probability from 0 to 1", high=1),
+    "augmentation.mean": _numbers("a list of three numbers"),
+    "augmentation.std": _numbers("a list of three numbers"),
+    "step.rho": _number(0, "a number >= 0"),
+    "step.eta": _number(0, "a number >= 0"),
+    "step.p": Rule(float, lambda value: value >= 1, "a number >= 1, or inf"),
+    "step.normalisation": _choice("element", "filter"),
+    "step.bn": _choice("both", "first"),
+    "step.noise": _choice("fresh", "replay"),
+    "step.perturbation": _choice("global", "share"),
+    "step.chunk": Rule(int, lambda value: value >= 1, "a whole number of images >= 1, or null", optional=True),
+    "collect.start": _number(0, "a number of budgets >= 0"),
+    "collect.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
+    "collect.budgets": _numbers("a list of numbers of budgets"),
+    "schedule.lr": _number(0, "a number > 0", above=True),
+    "schedule.budget": _number(0, "a number of epochs > 0", above=True),
+    "schedule.per_step": _flag(),
+    "schedule.decay_over": _number(0, "a number of budgets >= 0"),
+    "schedule.decay_to": _number(0, "a number >= 0", optional=True),
+    "schedule.start": _number(0, "a number of budgets >= 0"),
+    "schedule.high": _number(0, "a number >= 0", optional=True),
+    "schedule.low": _number(0, "a number >= 0", optional=True),
+    "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
+}
+
+
+def _is_device(name: str) -> bool:
+    return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
+
+
+def check(values: dict[str, Any]) -> None:
+    """Hold every value against its rule; whole numbers become floats in place where a float is meant. Raises
+    InputError.
+    """
+    for key, rule in RULES.items():
+        parent, leaf = _find(values, key)
+        if parent is None or leaf not in parent:
+            continue
+        value = parent[leaf]
+        if value is None and rule.optional:
+            continue
+        if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not rule.kind or not rule.test(value):
+            raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}")
+        parent[leaf] = "inf" if value == math.inf else value
+
+
+def _find(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
+    *groups, leaf = key.split(".")
+    node: Any = values
+    for group in groups:
+        node = node.get(group) if isinstance(node, dict) else None
+    return (node if isinstance(node, dict) else None), leaf

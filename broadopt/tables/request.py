@@ -1,0 +1,180 @@
+"""What the command line of broadopt-table asks for."""
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from broadopt.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from broadopt.tables.published import Metric
+
+TABLES = ("table1", "table3", "runs")
+METRICS = ("last", "best", "collected")
+FORMATS = ("markdown", "latex", "csv", "html")
+ADDED = ("data_dir", "device", "precision", "wait", "checkpoint.minutes")
+"""Keys that --missing adds to its commands: the run remains one of the table."""
+
+HELP = """\
+table1   Table 1 of the SWA paper: SGD, FGE and SWA; SGD by its last weights, FGE and SWA by what they collected
+table3   Table 3 of the ASAM paper: SGD, SAM and ASAM by their best epoch, as the paper reports it
+runs     every finished run of the folder, also those that belong to no paper's table
+
+the numbers:
+  broadopt   mean ± sample standard deviation (number of seeds) of the finished runs that repeat
+             the recipe of the row
+  paper      the published value; its source, cell by cell, is in results/paper/*.yaml
+  Δ          mean of broadopt minus mean of the paper
+  last       test accuracy of the weights after the last epoch
+  best       test accuracy of the best epoch, chosen on the test set; never to be compared with last
+  collected  test accuracy of SWA's averaged weights or FGE's ensemble after 1, 1.25 or 1.5 budgets
+
+A run that differs from its recipe (fewer epochs, other data) stands in a table of its own, with what differs.
+
+where a table stands:
+  --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
+  --watch           the same, anew every few seconds until Ctrl-C
+  --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,
+                    precision, wait, checkpoint.minutes and hydra/..., hydra...:
+                    broadopt-table table3 --missing data_dir=/data/cifar | sh
+
+exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors in the form of all of broadopt's: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see broadopt-table --help")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    table: str
+    results: Path
+    metric: "Metric | None"
+    format: str
+    output: Path | None
+    strict: bool
+    view: str = "table"
+    """`table`, `status` or `missing`."""
+    seeds: tuple[int, ...] | None = None
+    tflops: float | None = None
+    watch: float | None = None
+    """Seconds between two looks."""
+    overrides: tuple[str, ...] = ()
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """The command line, checked. Raises InputError."""
+    parser = Parser(
+        prog="broadopt-table",
+        description="Tables of finished runs beside the published numbers.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", metavar="TABLE", nargs="?", default="", help="table1, table3 or runs")
+    parser.add_argument(
+        "--results", metavar="DIR", default="results", help="the folder that holds runs/ (default: results)"
+    )
+    parser.add_argument("--metric", help="last, best or collected in every column, instead of what the paper reports")
+    parser.add_argument("--format", help="markdown (default), latex, csv or html")
+    parser.add_argument("--output", metavar="FILE", help="write there, in one move, instead of to the terminal")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a result file could not be used")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="with --missing: added to each command")
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument("--status", action="store_true", help="how far the runs of each cell are")
+    views.add_argument("--missing", action="store_true", help="the commands that would fill the table")
+    views.add_argument(
+        "--watch", metavar="SECONDS", nargs="?", const="10", help="--status, anew every SECONDS (default: 10)"
+    )
+    parser.add_argument("--seeds", help="which seeds a cell is to have, as 1-5 or 1,2,7 (default: 1-3)")
+    parser.add_argument(
+        "--tflops", metavar="X", help="10^12 operations a second of a device, for networks that no run has measured"
+    )
+    given = parser.parse_intermixed_args(arguments)
+    view = "status" if given.status or given.watch else "missing" if given.missing else "table"
+    if not given.table:
+        parser.error("the following arguments are required: TABLE")
+    _one_of("table", given.table, TABLES)
+    if given.format is not None:
+        _one_of("--format", given.format, FORMATS)
+    _fits(given, view)
+    return Request(
+        given.table,
+        Path(given.results),
+        given.metric,
+        given.format or "markdown",
+        Path(given.output) if given.output else None,
+        given.strict,
+        view=view,
+        seeds=_seeds(given.seeds) if given.seeds else None,
+        tflops=_positive("--tflops", given.tflops) if given.tflops else None,
+        watch=_positive("--watch", given.watch) if given.watch else None,
+        overrides=tuple(map(_override, given.overrides)),
+    )
+
+
+def _fits(given: argparse.Namespace, view: str) -> None:
+    """Raise InputError where an option belongs to another view than the one that is asked for."""
+    runs = given.table == "runs"
+    if given.metric is not None:
+        _one_of("--metric", given.metric, METRICS)
+        if runs:
+            raise InputError("--metric is for table1 and table3: runs shows last, best and collected")
+    if runs and (view == "missing" or given.seeds):
+        raise InputError(f"{'--missing' if view == 'missing' else '--seeds'} is for table1 and table3: no paper says "
+                         "what runs there should be")  # fmt: skip
+    unfit = {
+        "--metric": given.metric and view != "table",
+        "--format": given.format and view == "missing",
+        "--output": given.output and given.watch,
+        "--seeds": given.seeds and view == "table",
+        "--tflops": given.tflops and view != "status",
+        " ".join(given.overrides): given.overrides and view != "missing",
+    }
+    for option in (option for option, given_in_vain in unfit.items() if given_in_vain):
+        shown = "--watch" if given.watch else f"--{view}" if view != "table" else "a table of results"
+        raise InputError(f"{option} does not go with {shown}; see broadopt-table --help")
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < 100_000:
+            raise InputError(f"--seeds {text}: expected whole numbers and ranges of them, as 1-5 or 1,2,7")
+        seeds.update(range(first, last + 1))
+    return tuple(sorted(seeds))
+
+
+def _positive(option: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"{option} {text}: expected a number > 0")
+    return value
+
+
+def _override(text: str) -> str:
+    """An override that may be added to a printed command: it must not make it another run."""
+    key = text.partition("=")[0]
+    if "=" not in text or not (key in ADDED or key.startswith("hydra")):
+        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra...{nearest(key, ADDED)}")
+    return text
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise InputError(f'{name} "{value}" is none of {", ".join(valid)}{nearest(value, valid)}')
