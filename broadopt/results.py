@@ -63,14 +63,9 @@ def summary(result: Mapping[str, Any]) -> str:
             f"  collected after {budgets} budgets ({values['members']:g} members)  {_percent(values)}, "
             f"nll {values['test_nll']:.4f}, ece {values['test_ece']:.4f}"
         )
-    cost = result["cost"]
-    return "\n".join(
-        [
-            *lines,
-            f"  {result['epochs']:g} epochs, {cost['train_seconds']:.0f} s in training steps, "
-            f"{cost['images_per_second']:.0f} images/s",
-        ]
-    )
+    cost, epochs = result["cost"], result["epochs"]
+    seconds, rate = f"{cost['train_seconds']:.0f} s in training steps", f"{cost['images_per_second']:.0f} images/s"
+    return "\n".join([*lines, f"  {epochs:g} epoch{'s' * (epochs != 1)}, {seconds}, {rate}"])
 
 
 def _percent(values: Mapping[str, float]) -> str:
