@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ export BROADOPT_OUTPUT=$folder/$task.out
 {setup}
 command=$(sed -n "$((task + 1))p" "$folder/commands.txt")
 asked=
-trap 'asked=yes; kill -{forwarded} "$run" 2>/dev/null' {signal}
+trap 'asked=yes; kill -{forwarded} "$run" 2>/dev/null; echo "{signal}: the run saves its state"' {signal}
 {prefix}bash -c "exec $command" &
 run=$!
 wait "$run"
@@ -81,13 +81,18 @@ class SlurmLauncher(SweepLauncher):
         self.gpus, self.cpus, self.hours, self.parallel = gpus, cpus, hours, parallel
         self.signal_seconds, self.setup_lines, self.prefix, self.extra = signal_seconds, list(setup), prefix, extra
         self.processes, self.wait, self.poll = processes, wait, poll
+        self.queued: dict[str, Task] = {}
+
+    def look(self, root: Path) -> Container[str]:
+        """Names of the runs in the queue."""
+        self.queued = in_queue(root.resolve())
+        return self.queued
 
     def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
         """Submit the runs that are in no queue yet; then wait for all of them."""
         root = root.resolve()
-        queued = in_queue(root)
-        new = [one for one in planned if one.name not in queued]
-        tasks = {one.name: queued[one.name] for one in planned if one.name in queued}
+        new = [one for one in planned if one.name not in self.queued]
+        tasks = {one.name: self.queued[one.name] for one in planned if one.name in self.queued}
         if tasks:
             jobs = ", ".join(sorted({task.folder.name for task in tasks.values()}))
             print(f"in the queue already, and left there: {len(tasks)} runs (job {jobs})", flush=True)

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -87,17 +87,24 @@ class SweepLauncher(BasicLauncher):
         session: Any = getattr(self.task_function, "__self__", None)
         session.runs += len(planned)
         root = Path(values[0]["results_dir"])
+        under_way = self.look(root)
         finished, running = known(root)
         left = []
         for one, given in zip(planned, values, strict=True):
-            if one.is_among(running):
-                print(f"running already: {' '.join(one.overrides)}", flush=True)
-            elif one.is_among(finished) and not given["force"]:
+            if one.is_among(finished) and not given["force"]:
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
+            elif one.name not in under_way and one.is_among(running):
+                print(f"running already: {' '.join(one.overrides)}", flush=True)
             else:
                 left.append(one)
         self.tell(session, self.launch_elsewhere(left, root) if left else [])
         return []
+
+    def look(self, root: Path) -> Container[str]:
+        """Names of the runs that are under way and can be followed; read ahead of the results, so that a run that ends
+        in between is among those.
+        """
+        return ()
 
     def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
         """Carry out runs whose results go below `root`; returns those that have ended."""
