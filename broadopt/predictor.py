@@ -10,9 +10,9 @@ from safetensors import torch as safetensors
 from torch import nn
 from torchvision.transforms import Normalize
 
-from broadopt.build import network
-from broadopt.checkpoint import replacing
 from broadopt.errors import InputError
+from broadopt.files import replacing
+from broadopt.models.build import network
 
 NAME = "predictor.safetensors"
 

@@ -10,11 +10,13 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from broadopt import __version__, config, launchers
-from broadopt.command_line import expand_glob, is_sweep, options_first
+from broadopt import __version__, launchers
+from broadopt.config.arguments import expand_glob, is_sweep, options_first
+from broadopt.config.compose import plain, register_resolvers
+from broadopt.config.messages import one_line, printable
+from broadopt.config.repeat import repeated
+from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError, Interrupted, RunFailed
-from broadopt.messages import one_line, printable
-from broadopt.repeat import repeated
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
         # without the second a shared one up to ten times slower.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    config.register_resolvers()
+    register_resolvers()
     session = Session()
     try:
         if "--version" in sys.argv[1:]:
@@ -42,7 +44,7 @@ def main() -> None:
             return session.conclude()
         sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
         launchers.register()
-        hydra.main(config_path=str(config.config_dir()), config_name="run", version_base="1.3")(session.task)()
+        hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
         if session.runs == 0 and is_sweep(sys.argv[1:]):
             raise InputError("-m: the sweep has no runs; expected one value at least of each key")
     except (Interrupted, KeyboardInterrupt) as signal:  # the latter: before the first run or between two of a sweep
@@ -90,7 +92,7 @@ class Session:
             error = InputError("hydra/launcher distributes the runs of a sweep: expected -m as well")
             return self.note(error, [], sweep=False)
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-        self.carry_out(lambda: config.plain(composed), overrides, sweep=sweep, composed=composed)
+        self.carry_out(lambda: plain(composed), overrides, sweep=sweep, composed=composed)
 
     def carry_out(
         self,
@@ -101,7 +103,7 @@ class Session:
         composed: DictConfig | None = None,
     ) -> None:
         """Carry out, or plan where it was `composed`, a run whose values `checked` gives; keep its failure."""
-        from broadopt.preempt import Stop
+        from broadopt.signals import Stop
 
         self.runs += 1
         with Stop() as stop:
@@ -110,7 +112,7 @@ class Session:
                 if values["plan"] and composed is not None:
                     self.planned.append(show_plan(composed, values, overrides, brief=sweep))
                 else:
-                    from broadopt.execute import execute  # imports torch: --help answers without it
+                    from broadopt.training.execute import execute  # imports torch: --help answers without it
 
                     execute(values, stop)
             except (InputError, RunFailed) as error:
@@ -132,7 +134,7 @@ class Session:
     def conclude(self) -> None:
         """Sum a planned sweep up; exit where a run failed, naming it."""
         if len(self.planned) > 1:
-            from broadopt.plan import petaflops
+            from broadopt.training.plan import petaflops
 
             print(f"{len(self.planned)} runs, {petaflops(sum(self.planned))}")
         if not self.failed:
@@ -146,8 +148,9 @@ class Session:
 
 def show_plan(composed: DictConfig, values: dict[str, Any], overrides: list[str], *, brief: bool) -> float:
     """Print what a run would do and cost, in one line where `brief`; returns its floating-point operations."""
-    from broadopt import plan
-    from broadopt.build import instantiated, price
+    from broadopt.config.instantiate import instantiated
+    from broadopt.training import plan
+    from broadopt.training.plan import price
 
     cost = price(values)
     if brief:

@@ -21,11 +21,11 @@ from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, s
 from torch.profiler import ProfilerActivity, profile
 from torchvision import transforms
 
-from broadopt import config
-from broadopt.data import Data
+from broadopt.config.shipped import options
+from broadopt.data.batches import Data
 from broadopt.errors import InputError
 
-NETWORKS = sorted(config.options("model"))
+NETWORKS = sorted(options("model"))
 Rows = Iterator[dict[str, Any]]
 
 

@@ -28,14 +28,15 @@ from measure import Silent, interleaved, parts_of, random_dataset, ratio, second
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from broadopt import checkpoint, config
-from broadopt.device import choose_device, choose_precision, peak_memory
+from broadopt.config.shipped import options
+from broadopt.devices.device import choose_device, choose_precision, peak_memory
 from broadopt.errors import InputError, Interrupted
-from broadopt.preempt import Stop
-from broadopt.train import Parts, Training
+from broadopt.runs import checkpoint
+from broadopt.signals import Stop
+from broadopt.training.loop import Parts, Training
 
 CPU = torch.device("cpu")
-NETWORKS = sorted(config.options("model"))
+NETWORKS = sorted(options("model"))
 METHODS = {
     "sgd": ("method=sgd",),
     "sam": ("method=sam",),

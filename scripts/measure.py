@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from broadopt import config
-from broadopt.build import build, network
-from broadopt.datasets import Dataset, Images
-from broadopt.device import choose_device, choose_precision, environment, set_flags
+from broadopt.config.compose import compose, plain
+from broadopt.data.datasets import Dataset, Images
+from broadopt.devices.device import choose_device, choose_precision, environment, set_flags
 from broadopt.errors import InputError
-from broadopt.plan import macs
-from broadopt.preempt import Stop
-from broadopt.train import Parts, Training
+from broadopt.models.build import network
+from broadopt.signals import Stop
+from broadopt.training.build import build
+from broadopt.training.loop import Parts, Training
+from broadopt.training.plan import macs
 
 BATCH = 128
 
@@ -48,7 +49,7 @@ def random_dataset(train: int, test: int, *, classes: int = 100) -> Dataset:
 
 def parts_of(*overrides: str, dataset: Dataset) -> Parts:
     """The parts of `broadopt-run OVERRIDES`, on `dataset` in place of the one that it names."""
-    values = config.plain(config.compose(["lr=1e-4", *overrides]))  # noise is learnt by heart, or not at all
+    values = plain(compose(["lr=1e-4", *overrides]))  # noise is learnt by heart, or not at all
     device = choose_device(values["device"])
     precision = choose_precision(values["precision"], device)
     set_flags(precision, deterministic=values["deterministic"])
@@ -108,7 +109,7 @@ def ratio(measured: Sequence[Mapping[str, float]], above: str, below: str) -> di
 def gmacs(name: str, *, classes: int = 100) -> float:
     """Multiply-adds of a forward pass of the network on one image, in units of 1e9."""
     with torch.device("meta"):
-        return macs(network(config.plain(config.compose([f"model={name}"]))["model"], classes)) / 1e9
+        return macs(network(plain(compose([f"model={name}"]))["model"], classes)) / 1e9
 
 
 def report(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from broadopt import config, heartbeat, results
-from broadopt.tables import standing
+from broadopt.config.identity import identity_of
+from broadopt.runs import heartbeat, results
+from broadopt.status import state as standing
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
         "read a result.json": lambda number: paths[number].read_bytes(),
         "parse it": lambda number: json.loads(contents[number]),
         "check its checksum": lambda number: results.checksum(found[number]),
-        "check its identity": lambda number: config.identity(found[number]["config"]),
+        "check its identity": lambda number: identity_of(found[number]["config"]),
         "look at a lock": lambda number: heartbeat.is_held(paths[number].parent),
     }
     for name, piece in pieces.items():

@@ -12,10 +12,10 @@ import torch
 import usual_loop
 from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, trained
 
-from broadopt.evaluate import log_probabilities
 from broadopt.methods.batchnorm import reestimate
 from broadopt.methods.swa import WeightAverage
-from broadopt.train import Parts
+from broadopt.training.evaluate import log_probabilities
+from broadopt.training.loop import Parts
 
 STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128
 STARTUP = (

@@ -14,9 +14,11 @@ from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
-from broadopt import config, heartbeat, results
+from broadopt.config.identity import SEMANTICS, identity_of
+from broadopt.config.shipped import paper_dir
+from broadopt.config.stored_recipes import StoredRecipes
+from broadopt.runs import heartbeat, results
 from broadopt.tables import published
-from broadopt.tables.stored_recipes import StoredRecipes
 
 ENVIRONMENT = {
     "broadopt": "0.1.0",
@@ -54,12 +56,12 @@ def main() -> None:
 
 def records() -> Iterator[dict[str, Any]]:
     """Recorded configs without end: seed after seed of each cell of both tables, and of one that is on no recipe."""
-    tables = [published.load(name, folder=config.paper_dir()) for name in ("table1", "table3")]
+    tables = [published.load(name, folder=paper_dir()) for name in ("table1", "table3")]
     cells = [(row.experiment, method) for table in tables for row in table.rows for method in table.methods]
-    recipe = StoredRecipes()
-    recipes = [recipe([f"experiment={experiment}", f"method={method}"]) for experiment, method in cells]
-    recipes.append(recipe(["experiment=table3/resnet20", "method=asam", "step.rho=0.7"]))
-    recipe.save()
+    stored = StoredRecipes()
+    recipes = [stored([f"experiment={experiment}", f"method={method}"]) for experiment, method in cells]
+    recipes.append(stored(["experiment=table3/resnet20", "method=asam", "step.rho=0.7"]))
+    stored.save()
     for seed in count(1):
         yield from ({**recipe, "seed": seed, "precision": "bf16"} for recipe in recipes)
 
@@ -69,7 +71,7 @@ def in_progress(folder: Path, record: dict[str, Any], draw: random.Random) -> No
     epoch, rate = draw.randrange(1, int(record["budget"])), RATES[record["method"]] * draw.uniform(0.9, 1.1)
     progress = {
         "schema": heartbeat.SCHEMA,
-        "identity": config.identity(record),
+        "identity": identity_of(record),
         "config": record,
         "host": f"node{draw.randrange(64):02}",
         "machine": "another",
@@ -102,8 +104,8 @@ def ended(folder: Path, record: dict[str, Any], draw: random.Random, state: str)
     collected = budgets if record["method"] in ("swa", "fge") and state == "finished" else []
     result = {
         "schema": results.SCHEMA,
-        "identity": config.identity(record),
-        "semantics": config.SEMANTICS,
+        "identity": identity_of(record),
+        "semantics": SEMANTICS,
         "state": state,
         "dataset": record["dataset"]["name"],
         "model": record["model"]["name"],

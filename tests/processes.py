@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from broadopt import config
-from broadopt.build import build, instantiated, without
-from broadopt.distributed import join
-from broadopt.preempt import Stop
-from broadopt.progress import EpochLines
-from broadopt.train import Training
+from broadopt.config.compose import compose, plain, register_resolvers
+from broadopt.config.instantiate import instantiated, without
+from broadopt.devices.processes import join
+from broadopt.signals import Stop
+from broadopt.training.build import build
+from broadopt.training.loop import Training
+from broadopt.training.progress import EpochLines
 
 sys.path.append(str(Path(__file__).parent / "own"))
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ SMALL = ("experiment=quickstart", *NETWORK, "batch_size=200", "budget=2", "evalu
 
 def training(*overrides: str) -> Training:
     """The training of this process; the network computes in float64, without dropout."""
-    values = config.plain(config.compose([*SMALL, *overrides]))
+    values = plain(compose([*SMALL, *overrides]))
     dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
     parts = build(values, "fp32", dataset, CPU, join(CPU))
     parts.model.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
@@ -51,7 +52,7 @@ def outcome(made: Training) -> dict:
 
 
 if __name__ == "__main__":
-    config.register_resolvers()
+    register_resolvers()
     folder, *keys = sys.argv[1:]
     with torch.random.fork_rng():
         made = training(*keys)

@@ -26,7 +26,7 @@ def test_the_gpu_check_passes_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_that_differs_fails_the_gpu_check() -> None:
-    forgetful = "from broadopt.train import Training; whole = Training.state_dict\n"
+    forgetful = "from broadopt.training.loop import Training; whole = Training.state_dict\n"
     forgetful += "def broken(self): state = whole(self); state['optimizer']['state'] = {}; return state\n"
     forgetful += "Training.state_dict = broken"
     done = check("--device", "cpu", "--parts", "resume", "--networks", "resnet20", before=forgetful)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from broadopt import config
-from broadopt.build import price
+from broadopt.config.compose import compose, plain
+from broadopt.config.shipped import options
+from broadopt.training.plan import price
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -104,13 +105,13 @@ def table_rows() -> dict[str, tuple[str, str, str]]:
 
 
 def test_the_table_of_rows_names_every_row() -> None:
-    assert sorted(table_rows()) == [name for name in config.options("experiment") if name.startswith("table")]
+    assert sorted(table_rows()) == [name for name in options("experiment") if name.startswith("table")]
 
 
 @pytest.mark.parametrize(("experiment", "stated"), table_rows().items())
 def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated: tuple[str, str, str]) -> None:
     methods = ("sgd", "asam") if experiment.startswith("table3") else ("sgd",)
-    composed = [config.plain(config.compose([f"experiment={experiment}", f"method={method}"])) for method in methods]
+    composed = [plain(compose([f"experiment={experiment}", f"method={method}"])) for method in methods]
     parameters, macs, budget = stated
     cost = price(composed[0])
     assert rounded_as(parameters, cost["parameters"] / 1e6, "M")

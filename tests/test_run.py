@@ -9,7 +9,7 @@ import pytest
 from command import SMALL, Sweep, finish, folders, go_on, halted, result, run, same_outcome, start
 from omegaconf import OmegaConf
 
-from broadopt.config import AS_WITHOUT
+from broadopt.config.identity import AS_WITHOUT
 
 EPOCHS = {"asam": 2, "fge": 2, "sam": 2, "sgd": 2, "swa": 3}
 
@@ -76,7 +76,7 @@ def test_the_same_command_again_shows_the_stored_result_and_trains_nothing(five_
     assert content(folder) == before
 
 
-def test_how_a_run_is_carried_out_is_no_part_of_its_identity(five_runs: Sweep) -> None:
+def test_how_a_run_is_carried_out_is_no_part_of_its_identity_of(five_runs: Sweep) -> None:
     options = ("device=auto", "checkpoint.minutes=0", "wait=true", "data_dir=elsewhere")
     arguments = [argument for argument in SMALL if argument != "device=cpu"]
     process = run(*arguments, "budget=2.0", "lr=1e-1", *options, cwd=five_runs.cwd)

@@ -37,7 +37,7 @@ def run(program: Path, *arguments: str, cwd: Path) -> str:
 
 
 def test_the_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
-    program = "import broadopt.config as c; print(c.__file__, c.config_dir(), c.paper_dir())"
+    program = "import broadopt.config.shipped as c; print(c.__file__, c.config_dir(), c.paper_dir())"
     for path in run(installed / "python", "-c", program, cwd=tmp_path).split():
         assert Path(path).is_relative_to(installed.parent)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from broadopt.errors import InputError
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
-from broadopt.preempt import Stop
+from broadopt.signals import Stop
 
 
 class LocalLauncher(SweepLauncher):

@@ -15,8 +15,10 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from broadopt import config, heartbeat, results
+from broadopt.config.compose import plain
+from broadopt.config.identity import identity_of, recorded
 from broadopt.errors import InputError, Interrupted, RunFailed
+from broadopt.runs import heartbeat, results
 
 Runs = dict[str, set[tuple[str, str | None]]]
 """Of the runs of each key, the precision that each is computed in and the fingerprint of its data."""
@@ -37,7 +39,7 @@ class Planned:
     @property
     def name(self) -> str:
         """What tells it from every other run of a sweep."""
-        return config.identity({"key": self.key, "precision": self.precision, "dataset": self.dataset})
+        return identity_of({"key": self.key, "precision": self.precision, "dataset": self.dataset})
 
     def is_among(self, runs: Runs) -> bool:
         """Whether one of `runs` is this one."""
@@ -80,7 +82,7 @@ class SweepLauncher(BasicLauncher):
         values, planned = [], []
         for overrides in job_overrides:
             values.append(_checked(load(self.config, list(overrides))))
-            record = config.recorded(values[-1], precision="", fingerprint=None, processes=self.processes)
+            record = recorded(values[-1], precision="", fingerprint=None, processes=self.processes)
             planned.append(Planned(tuple(overrides), key(record), values[-1]["precision"], values[-1]["dataset"]))
         if any(one["plan"] for one in values):
             return super().launch(job_overrides, initial_job_idx)
@@ -127,9 +129,7 @@ class SweepLauncher(BasicLauncher):
 def key(record: dict[str, Any]) -> str:
     """Of a recorded config what is known before the run: all but the precision and the fingerprint of the data."""
     dataset = {name: value for name, value in record["dataset"].items() if name != "fingerprint"}
-    return config.identity(
-        {name: value for name, value in record.items() if name != "precision"} | {"dataset": dataset}
-    )
+    return identity_of({name: value for name, value in record.items() if name != "precision"} | {"dataset": dataset})
 
 
 @cache
@@ -138,7 +138,7 @@ def fingerprint(dataset: str) -> str | None:
 
     They are read, but for those that are either the published ones or refused.
     """
-    from broadopt.build import instantiated, without
+    from broadopt.config.instantiate import instantiated, without
 
     node = json.loads(dataset)
     if node.get("verify"):
@@ -187,4 +187,4 @@ def _checked(composed: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(composed)
-    return config.plain(composed)
+    return plain(composed)

@@ -1,1 +1,1 @@
-"""How one batch changes the weights (steps) and what is evaluated besides the last ones (collectors)."""
+"""How one batch changes the weights (steps), and what is evaluated besides the last weights (collectors)."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from broadopt.distributed import ALONE, Processes
+from broadopt.devices.processes import ALONE, Processes
 
 
 def _tracking(model: nn.Module) -> list[_BatchNorm]:

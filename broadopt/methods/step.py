@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from broadopt.batch import Batch
 from broadopt.errors import InputError
+from broadopt.methods.batch import Batch
 from broadopt.methods.batchnorm import keep_statistics
 
 Closure = Callable[[], Tensor]
@@ -119,7 +119,7 @@ class SharpnessAware:
 
     def _mean_over_chunks(self, closure: Closure, chunk: int) -> Tensor:
         if not isinstance(closure, Batch):
-            raise TypeError("step.chunk needs a closure that can be taken apart: a broadopt.batch.Batch")
+            raise TypeError("step.chunk needs a closure that can be taken apart: a broadopt.methods.batch.Batch")
         losses, total = [], dict[Tensor, Tensor]()
         for share, part in closure.split(chunk):
             losses.append(share * self._gradient(part))

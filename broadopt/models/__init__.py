@@ -1,1 +1,1 @@
-"""The networks of both tables, one file a family; Hydra's _target_ is the registry."""
+"""The networks of both tables, one file a family; Hydra's `_target_` is their registry."""

@@ -131,7 +131,8 @@ def rank(method: str) -> tuple[int, str]:
 class Recipes:
     """What experiments and protocols prescribe, each composed once and only when asked for.
 
-    `compose` turns overrides into a resolved config, as broadopt.config.recipe does; `methods` holds the method files.
+    `compose` turns overrides into a resolved config, as broadopt.config.compose.recipe_of does; `methods` holds the
+    method files.
     """
 
     def __init__(self, compose: Compose, *, methods: Path) -> None:

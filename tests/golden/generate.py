@@ -11,10 +11,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from test_tables import RESNET20, VGG16, record, store  # noqa: E402
+from stored import RESNET20, VGG16, record, store  # noqa: E402
 
-from broadopt import config  # noqa: E402
-from broadopt.tables import command as tables  # noqa: E402
+from broadopt import table as tables  # noqa: E402
+from broadopt.config.compose import recipe_of  # noqa: E402
 from broadopt.tables.request import parse  # noqa: E402
 
 TABLES = {
@@ -50,7 +50,7 @@ def write_tables() -> None:
     recipes = {}
 
     def compose(overrides: list[str]) -> dict:
-        return recipes.setdefault(" ".join(overrides), config.recipe(overrides))
+        return recipes.setdefault(" ".join(overrides), recipe_of(overrides))
 
     for name, (table, form) in TABLES.items():
         request = parse([table, "--results", str(HERE), "--format", form])

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from broadopt.augment import Augmentation
-from broadopt.data import Data
-from broadopt.datasets import Dataset, Images
+from broadopt.data.augment import Augmentation
+from broadopt.data.batches import Data
+from broadopt.data.datasets import Dataset, Images
 from broadopt.methods.collect import Collector
 from broadopt.methods.step import Plain
-from broadopt.preempt import Stop
-from broadopt.progress import EpochLines
-from broadopt.schedule import Schedule
-from broadopt.train import Parts, Training
+from broadopt.signals import Stop
+from broadopt.training.loop import Parts, Training
+from broadopt.training.progress import EpochLines
+from broadopt.training.schedule import Schedule
 
 STEPS_PER_EPOCH = 4  # of 16, 16, 16 and 10 images
 

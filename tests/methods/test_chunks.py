@@ -22,9 +22,9 @@ from formulas import (
 )
 from torch import Tensor, nn
 
-from broadopt.batch import Batch
 from broadopt.errors import InputError
 from broadopt.methods.asam import asam
+from broadopt.methods.batch import Batch
 from broadopt.methods.sam import sam
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": True}

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from command import OWN
 
-from broadopt import config
-from broadopt.datasets import digits
-from broadopt.execute import execute
-from broadopt.preempt import Stop
+from broadopt.config.compose import compose, plain
+from broadopt.data.datasets import digits
+from broadopt.signals import Stop
+from broadopt.training.execute import execute
 
 SMALL = (
     *(
@@ -34,7 +34,7 @@ def values_of(*overrides: str) -> dict[str, Any]:
     """The checked config of `broadopt-run OVERRIDES`."""
     digits()  # imports scikit-learn here, and the next line torch.compile, so that no child has to
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    return config.plain(config.compose([*SMALL, *overrides]))
+    return plain(compose([*SMALL, *overrides]))
 
 
 def one_run(values: dict[str, Any], cwd: Path) -> Callable[[], None]:

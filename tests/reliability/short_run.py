@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from broadopt import checkpoint, config
-from broadopt.build import build
-from broadopt.datasets import Dataset, Images
+from broadopt.config.compose import compose, plain
+from broadopt.data.datasets import Dataset, Images
 from broadopt.errors import Interrupted
-from broadopt.preempt import Stop
-from broadopt.progress import EpochLines
-from broadopt.train import Training
+from broadopt.runs import checkpoint
+from broadopt.signals import Stop
+from broadopt.training.build import build
+from broadopt.training.loop import Training
+from broadopt.training.progress import EpochLines
 
 STEPS_PER_EPOCH = 3  # of 16, 16 and 8 images
 FIXED = ("batch_size=16", "budget=4", "evaluate_every=1", "device=cpu", "precision=fp32")
@@ -39,7 +40,7 @@ def parts_of(*overrides: str) -> Any:
     dataset = Dataset(
         "random", tuple("0123456789"), Images(pixels[:40], labels[:40]), Images(pixels[40:], labels[40:]), None
     )
-    values = config.plain(config.compose([*FIXED, *overrides]))
+    values = plain(compose([*FIXED, *overrides]))
     return build(values, "fp32", dataset, torch.device("cpu"))
 
 

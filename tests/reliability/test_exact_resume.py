@@ -12,8 +12,8 @@ import short_run
 from short_run import METHODS, RESNET, STEPS_PER_EPOCH, Kind, differences, outcome
 
 from broadopt.errors import Interrupted
-from broadopt.preempt import Stop
-from broadopt.train import Training
+from broadopt.signals import Stop
+from broadopt.training.loop import Training
 
 
 @cache

@@ -12,10 +12,10 @@ import pytest
 from command import folders, result, same_outcome
 from forked import ended, forked, one_run, until, values_of
 
-from broadopt import results
-from broadopt.execute import execute
-from broadopt.preempt import Stop
-from broadopt.tables import main as table
+from broadopt.runs import results
+from broadopt.signals import Stop
+from broadopt.table import main as table
+from broadopt.training.execute import execute
 
 SEEDS = range(1, 5)
 

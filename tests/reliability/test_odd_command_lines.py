@@ -13,9 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broadopt import run, tables
-from broadopt.config import options
-from broadopt.rules import RULES
+from broadopt import run
+from broadopt import table as tables
+from broadopt.config.rules import RULES
+from broadopt.config.shipped import options
 
 GROUPS = ("dataset", "model", "method", "step", "collect", "schedule", "protocol", "experiment")
 KEYS = [*RULES, "augmentation", "model.depth", "dataset.path", "hydra.run.dir", "step._target_", "nothing", "model.x"]

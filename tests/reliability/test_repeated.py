@@ -9,7 +9,7 @@ from command import SMALL, folders, history, result, run, same_outcome
 from safetensors import safe_open
 from torch import nn
 
-from broadopt.datasets import digits
+from broadopt.data.datasets import digits
 from broadopt.errors import InputError
 from broadopt.predictor import load
 

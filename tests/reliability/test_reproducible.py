@@ -10,10 +10,10 @@ import short_run
 import torch
 from short_run import METHODS, RESNET, Kind, differences, outcome
 
-from broadopt import config
+from broadopt.config.identity import SEMANTICS
 from broadopt.errors import RunFailed
-from broadopt.progress import EpochLines, ProgressLine
-from broadopt.train import Training
+from broadopt.training.loop import Training
+from broadopt.training.progress import EpochLines, ProgressLine
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "semantics.json"
 
@@ -94,12 +94,12 @@ def doubled(parts: Any) -> Any:
 def test_what_a_config_computes_changes_only_with_the_semantics_version(method: str, tmp_path: Path) -> None:
     """In float64 another processor's order of summation is far below 1e-6, another formula, order or seed far above."""
     golden = json.loads(GOLDEN.read_text())
-    assert golden["semantics"] == config.SEMANTICS, "raise it in broadopt/config.py, then run this file as a script"
+    assert golden["semantics"] == SEMANTICS, "raise it in broadopt/config/identity.py, then run this file as a script"
     assert numbers(method, tmp_path) == pytest.approx(golden["numbers"][method], rel=1e-6, abs=1e-9), (
-        "the same config computes other numbers than before: raise SEMANTICS in broadopt/config.py if that is wanted"
+        "the same config computes other numbers than before: if that is wanted, raise config.identity.SEMANTICS"
     )
 
 
 if __name__ == "__main__":  # python tests/reliability/test_reproducible.py FOLDER writes the golden numbers anew
     made = {method: numbers(method, Path(sys.argv[1]) / method) for method in METHODS}
-    GOLDEN.write_text(json.dumps({"semantics": config.SEMANTICS, "numbers": made}, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps({"semantics": SEMANTICS, "numbers": made}, indent=1) + "\n")

@@ -1,0 +1,197 @@
+"""The data sets, read into memory: CIFAR-10 and CIFAR-100, scikit-learn's digits, and folders of pictures."""
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from broadopt.config.instantiate import instantiated
+from broadopt.config.targets import public
+from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes, text, unpickle
+from broadopt.errors import InputError, nearest
+
+log = logging.getLogger("broadopt")
+
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+@dataclass(frozen=True)
+class Images:
+    """pixels: uint8 [N, 3, 32, 32], red, green, blue; labels: int64 [N], the classes' positions. Both on the CPU."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to train on and to test on; `fingerprint` is None where the data are known to be the published ones."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images
+    fingerprint: str | None
+
+
+def fingerprint(classes: Sequence[str], train: Images, test: Images) -> str:
+    """ "sha256:" and 16 hexadecimal digits over the class names, pixels and labels: other data, another string."""
+    digest = hashlib.sha256(json.dumps([list(classes), len(train.labels), len(test.labels)]).encode())
+    for images in (train, test):
+        digest.update(images.pixels.contiguous().numpy().data)
+        digest.update(images.labels.numpy().astype("<i8").data)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def stratified(labels: Tensor, count: int, order: Tensor) -> Tensor:
+    """Positions (int64 [count], ascending) of `count` of the N images, each class in proportion to its size.
+
+    `labels`: int64 [N]; `order`: a random permutation of 0..N-1, which decides within a class. Where the
+    proportional shares are no whole numbers, the largest remainders are rounded up, equal ones by class.
+    """
+    classes, sizes = labels.unique(return_counts=True)
+    shares, remainders = count * sizes // len(labels), count * sizes % len(labels)
+    shares[remainders.argsort(descending=True, stable=True)[: count - int(shares.sum())]] += 1
+    ordered_labels = labels[order]
+    chosen = [order[ordered_labels == label][:share] for label, share in zip(classes, shares.tolist(), strict=True)]
+    return torch.cat(chosen).sort().values
+
+
+def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -> Dataset:
+    """CIFAR-10 or CIFAR-100 (`name`: "cifar10", "cifar100") from torchvision's own folders under `data_dir`.
+
+    Missing files are downloaded. Each file's MD5 is compared with the published one before it is unpickled; with
+    `verify=False` other files, also fewer images, are accepted, said in a warning and told by the fingerprint.
+    Raises InputError for anything that is not a whole, valid copy of the data set.
+    """
+    publisher = _publisher(name)
+    folder = obtain(publisher, Path(data_dir).expanduser())
+    entries, changed = {}, []
+    for file, expected in published_md5(publisher).items():
+        path = folder / file
+        blob = read_bytes(path)
+        found = md5(blob)
+        if found != expected and verify:
+            raise InputError(
+                f"{path}: MD5 {found}, expected {expected}: damaged, or not the published file;"
+                " remove it to have it downloaded, or accept it by dataset.verify=false"
+            )
+        if found != expected:
+            changed.append(file)
+        entries[file] = unpickle(path, blob)
+    classes = _class_names(folder / publisher.meta["filename"], entries, publisher.meta["key"], name)
+    train = _images(folder, [file for file, _ in publisher.train_list], entries, classes)
+    test = _images(folder, [file for file, _ in publisher.test_list], entries, classes)
+    if not changed:
+        _check_counts(folder, train, test)
+        return Dataset(name, classes, train, test, None)
+    log.warning("%s: %s: not the published MD5; accepted by dataset.verify=false", folder, ", ".join(changed))
+    return Dataset(name, classes, train, test, fingerprint(classes, train, test))
+
+
+def size(node: dict[str, Any]) -> tuple[int, int]:
+    """Classes and training images of a config's `dataset` node; CIFAR need not be there for it. Raises InputError."""
+    if public(node["_target_"]) == "broadopt.datasets.cifar" and node["name"] in CLASSES:
+        return CLASSES[node["name"]], 50_000
+    dataset = instantiated("dataset", node)
+    return len(dataset.classes), len(dataset.train.labels)
+
+
+def digits(*, name: str = "digits") -> Dataset:
+    """scikit-learn's 1797 handwritten digits, 8x8 in 0..16, enlarged to 32x32 (bilinear) and to 0..255, grey as RGB.
+
+    The split, 80 to 20 in each class, is always the same. Raises InputError where scikit-learn's file is not found.
+    """
+    table = _digits_table()
+    labels = torch.from_numpy(table[:, 64].astype(np.int64))
+    values = torch.from_numpy(table[:, :64].astype(np.float32)).view(-1, 1, 8, 8)
+    # Enlarged before they are scaled: every step is then exact in float32, so the pixels are the same everywhere.
+    enlarged = torch.nn.functional.interpolate(values, scale_factor=4, mode="bilinear", align_corners=False)
+    pixels = (enlarged * (255 / 16)).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    # RandomState's stream is frozen for good (NEP 19); torch's and numpy's newer ones may change between versions.
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test[stratified(labels, round(len(labels) / 5), order)] = True
+    train, test = (Images(pixels[chosen], labels[chosen]) for chosen in (~is_test, is_test))
+    return Dataset(name, tuple("0123456789"), train, test, None)
+
+
+def image_folder(*, path: str | Path, name: str = "image_folder") -> Dataset:
+    """Pictures in `path`/train/<class>/* and `path`/test/<class>/*, resized to 32x32 RGB (bilinear, antialiased).
+
+    They are decoded once and cached. Raises InputError naming the picture or folder that cannot be used.
+    """
+    from broadopt.data.image_folder import read_pictures
+
+    classes, arrays = read_pictures(Path(path).expanduser())
+    train, test = (Images(*map(torch.from_numpy, arrays[split])) for split in ("train", "test"))
+    return Dataset(name, classes, train, test, fingerprint(classes, train, test))
+
+
+def _publisher(name: str) -> Any:
+    """torchvision's class for `name`: it knows the files, their MD5s and where they are published."""
+    from torchvision.datasets import CIFAR10, CIFAR100  # here, since importing torchvision takes seconds
+
+    publishers = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+    if name not in publishers:
+        raise InputError(f"dataset.name={name}: expected cifar10 or cifar100{nearest(name, list(publishers))}")
+    return publishers[name]
+
+
+def _class_names(path: Path, entries: dict[str, dict[str, Any]], key: str, name: str) -> tuple[str, ...]:
+    listed, expected = entries[path.name].get(key), CLASSES[name]
+    names = listed if isinstance(listed, list) and all(isinstance(item, str | bytes) for item in listed) else []
+    if not len(names) == len(set(names)) == expected:
+        raise InputError(f"{path}: expected {expected} different class names under {key}")
+    return tuple(map(text, names))
+
+
+def _images(folder: Path, files: list[str], entries: dict[str, dict[str, Any]], classes: Sequence[str]) -> Images:
+    batches = [_batch(folder / file, entries[file], len(classes)) for file in files]
+    # The one copy between file and tensor: what was unpickled is read-only, a tensor's memory must not be.
+    pixels = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
+    return Images(torch.from_numpy(pixels), torch.from_numpy(np.concatenate([labels for _, labels in batches])))
+
+
+def _batch(path: Path, entry: dict[str, Any], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (uint8 [n, 3072]) and labels (int64 [n]) of one file, checked."""
+    pixels = entry.get("data")
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072 or len(pixels) == 0:
+        found = f"uint8 {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise InputError(f"{path}: expected images under data, uint8 [n, 3072], found {found}")
+    listed = entry.get("labels", entry.get("fine_labels", []))
+    valid = isinstance(listed, list) and all(type(label) is int and 0 <= label < classes for label in listed)
+    if not valid or len(listed) != len(pixels):
+        raise InputError(f"{path}: expected a list of {len(pixels)} labels, whole numbers from 0 to {classes - 1}")
+    return pixels, np.array(listed, dtype=np.int64)
+
+
+def _check_counts(folder: Path, train: Images, test: Images) -> None:
+    counts = (len(train.labels), len(test.labels))
+    if counts != (50_000, 10_000):
+        raise InputError(
+            f"{folder}: expected 50000 and 10000 images to train and to test, found {counts[0]}, {counts[1]}"
+        )
+
+
+def _digits_table() -> np.ndarray:
+    """uint8 [1797, 65]: 64 pixels and the label; read beside scikit-learn, whose import takes seconds."""
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise InputError("dataset=digits: scikit-learn, which carries the digits, is not installed")
+    path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    try:
+        with gzip.open(path, "rt") as lines:
+            return np.loadtxt(lines, delimiter=",", dtype=np.uint8).reshape(1797, 65)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path}: scikit-learn's digits cannot be read: {error}") from error

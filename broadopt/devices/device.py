@@ -1,0 +1,138 @@
+"""Which device and which precision a run uses, and the facts of the machine that go into its result."""
+
+import ctypes
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import broadopt
+from broadopt.errors import InputError
+
+SLOWER_BY_CHANNELS_LAST = ("vgg16", "vgg19_bn")
+"""Networks that a CPU trains faster in the contiguous format: 0.87 and 0.94 times the rate by channels_last, all others
+of the tables 1.06 to 1.34 (results/benchmark/networks.json)."""
+
+
+def choose_device(name: str) -> torch.device:
+    """auto takes the GPU where there is one; a GPU asked for by name must exist, else InputError."""
+    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+        raise InputError(f"device={name}: this machine has {found}; expected cpu, auto or one that exists")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """auto takes bf16 autocast where it is the faster one, else fp32. Raises InputError for tf32 without a GPU."""
+    if name == "tf32" and device.type != "cuda":
+        raise InputError(f"precision=tf32: expected a CUDA device, this run is on {device}")
+    if name != "auto":
+        return name
+    return "bf16" if _gains_by_bf16(device) else "fp32"
+
+
+def choose_memory_format(name: str, network: str, device: torch.device) -> torch.memory_format:
+    """auto takes channels_last, but contiguous on CPUs for the networks that train slower by it there."""
+    if name == "auto":
+        name = "contiguous" if device.type == "cpu" and network in SLOWER_BY_CHANNELS_LAST else "channels_last"
+    return torch.channels_last if name == "channels_last" else torch.contiguous_format
+
+
+def set_flags(precision: str, *, deterministic: bool) -> None:
+    """Set torch's process-wide switches for one run, whatever an earlier run of the process left.
+
+    fp32 is IEEE arithmetic throughout, tf32 lets a GPU round the factors of its products to 10 bits. Deterministic
+    algorithms make a run on a GPU repeat bit for bit, more slowly; on a CPU it does so without.
+    """
+    products = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be so; read when it starts
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse freed memory rather than return it to the kernel and take it back at the next step, page by page:
+    5 to 9 % of a step on a CPU. Blocks above 32 MiB, its limit, are returned as ever.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    mmap_threshold, trim_threshold = -3, -1  # malloc.h
+    libc.mallopt(mmap_threshold, 32 << 20)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def _gains_by_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # AVX512_BF16 without AMX computes in bf16 too, but trains ResNet-20 at 0.8 times the rate of fp32.
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def environment(device: torch.device, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a result comes from: versions, device, threads, `settings` (precision, memory format, ...) and, in a
+    checkout, the commit.
+    """
+    return {
+        "broadopt": broadopt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "device": device_name(device),
+        **settings,
+        "threads": torch.get_num_threads(),
+        "git_commit": _commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is: the GPU's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"CPU ({name})"
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a + where its files differ from it; None for an installed package."""
+    top = Path(broadopt.__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=top, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "broadopt", "configs"], cwd=top).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+" * (changed != 0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory in use at any time, in bytes: of the device's allocator on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

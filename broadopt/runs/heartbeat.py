@@ -1,0 +1,176 @@
+"""The sign of life of a run: progress.json in its folder, written anew while the run lives and removed when it ends.
+
+A thread of its own writes it, so an evaluation of minutes does not make a run look dead and the loop never waits for a
+file system. It reads plain numbers alone: nothing here waits for a device.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+from broadopt.config.identity import identity_of
+
+log = logging.getLogger("broadopt")
+
+NAME = "progress.json"
+SCHEMA = 1
+INTERVAL = 10.0
+"""Seconds between two signs of life; the second comes after one, so that a rate is known soon."""
+
+AGE_LIMIT = 120.0
+"""Seconds after which a sign of life from another machine is one no more: room for a few that were late or cached by a
+network file system, and for clocks that differ by up to a minute.
+"""
+
+FIELDS = ("config", "host", "machine", "pid", "device", "time", "epoch", "epochs", "images_per_epoch")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a training is, in plain numbers."""
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+    images_per_epoch: int
+    images_per_second: float
+    """In training steps, as last measured; 0 before that."""
+
+
+class Heartbeat:
+    """Within the `with` block `folder` holds a sign of life; with figures once a training is followed."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, device: str) -> None:
+        self._file = folder / NAME
+        self._temporary = folder / f".{NAME}.{os.getpid()}.tmp"
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._warned = False
+        self._fixed = {
+            "schema": SCHEMA,
+            "identity": identity_of(config),
+            "host": platform.node(),
+            "machine": machine(),
+            "pid": os.getpid(),
+            "device": device,
+            "config": config,
+        }
+
+    def __enter__(self) -> "Heartbeat":
+        self._write({"epoch": None, "epochs": None, "images_per_epoch": None})
+        return self
+
+    def follow(self, standing: Callable[[], Standing]) -> None:
+        """Tell from now on where the training is."""
+        self._thread = threading.Thread(target=self._beat, args=(standing,), name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            self._temporary.unlink(missing_ok=True)
+            self._file.unlink(missing_ok=True)
+        except OSError as problem:
+            self._warn(problem)
+
+    def _beat(self, standing: Callable[[], Standing]) -> None:
+        first, began = standing(), time.monotonic()
+        step, moved = first.step, time.time()
+        for pause in chain((0.0, 1.0), repeat(INTERVAL)):
+            if self._ended.wait(pause):
+                return
+            now = standing()
+            if now.step != step:
+                step, moved = now.step, time.time()
+            self._write(_figures(first, now, seconds=time.monotonic() - began) | {"moved": moved})
+
+    def _write(self, figures: dict[str, Any]) -> None:
+        try:
+            # By rename, so that no reader meets half of it; not synced to the disk: after a crash it means nothing.
+            self._temporary.write_text(json.dumps(self._fixed | figures | {"time": time.time()}))
+            os.replace(self._temporary, self._file)
+        except OSError as problem:
+            self._warn(problem)
+
+    def _warn(self, problem: OSError) -> None:
+        """Say once that there is no sign of life: the run itself goes on."""
+        if not self._warned:
+            log.warning("%s cannot be written, other machines take this run for dead: %s", self._file, problem)
+        self._warned = True
+
+
+def _figures(first: Standing, now: Standing, *, seconds: float) -> dict[str, Any]:
+    """What progress.json says of a training that was at `first` and is at `now`, `seconds` later."""
+    pace = (now.step - first.step) / seconds if seconds > 0 else 0.0  # evaluations and checkpoints included
+    so_far = pace / now.steps_per_epoch * now.images_per_epoch
+    return {
+        "step": now.step,
+        "steps": now.steps,
+        "epoch": now.step / now.steps_per_epoch,
+        "epochs": now.steps / now.steps_per_epoch,
+        "images_per_epoch": now.images_per_epoch,
+        "images_per_second": now.images_per_second or so_far or None,
+        "seconds_left": (now.steps - now.step) / pace if pace else None,
+    }
+
+
+def machine() -> str:
+    """This machine since it was started: two of one name, or one before and after a crash, are told apart."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{platform.node()} {boot.read_text().strip() if boot.exists() else ''}".strip()
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The newest sign of life in a run folder, or None where there is none. Raises ValueError, saying why, for a file
+    that is none.
+    """
+    try:
+        content = (folder / NAME).read_bytes()
+    except FileNotFoundError:
+        return None
+    progress = json.loads(content)
+    if not isinstance(progress, dict) or progress.get("schema") != SCHEMA:
+        raise ValueError(f"not of schema {SCHEMA}")
+    if lacking := [field for field in FIELDS if field not in progress]:
+        raise ValueError(f"without {', '.join(lacking)}")
+    if progress.get("identity") != identity_of(progress["config"]):
+        raise ValueError("its identity is not that of its config")
+    return dict(progress)
+
+
+def is_alive(folder: Path, progress: Mapping[str, Any] | None) -> bool:
+    """Whether a process is on this run: by its lock where it was started on this machine (or has left no sign of
+    life), else by the age of its sign of life.
+    """
+    if progress is None or progress["machine"] == machine():
+        return is_held(folder)
+    # The clock of its writer or that of the file server: whichever agrees with ours.
+    stamps = (progress["time"], (folder / NAME).stat().st_mtime)
+    return any(abs(time.time() - stamp) <= AGE_LIMIT for stamp in stamps)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process of this machine holds the lock of a run folder; a lock file is neither made nor changed."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that two who look at the same time do not take each other for the run.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

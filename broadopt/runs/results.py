@@ -1,0 +1,206 @@
+"""Results as files: one folder a run, one result.json written last and whole, never believed unchecked."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from broadopt.config.identity import SEMANTICS, identity_of
+from broadopt.files import replacing
+
+SCHEMA = 1
+STATES = ("finished", "failed", "interrupted")
+READERS = 16
+"""Threads that list folders and read files."""
+
+T = TypeVar("T")
+
+
+def run_folder(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
+    """`<results_dir>/runs/<dataset>/<model>/<method>/seed<k>-<first 8 of the identity>` for a recorded config."""
+    names = (config["dataset"]["name"], config["model"]["name"], config["method"])
+    return Path(results_dir, "runs", *names, f"seed{config['seed']}-{identity_of(config)[:8]}")
+
+
+def metrics(history: Sequence[Mapping[str, float]], collected: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """last, best and collected of a history (rows of history.csv) and of a collector's read-outs; on a validation set
+    apart from the test set.
+    """
+    rows = [row for row in history if "test_accuracy" in row]
+    if not rows:
+        return {"last": None, "best": None, "collected": dict(collected)}
+    found: dict[str, Any] = {"last": _of("test", rows[-1]), "best": _best("test", rows), "collected": dict(collected)}
+    if "validation_accuracy" in rows[-1]:
+        found["validation"] = {"last": _of("validation", rows[-1]), "best": _best("validation", rows)}
+    return found
+
+
+def _of(split: str, row: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{name}": row[f"{split}_{name}"] for name in ("accuracy", "nll", "ece")}
+
+
+def _best(split: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    best = max(rows, key=lambda row: row[f"{split}_accuracy"])  # the first of equals
+    return {f"{split}_accuracy": best[f"{split}_accuracy"], "epoch": best["epoch"]}
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The result in a few lines, each number with what it is."""
+    found = result["metrics"]
+    lines = [
+        f"  last  {_percent(found['last'])}, nll {found['last']['test_nll']:.4f}, ece {found['last']['test_ece']:.4f}",
+        f"  best  {_percent(found['best'])} in epoch {found['best']['epoch']:g}",
+    ]
+    for budgets, values in found["collected"].items():
+        lines.append(
+            f"  collected after {budgets} budgets ({values['members']:g} members)  {_percent(values)}, "
+            f"nll {values['test_nll']:.4f}, ece {values['test_ece']:.4f}"
+        )
+    cost, epochs = result["cost"], result["epochs"]
+    seconds, rate = f"{cost['train_seconds']:.0f} s in training steps", f"{cost['images_per_second']:.0f} images/s"
+    return "\n".join([*lines, f"  {epochs:g} epoch{'s' * (epochs != 1)}, {seconds}, {rate}"])
+
+
+def _percent(values: Mapping[str, float]) -> str:
+    return f"test accuracy {values['test_accuracy']:.2f} %"
+
+
+def set_aside(folder: Path) -> None:
+    """Rename an existing result.json to result.1.json (2, 3, ...), and its history alike: what was finished is kept,
+    tables do not read it.
+    """
+    number = next(
+        number for number in count(1) if not [*folder.glob(f"*.{number}.json"), *folder.glob(f"*.{number}.csv")]
+    )
+    for name, suffix in (("result", "json"), ("history", "csv")):
+        if (folder / f"{name}.{suffix}").exists():
+            os.replace(folder / f"{name}.{suffix}", folder / f"{name}.{number}.{suffix}")
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write result.json with its checksum, replacing an earlier one in one move. Raises OSError, and ValueError for NaN
+    or infinity.
+    """
+    sealed = {**result, "checksum": checksum(result)}
+    with replacing(folder / "result.json") as file:
+        file.write(json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+
+def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write history.csv, one row an epoch; numbers in Python's shortest exact form."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(folder / "history.csv") as file:
+        file.write(text.getvalue().encode())
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The result of one run folder, or None where there is none. Raises ValueError, saying why, for a file that cannot
+    be trusted.
+    """
+    content = _content(folder)
+    if isinstance(content, OSError):
+        raise content
+    return None if content is None else _parsed(content)
+
+
+def _content(folder: Path) -> bytes | OSError | None:
+    try:
+        return (folder / "result.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        result = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"not JSON, perhaps truncated ({error})") from error
+    _verify(result)
+    return dict(result)
+
+
+def find(results_dir: str | Path, *names: str) -> list[Path]:
+    """The files of these names below `results_dir`/runs, sorted."""
+    found: list[Path] = []
+    level = [Path(results_dir, "runs")]
+    while level:
+        entries = [entry for listing in _at_once(_entries, level) for entry in listing]
+        found += [Path(entry.path) for entry in entries if entry.name in names]
+        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:  # removed since, or nothing has run yet
+        return []
+
+
+def _at_once(look: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
+    """`look` at each path, in several threads: on a network file system each waits for an answer most of the time."""
+    share = max(1, -(-len(paths) // READERS))
+    shares = [paths[first : first + share] for first in range(0, len(paths), share)]
+    with ThreadPoolExecutor(READERS) as pool:
+        return [seen for done in pool.map(lambda some: list(map(look, some)), shares) for seen in done]
+
+
+def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every valid result below `results_dir`/runs, each with its "folder" (relative), sorted by it; and a line for each
+    that is left out. `folders`: the run folders to look into where they are known.
+    """
+    root = Path(results_dir)
+    if folders is None:
+        folders = [path.parent for path in find(root, "result.json")]
+    valid: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    for path, content in zip(folders, _at_once(_content, folders), strict=True):
+        folder = path.relative_to(root).as_posix()
+        try:
+            if isinstance(content, OSError):
+                raise content
+            if content is not None:
+                valid.append({**_parsed(content), "folder": folder})
+        except (ValueError, OSError) as error:
+            left_out.append(f"{folder}: {error}")
+    by_identity = defaultdict(list)
+    for result in valid:
+        by_identity[result["identity"]].append(result["folder"])
+    for doubled in by_identity.values():
+        if len(doubled) > 1:
+            left_out += [
+                f"{folder}: its identity is also that of {', '.join(sorted(set(doubled) - {folder}))}"
+                for folder in doubled
+            ]
+    return [result for result in valid if len(by_identity[result["identity"]]) == 1], sorted(left_out)
+
+
+def checksum(result: Mapping[str, Any]) -> str:
+    """SHA-256 (16 hex digits) over a result without its checksum: tells an edited file, not a forged one."""
+    content = {key: value for key, value in result.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _verify(result: Any) -> None:
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise ValueError(f"not of schema {SCHEMA}")
+    if result.get("checksum") != checksum(result):
+        raise ValueError("its checksum does not fit: edited or damaged")
+    if result.get("semantics") != SEMANTICS:
+        raise ValueError(f"computed under semantics {result.get('semantics')}, this broadopt computes {SEMANTICS}")
+    if result.get("state") not in STATES or result.get("identity") != identity_of(result.get("config", {})):
+        raise ValueError("its identity is not that of its config")

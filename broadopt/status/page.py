@@ -1,0 +1,134 @@
+"""The status of a table as a document: one line a cell, then one line a run that is on its way or in trouble."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from broadopt.runs.heartbeat import AGE_LIMIT
+from broadopt.status.cells import Cell, Status
+from broadopt.status.estimate import Estimate, Estimates
+from broadopt.status.state import STATES, Run
+from broadopt.tables.formats import Block, Document
+
+FIELDS = (
+    *("table", "dataset", "model", "method", "protocol", "budget", "precision", "row", "seed", "state"),
+    *("epoch", "epochs", "device_hours_spent", "device_hours_needed", "estimated_from", "words"),
+)
+"""The columns of the CSV: one line a run."""
+
+SHOWN = 20
+"""Runs of each state that are listed one by one; the CSV lists all."""
+
+NOTES = (
+    "running: a process holds the run's lock, on this machine, or gave a sign of life on another one within "
+    f"{AGE_LIMIT:g} seconds. interrupted and failed runs go on from their checkpoint where there is one.",
+    "Device hours are those of training steps; evaluations come on top. A rate is the median over the runs of the "
+    "same network on the kind of device that most of them had.",
+)
+
+
+def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[str], caption: str) -> Document:
+    """`titles`: of what names a cell; `caption`: what is looked at."""
+    prices = {id(cell): estimates.of(cell.record) if _unfinished(cell) else None for cell in status.cells}
+    priced = [(cell, prices[id(cell)]) for cell in status.cells]
+    main = Block(
+        heading="",
+        caption=f"{caption} {_totals(priced)}",
+        header=(*titles, *STATES, "h spent", "h needed", "estimated from"),
+        rows=tuple(_line(cell, price) for cell, price in priced),
+        labels=len(titles),
+        notes=(*status.notes, *_unknown(priced), *NOTES) if status.cells else (),
+    )
+    listed = [(cell, run) for cell in status.cells for run in cell.runs if run.words]
+    blocks = (main, _runs(listed, titles)) if listed else (main,)
+    records = tuple(_record(table, cell, run, price) for cell, price in priced for run in cell.runs)
+    return Document(title=f"Status of {table}", blocks=blocks, records=records, fields=FIELDS)
+
+
+Priced = tuple[Cell, Estimate | None]
+
+
+def _unfinished(cell: Cell) -> bool:
+    return any(run.state != "finished" for run in cell.runs)
+
+
+def _totals(priced: Sequence[Priced]) -> str:
+    counts = Counter(run.state for cell, _ in priced for run in cell.runs)
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none"
+    spent = sum(run.seconds for cell, _ in priced for run in cell.runs) / 3600
+    needed = [_needed(run, price) for cell, price in priced for run in cell.runs]
+    known = sum(hours for hours in needed if hours is not None)
+    open_ = f" and those of {_runs_in_words(needed.count(None))} that nothing tells" if None in needed else ""
+    runs = _runs_in_words(sum(counts.values()))
+    return f"{runs}: {states}. Device hours: {spent:,.1f} spent, {known:,.1f} needed{open_}."
+
+
+def _runs_in_words(number: int) -> str:
+    return f"{number} run" + ("" if number == 1 else "s")
+
+
+def _needed(run: Run, price: Estimate | None) -> float | None:
+    """Device hours that a run still takes, None where nothing tells them."""
+    if run.state == "finished":
+        return 0.0
+    if price is None or price.seconds_per_epoch is None:
+        return None
+    return max(0.0, run.epochs - run.epoch) * price.seconds_per_epoch / 3600
+
+
+def _line(cell: Cell, price: Estimate | None) -> tuple[str, ...]:
+    needed = [_needed(run, price) for run in cell.runs]
+    spent = sum(run.seconds for run in cell.runs) / 3600
+    counts = [cell.count(state) for state in STATES]
+    return (
+        *cell.labels,
+        *(str(count) if count else "" for count in counts),
+        f"{spent:,.1f}" if spent else "",
+        "?" if None in needed else f"{sum(filter(None, needed)):,.1f}" if price else "",
+        price.words if price else "",
+    )
+
+
+def _unknown(priced: Sequence[Priced]) -> tuple[str, ...]:
+    if not any(price and price.source == "unknown" for _, price in priced):
+        return ()
+    return (
+        "?: no run of this network has measured its rate yet; --tflops X estimates from its floating-point operations "
+        "and a device that does X times 10^12 of them a second.",
+    )
+
+
+def _runs(listed: Sequence[tuple[Cell, Run]], titles: Sequence[str]) -> Block:
+    shown, more = [], []
+    for state in ("failed", "interrupted", "missing", "running"):  # those that need someone come first
+        entries = [entry for entry in listed if entry[1].state == state]
+        shown += entries[:SHOWN]
+        more += [f"{len(entries) - SHOWN} more are {state}"] if len(entries) > SHOWN else []
+    return Block(
+        heading="Runs",
+        caption="",
+        header=(*titles, "seed", "state", "where it stands"),
+        rows=tuple((*cell.labels, str(run.seed), run.state, run.words) for cell, run in shown),
+        labels=0,
+        notes=(f"{', '.join(more)}: --format csv lists every run.",) if more else (),
+    )
+
+
+def _record(table: str, cell: Cell, run: Run, price: Estimate | None) -> dict[str, Any]:
+    record = cell.record
+    return {
+        "table": table,
+        "dataset": record["dataset"]["name"],
+        "model": record["model"]["name"],
+        **{key: record[key] for key in ("method", "protocol", "budget")},
+        "precision": cell.precision,
+        "row": cell.row,
+        "seed": run.seed,
+        "state": run.state,
+        "epoch": run.epoch,
+        "epochs": run.epochs,
+        "device_hours_spent": run.seconds / 3600,
+        "device_hours_needed": _needed(run, price),
+        "estimated_from": price.source if price and run.state != "finished" else None,
+        "words": run.words,
+    }

@@ -1,0 +1,175 @@
+"""broadopt-table: the paper's tables and an overview of all runs, made from result files alone."""
+
+import io
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from broadopt.errors import InputError
+from broadopt.tables.request import Request, parse
+
+if TYPE_CHECKING:
+    from broadopt.tables.match import Compose, Recipes
+
+REQUIRED = (
+    "identity",
+    "state",
+    "dataset",
+    "model",
+    "method",
+    "protocol",
+    "seed",
+    "config",
+    "epochs",
+    "budget",
+    "metrics",
+    "cost",
+    "environment",
+)
+
+
+def main() -> None:
+    """Entry point of broadopt-table; ends the process with the exit code of the contract."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # ± and Δ, whatever the locale
+    try:
+        request = parse(sys.argv[1:])
+        if request.watch is not None:
+            watch(request)
+        document, left_out = make(request)
+        _write(document, request.output)
+    except InputError as error:
+        print(f"broadopt-table: {error}", file=sys.stderr)
+        sys.exit(2)
+    # A CSV and commands have no room for remarks, and a file may be read by nobody for a while.
+    if request.output or request.format == "csv" or request.view == "missing":
+        for line in left_out:
+            print(f"broadopt-table: {line}", file=sys.stderr)
+    sys.exit(1 if request.strict and any(line.startswith("left out") for line in left_out) else 0)
+
+
+def watch(request: Request) -> NoReturn:
+    """Show the status anew every `request.watch` seconds; Ctrl-C ends the process with 0. Raises InputError."""
+    assert request.watch is not None
+    clear = "\x1b[2J\x1b[3J\x1b[H" if sys.stdout.isatty() else ""
+    try:
+        while True:
+            document, _ = make(request)
+            print(f"{clear}{time.strftime('%Y-%m-%d %H:%M:%S')}\n\n{document}", flush=True)
+            time.sleep(request.watch)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except BrokenPipeError:  # the reader of the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, list[str]]:
+    """The document as text, and a line on all that is not in it.
+
+    These lines begin with `not counted` (unfinished runs) or `left out` (files that cannot be used). `compose` gives
+    the recipes that runs are compared with: broadopt.config.compose.recipe_of unless told otherwise.
+    """
+    from broadopt.config.shipped import config_dir
+    from broadopt.config.stored_recipes import StoredRecipes
+    from broadopt.tables.match import Recipes
+
+    if not request.results.is_dir() and request.view == "table":
+        raise InputError(
+            f"results folder {request.results} does not exist: --results names the folder that holds runs/"
+        )
+    stored = StoredRecipes()
+    recipes = Recipes(compose or stored, methods=config_dir() / "method")
+    document, remarks = (_table if request.view == "table" else _status)(request, recipes)
+    stored.save()
+    return document, remarks
+
+
+def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
+    from broadopt.config.shipped import paper_dir
+    from broadopt.runs.results import read_all
+    from broadopt.tables import formats, paper_table, published, runs_table
+    from broadopt.tables.cells import Context
+
+    results, unusable = read_all(request.results)
+    complete = [result for result in results if not _lacks(result)]
+    unusable += [f"{result['folder']}: without {', '.join(_lacks(result))}" for result in results if _lacks(result)]
+    finished = [result for result in complete if result["state"] == "finished"]
+    remarks = _unfinished(complete) + [f"left out: {line}" for line in sorted(unusable)]
+    if request.table == "runs":
+        document = runs_table.build(finished, recipes=recipes)
+    else:
+        table = published.load(request.table, folder=paper_dir())
+        document = paper_table.build(finished, context=Context(table, recipes), metric=request.metric)
+    return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
+
+
+def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
+    """The status of a table, or the commands that fill it."""
+    from broadopt.config.shipped import paper_dir
+    from broadopt.status import cells, page, state
+    from broadopt.status.estimate import Estimates
+    from broadopt.tables import formats, published
+
+    folder = state.look(request.results)
+    remarks = [f"left out: {line}" for line in folder.left_out]
+    if not request.results.is_dir():
+        remarks.append(f"results folder {request.results} does not exist (yet): every run counts as missing")
+    if request.table == "runs":
+        found, titles = cells.of_runs(folder, recipes), ("Data", "Network", "Method", "Protocol and what differs")
+        caption = f"Every run in {request.results}."
+    else:
+        table = published.load(request.table, folder=paper_dir())
+        seeds = request.seeds or cells.DEFAULT_SEEDS
+        found = cells.of_table(table, folder, recipes, seeds=seeds)
+        if request.view == "missing":
+            return "".join(f"{line}\n" for line in cells.commands(found, request.results, request.overrides)), remarks
+        several = len({row.dataset for row in table.rows}) > 1
+        titles = (*(("Data",) if several else ()), "Network", "Method")
+        caption = f"{table.title}: where its runs stand. Seeds {_ranges(seeds)} of each cell (--seeds)."
+    estimates = Estimates(folder, tflops=request.tflops)
+    document = page.build(found, estimates, table=request.table, titles=titles, caption=caption)
+    return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """`1-3, 7` for 1, 2, 3, 7."""
+    starts = [seed for seed in seeds if seed - 1 not in seeds]
+    ends = [seed for seed in seeds if seed + 1 not in seeds]
+    return ", ".join(
+        str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)
+    )
+
+
+def _lacks(result: dict[str, Any]) -> list[str]:
+    return [key for key in REQUIRED if key not in result]
+
+
+def _unfinished(results: Sequence[dict[str, Any]]) -> list[str]:
+    """`not counted: 2 interrupted (folder, folder)`, one line a state."""
+    counts = Counter(result["state"] for result in results if result["state"] != "finished")
+    lines = []
+    for state, count in sorted(counts.items()):
+        folders = [result["folder"] for result in results if result["state"] == state]
+        more = f" and {count - 5} more" if count > 5 else ""
+        lines.append(f"not counted: {count} {state} ({', '.join(folders[:5])}{more})")
+    return lines
+
+
+def _write(document: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(document)
+        sys.stdout.flush()
+        return
+    from broadopt.files import replacing
+
+    try:
+        with replacing(output) as file:
+            file.write(document.encode("utf-8"))
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,102 @@
+"""AutoAugment, Cutout and CutMix in batches, against one image at a time."""
+
+import pytest
+import torch
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+from broadopt.data.augment import Augmentation, cut_mix, cut_out, draw
+from broadopt.data.autoaugment import POLICIES, Policies
+from broadopt.data.batches import Data
+from broadopt.data.datasets import digits
+
+MEAN, STD = (0.49, 0.48, 0.44), (0.2, 0.2, 0.2)
+
+
+def random_images(count: int) -> torch.Tensor:
+    return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+
+
+def test_a_batch_of_autoaugment_has_the_bits_of_torchvisions_one_image_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 400
+    images = random_images(count)
+    generator = torch.Generator().manual_seed(5)
+    policies = torch.arange(count) % POLICIES
+    chances, signs = torch.rand(count, 2, generator=generator), torch.rand(count, 2, generator=generator) < 0.5
+    reference = AutoAugment(AutoAugmentPolicy.CIFAR10)
+    one_by_one = []
+    for image, policy, chance, sign in zip(images, policies, chances, signs, strict=True):
+        drawn = (int(policy), chance, sign.long())
+        monkeypatch.setattr(reference, "get_params", lambda count, drawn=drawn: drawn)
+        one_by_one.append(reference(image))
+
+    batch = Policies()(images, policies, chances, signs)
+
+    assert torch.equal(batch, torch.stack(one_by_one))
+    assert not torch.equal(batch, images)
+
+
+def test_draws_of_an_option_leave_the_draws_before_it_as_they_are() -> None:
+    plain = draw(Augmentation(mean=MEAN, std=STD), 100, torch.Generator().manual_seed(1))
+    everything = Augmentation(mean=MEAN, std=STD, autoaugment=True, cutout=16, cutmix=0.5)
+    drawn = draw(everything, 100, torch.Generator().manual_seed(1))
+    for name in ("images", "tops", "lefts", "flips"):
+        assert torch.equal(getattr(plain, name), getattr(drawn, name))
+
+
+@pytest.mark.parametrize("side", [1, 15, 16])
+def test_cutout_clears_a_square_around_each_middle_and_nothing_else(side: int) -> None:
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(2)) + 10
+    middles = torch.randint(32, (64, 2), generator=torch.Generator().manual_seed(4))
+    expected = images.clone()
+    for image, (row, column) in zip(expected, middles.tolist(), strict=True):
+        top, left = row - side // 2, column - side // 2
+        image[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+
+    assert torch.equal(cut_out(images.clone(), middles, side), expected)
+
+
+def test_cutmix_pastes_one_box_of_a_partner_and_shares_labels_by_area() -> None:
+    generator = torch.Generator().manual_seed(6)
+    images, labels = torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8)
+    for _ in range(50):
+        mixes = torch.rand(8, 5, generator=generator, dtype=torch.float64)
+        side = int(32 * (1 - mixes[0, 1].item()) ** 0.5)
+        row, column = (int(32 * mixes[0, axis].item()) for axis in (2, 3))
+        rows = slice(max(row - side // 2, 0), min(row + side // 2, 32))
+        columns = slice(max(column - side // 2, 0), min(column + side // 2, 32))
+        partner = mixes[:, 4].argsort()
+        expected = images.clone()
+        expected[:, :, rows, columns] = images[partner][:, :, rows, columns]
+        area = (rows.stop - rows.start) * (columns.stop - columns.start) / 32**2
+
+        mixed, shares = cut_mix(images, labels, mixes, probability=1.0, classes=8)
+
+        assert torch.equal(mixed, expected)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(8))
+        own = shares[torch.arange(8), labels]
+        lone = partner == labels
+        torch.testing.assert_close(own[~lone], torch.full_like(own[~lone], 1 - area), rtol=0, atol=1e-6)
+        torch.testing.assert_close(own[lone], torch.ones_like(own[lone]))
+
+
+def test_cutmix_mixes_a_batch_with_its_probability() -> None:
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    mixes = torch.tensor([[0.4, 0.5, 0.5, 0.5, key] for key in (0.3, 0.1, 0.2, 0.0)], dtype=torch.float64)
+    unmixed, shares = cut_mix(images, labels, mixes, probability=0.4, classes=4)
+    assert torch.equal(unmixed, images)
+    assert torch.equal(shares, torch.eye(4))
+    assert not torch.equal(cut_mix(images, labels, mixes, probability=0.41, classes=4)[0], images)
+
+
+def test_the_stream_with_every_option_is_the_same_from_the_middle_on() -> None:
+    augmentation = Augmentation(mean=MEAN, std=STD, autoaugment=True, cutout=16, cutmix=0.5)
+    data = Data(digits(), batch_size=128, augmentation=augmentation, seed=1, device="cpu", channels_last=True)
+    torch.manual_seed(0)
+    whole = list(data.train(3))
+    torch.manual_seed(1)  # the global generator plays no part
+    for (images, shares), (later_images, later_shares) in zip(whole[5:], data.train(3, 5), strict=True):
+        assert torch.equal(images, later_images)
+        assert torch.equal(shares, later_shares)
+    assert any(not torch.equal(shares, shares.round()) for _, shares in whole)

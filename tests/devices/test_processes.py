@@ -1,0 +1,181 @@
+"""One run on two processes, started by torchrun and connected by Gloo, as on two devices."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+import torch.nn.functional as F
+from command import OWN, SMALL, finish, folders, history, result, same_outcome
+from torch import Tensor, nn
+
+from broadopt.devices.processes import Processes
+
+PLAIN = "+model.batch_norm=false"
+NORMED = "+model.batch_norm=true"
+"""BN normalises by each process's share; without it N processes compute what one does."""
+
+
+def torchrun(*command: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    """Start two processes of a script or module."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
+    call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    return subprocess.Popen(call, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def broadopt(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    """Start `torchrun --nproc-per-node 2 -m broadopt.run ARGUMENTS`."""
+    return torchrun("-m", "broadopt.run", *arguments, cwd=cwd, **environment)
+
+
+def of_two(folder: Path, *overrides: str) -> dict[str, Any]:
+    """What the first of two processes ends with; the second's weights and momenta are the same bit for bit."""
+    script = str(Path(processes.__file__))
+    done = finish(torchrun(script, str(folder), *overrides, cwd=folder))
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    parameters = [name for name in first["weights"] if name not in first["statistics"]]
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in parameters)
+    for own, other in zip(first["momenta"].values(), second["momenta"].values(), strict=True):
+        assert torch.equal(own["momentum_buffer"], other["momentum_buffer"])
+    assert first["history"] == second["history"]
+    return first
+
+
+def of_one(*overrides: str) -> dict[str, Any]:
+    """What one process ends with."""
+    return processes.outcome(processes.training(*overrides))
+
+
+def close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def figures(rows: Iterable[dict[str, float]]) -> list[Tensor]:
+    return [torch.tensor(list(row.values()), dtype=torch.float64) for row in rows]
+
+
+@pytest.mark.parametrize("method", ["sgd", "sam", "asam", "swa", "fge"])
+def test_two_processes_compute_what_one_does_on_the_same_batches(method: str, tmp_path: Path) -> None:
+    found, expected = of_two(tmp_path, f"method={method}", PLAIN), of_one(f"method={method}", PLAIN)
+    close(found["weights"], expected["weights"])
+    close(
+        [entry["momentum_buffer"] for entry in found["momenta"].values()],
+        [entry["momentum_buffer"] for entry in expected["momenta"].values()],
+    )
+    losses, expected_losses = ([row.pop("train_loss") for row in one["history"]] for one in (found, expected))
+    assert losses == pytest.approx(expected_losses, rel=1e-6)  # a batch's mean loss is taken in float32
+    close(figures(found["history"]), figures(expected["history"]))
+    close(figures(found["collected"].values()), figures(expected["collected"].values()))
+    assert found["gradients"] == expected["gradients"]
+
+
+@pytest.mark.parametrize("method", ["sam", "asam"])
+def test_a_perturbation_of_each_share_is_m_sharpness(method: str, tmp_path: Path) -> None:
+    """Against one process that takes the same shares one after the other."""
+    found = of_two(tmp_path, f"method={method}", "step.perturbation=share", PLAIN)
+    made = processes.training(f"method={method}", PLAIN)
+    step, epsilon = made.parts.step, made.parts.step.epsilon
+    for epoch in range(2):
+        for images, labels in made.parts.data.train(epoch):
+            weights, mean = step.parameters, [torch.zeros_like(weight) for weight in step.parameters]
+            for rank in (0, 1):
+                part = Processes(rank, 2).share(len(labels))
+                share = (part.stop - part.start) / len(labels)
+                gradient = gradients_of(made.parts.model, weights, images[part], labels[part])
+                with torch.no_grad():
+                    before = [weight.clone() for weight in weights]
+                    for weight, change in zip(weights, epsilon(weights, gradient), strict=True):
+                        weight.add_(change)
+                above = gradients_of(made.parts.model, weights, images[part], labels[part])
+                with torch.no_grad():
+                    for weight, value, total, slope in zip(weights, before, mean, above, strict=True):
+                        weight.copy_(value)
+                        total.add_(slope, alpha=share)
+            for group in step.optimizer.param_groups:
+                group["lr"] = found["history"][epoch]["lr"]
+            for weight, total in zip(weights, mean, strict=True):
+                weight.grad = total
+            step.optimizer.step()
+    close(found["weights"], dict(made.parts.model.state_dict()))
+    other = of_one(f"method={method}", PLAIN)
+    assert not torch.allclose(found["weights"]["linear.weight"], other["weights"]["linear.weight"], rtol=1e-6)
+
+
+def gradients_of(model: nn.Module, weights: list[Tensor], images: Tensor, labels: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(F.cross_entropy(model(images).float(), labels), weights))
+
+
+def test_statistics_of_bn_estimated_by_two_processes_are_those_of_all_batches(tmp_path: Path) -> None:
+    found = of_two(tmp_path, "method=sgd", NORMED)
+    alone = processes.training("method=sgd", NORMED)
+    alone.parts.model.load_state_dict(found["weights"])
+    alone.progress.step = 16
+    alone._reestimate(alone.parts.model)
+    for name in ("features.1.running_mean", "features.1.running_var"):
+        close(found["statistics"][name], alone.parts.model.get_buffer(name))
+
+
+def test_a_run_that_torchrun_was_asked_to_end_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    command = (*SMALL, "method=sam", "collect=swa", "budget=2")
+    (tmp_path / "whole").mkdir()
+    whole = finish(broadopt(*command, cwd=tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    process = broadopt(*command, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted"))
+    while not (tmp_path / "halted").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    for _ in range(2):  # torchrun says so for each process that it passes the signal on to
+        while "closing signal SIGTERM" not in process.stderr.readline():
+            assert process.poll() is None
+    (tmp_path / "halted").unlink()
+    assert finish(process).returncode != 0
+    (folder,) = folders(tmp_path)
+    assert result(folder)["state"] == "interrupted"
+    (left,) = folder.glob("checkpoint-*.ckpt")
+    assert int(left.stem.removeprefix("checkpoint-")) % 10 == 0
+
+    again = finish(broadopt(*command, cwd=tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert f"going on from {folder.relative_to(tmp_path)}/{left.name}" in again.stderr
+    (reference,) = folders(tmp_path / "whole")
+    assert same_outcome(folder, reference)
+    assert result(folder)["config"]["processes"] == result(folder)["environment"]["processes"] == 2
+
+
+def test_the_first_process_alone_speaks_and_writes(tmp_path: Path) -> None:
+    done = finish(broadopt(*SMALL, "method=sgd", "budget=1", cwd=tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished: ") == done.stdout.count("epoch 1/1") == 1
+    (folder,) = folders(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "config.yaml", "history.csv", "result.json"]
+    assert len(history(folder)) == 1
+    again = finish(broadopt(*SMALL, "method=sgd", "budget=1", cwd=tmp_path))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("already finished") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch_size=1437", "batch_size=1437: the last batch of an epoch has 1 images for 2 processes"),
+        ("step.chunk=4", "step.chunk=4: chunks are those of one device; with 2 processes expected null"),
+        ("step.perturbation=both", 'step.perturbation="both": expected one of global, share'),
+    ],
+)
+def test_what_two_processes_cannot_do_is_said_once(override: str, message: str, tmp_path: Path) -> None:
+    done = finish(broadopt(*SMALL, "method=sam", override, cwd=tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.count(message) == 1
+    assert "broadopt/run.py" not in done.stderr  # a traceback of torchrun itself is there
+    assert not list(tmp_path.rglob("result.json"))

@@ -1,0 +1,80 @@
+"""Results as files, without training: recorded configs of real recipes, made-up figures, and broadopt-table on them."""
+
+import contextlib
+import io
+import sys
+
+import pytest
+
+from broadopt import table
+from broadopt.config.compose import recipe_of
+from broadopt.config.identity import SEMANTICS, identity_of
+from broadopt.runs import results
+
+RESNET20 = "experiment=table3/resnet20"
+VGG16 = "experiment=table1/vgg16_cifar100"
+
+
+def run(*arguments, expect=0):
+    """stdout, stderr of `broadopt-table ARGUMENTS`, run in this process."""
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="ascii"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["broadopt-table", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            table.main()
+    assert ended.value.code == expect, err.getvalue()
+    out.flush()
+    return out.buffer.getvalue().decode("utf-8"), err.getvalue()
+
+
+def record(*overrides, seed=1, precision="fp32", fingerprint=None):
+    recipe = recipe_of(overrides)
+    return {
+        **recipe,
+        "seed": seed,
+        "precision": precision,
+        "dataset": {**recipe["dataset"], "fingerprint": fingerprint},
+    }
+
+
+def store(root, recorded, *, last=70.0, best=None, collected=None, state="finished"):
+    """Write the result file of one run; NLL and ECE are made up from the accuracy so that they can be told apart."""
+
+    def figures(accuracy):
+        return {
+            "test_accuracy": accuracy,
+            "test_nll": round((100 - accuracy) / 20, 4),
+            "test_ece": round((100 - accuracy) / 1000, 5),
+        }
+
+    collected = collected or {}
+    folder = results.run_folder(root, recorded)
+    folder.mkdir(parents=True)
+    result = {
+        "schema": results.SCHEMA,
+        "identity": identity_of(recorded),
+        "semantics": SEMANTICS,
+        "state": state,
+        "dataset": recorded["dataset"]["name"],
+        "model": recorded["model"]["name"],
+        "method": recorded["method"],
+        "protocol": recorded["protocol"],
+        "seed": recorded["seed"],
+        "config": recorded,
+        "epochs": recorded["budget"] * max([1.0, *map(float, collected)]),
+        "budget": recorded["budget"],
+        "metrics": {
+            "last": figures(last),
+            "best": {"test_accuracy": last if best is None else best, "epoch": 3},
+            "collected": {key: figures(accuracy) for key, accuracy in collected.items()},
+        },
+        "cost": {
+            "train_seconds": 100.0 + recorded["seed"],
+            "images_per_second": 5000.0 + recorded["seed"],
+            "gradient_evaluations": 10,
+            "peak_memory_bytes": 0,
+        },
+        "environment": {"broadopt": "0.1.0", "precision": recorded["precision"]},
+    }
+    results.write(folder, result)
+    return folder

@@ -1,0 +1,320 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broadopt.config.compose import recipe_of
+from broadopt.errors import InputError
+from broadopt.methods.fge import SnapshotEnsemble
+from broadopt.methods.swa import WeightAverage
+from broadopt.training.schedule import Schedule
+
+STEPS = 391  # of an epoch of CIFAR in batches of 128
+WITHIN_AN_EPOCH = (0, 1, 97, 195, 196, 389, 390)
+
+
+def arguments(group: str, *overrides: str) -> dict:
+    return {key: value for key, value in recipe_of(overrides)[group].items() if key != "_target_"}
+
+
+def of_row(row: str, method: str) -> Schedule:
+    return Schedule(**arguments("schedule", f"experiment={row}", f"method={method}"))
+
+
+def lr(schedule: Schedule, iteration: int) -> float:
+    """As the training loop asks for it."""
+    return schedule(iteration / STEPS, step=1 / STEPS)
+
+
+def exactly(value: float) -> object:
+    return pytest.approx(value, rel=1e-12)
+
+
+def assert_once_an_epoch(schedule: Schedule, epoch: int, expected: float) -> None:
+    for iteration in WITHIN_AN_EPOCH:
+        assert lr(schedule, epoch * STEPS + iteration) == exactly(expected), (epoch, iteration)
+
+
+# The published formulas. e: index of the epoch from 0, E: its number in all, S: where the averaging starts.
+
+
+def swa_code(e: int, *, until: float, lr: float, final: float) -> float:
+    """train.py:94-103, `until` being E and final/lr 0.01 for SGD, S and swa_lr/lr for SWA."""
+    t, ratio = e / until, final / lr
+    if t <= 0.5:
+        return lr
+    if t <= 0.9:
+        return lr * (1 - (1 - ratio) * (t - 0.5) / 0.4)
+    return lr * ratio
+
+
+def pyramidnet_code(e: int, *, E: int, lr: float) -> float:
+    """train.py:398-401: a tenth at 50 % and another at 75 %."""
+    return lr * 0.1 ** (e // (E * 0.5)) * 0.1 ** (e // (E * 0.75))
+
+
+def cosine(e: float, *, E: int, lr: float) -> float:
+    return 0.5 * lr * (1 + math.cos(math.pi * e / E))
+
+
+def fge_code(e: int, iteration: int, *, c: float, high: float, low: float) -> float:
+    """utils.py:18-25; e counts from the start of the cycles."""
+    t = (e % c + iteration / STEPS) / c
+    return high * (1 - 2 * t) + low * 2 * t if t < 0.5 else high * (2 * t - 1) + low * (2 - 2 * t)
+
+
+def alpha(i: int, *, c: int, high: float, low: float) -> float:
+    """SWA: iterations i from 1, a cycle of c iterations."""
+    t = ((i - 1) % c + 1) / c
+    return (1 - t) * high + t * low
+
+
+TABLE1 = {  # row: lr, budget, S, swa_lr, high and low of FGE
+    "table1/vgg16_cifar100": (0.05, 200, 161, 0.01, (0.01, 0.01)),
+    "table1/vgg16_cifar10": (0.05, 200, 161, 0.01, (0.01, 0.01)),
+    "table1/preresnet164_cifar100": (0.1, 150, 126, 0.05, (0.05, 0.01)),
+    "table1/preresnet164_cifar10": (0.1, 150, 126, 0.01, (0.05, 0.01)),
+    "table1/wrn28_10_cifar100": (0.1, 200, 161, 0.05, (0.05, 0.01)),
+    "table1/wrn28_10_cifar10": (0.1, 200, 161, 0.05, (0.05, 0.01)),
+}
+
+
+@pytest.mark.parametrize("row", TABLE1)
+def test_sgd_of_table_1_is_the_decay_of_the_swa_code(row: str) -> None:
+    start, budget, *_ = TABLE1[row]
+    schedule = of_row(row, "sgd")
+    for e in range(budget):
+        assert_once_an_epoch(schedule, e, swa_code(e, until=budget, lr=start, final=0.01 * start))
+
+
+@pytest.mark.parametrize("row", TABLE1)
+def test_swa_of_table_1_is_the_decay_of_the_swa_code_over_the_epochs_before_the_average(row: str) -> None:
+    start, budget, until, swa_lr, _ = TABLE1[row]
+    schedule = of_row(row, "swa")
+    for e in range(round(1.5 * budget)):
+        assert_once_an_epoch(schedule, e, swa_code(e, until=until, lr=start, final=swa_lr))
+
+
+@pytest.mark.parametrize("row", TABLE1)
+def test_fge_of_table_1_is_the_plain_decay_and_then_the_triangles_of_the_fge_code(row: str) -> None:
+    start, budget, _, _, (high, low) = TABLE1[row]
+    schedule = of_row(row, "fge")
+    begin, c = budget * 4 // 5, budget / 100
+    for e in range(begin):
+        assert_once_an_epoch(schedule, e, swa_code(e, until=budget, lr=start, final=0.01 * start))
+    for iteration in range((budget - begin) * STEPS):
+        if c == 2:
+            expected = fge_code(iteration // STEPS, iteration % STEPS, c=c, high=high, low=low)
+        else:  # cycles of 1.5 epochs, which the code's e mod c cannot do: as one long epoch
+            expected = fge_code(0, iteration % (1.5 * STEPS), c=c, high=high, low=low)
+        assert lr(schedule, begin * STEPS + iteration) == exactly(expected), iteration
+
+
+def test_pyramidnet_of_table_1_takes_the_steps_of_its_code_and_then_swas_cycles_by_the_iteration() -> None:
+    row, budget, c = "table1/pyramidnet272_cifar100", 300, 6 * STEPS
+    plain, averaging = of_row(row, "sgd"), of_row(row, "swa")
+    for e in range(budget):
+        expected = pyramidnet_code(e, E=budget, lr=0.5)
+        assert_once_an_epoch(plain, e, expected)
+        assert_once_an_epoch(averaging, e, expected)
+    for i in range(1, 150 * STEPS + 1):
+        assert lr(averaging, budget * STEPS + i - 1) == exactly(alpha(i, c=c, high=0.05, low=0.001)), i
+
+
+def test_shakeshake_of_table_1_is_a_cosine_by_the_iteration_and_then_swas_cycles() -> None:
+    row, budget, c = "table1/shakeshake26_2x64d_cifar10", 1800, 36 * STEPS
+    plain, averaging = of_row(row, "sgd"), of_row(row, "swa")
+    for e in range(budget):
+        for iteration in WITHIN_AN_EPOCH:
+            expected = pytest.approx(cosine(e + iteration / STEPS, E=budget, lr=0.2), rel=1e-12, abs=1e-16)
+            assert lr(plain, e * STEPS + iteration) == expected
+            assert lr(averaging, e * STEPS + iteration) == expected
+    near_the_ends = [k * c + offset for k in range(26) for offset in (-1, 0, 1, 2)]
+    for i in [*range(1, 900 * STEPS + 1, 101), *near_the_ends]:
+        if 1 <= i <= 900 * STEPS:
+            assert lr(averaging, budget * STEPS + i - 1) == exactly(alpha(i, c=c, high=0.05, low=0.001)), i
+
+
+@pytest.mark.parametrize("row", ["table1/pyramidnet272_cifar100", "table1/shakeshake26_2x64d_cifar10"])
+def test_cyclical_swa_averages_after_the_iterations_with_the_lowest_lr(row: str) -> None:
+    schedule = of_row(row, "swa")
+    average = WeightAverage(**arguments("collect", f"experiment={row}", "method=swa"))
+    start, *ends = [round(moment * STEPS) for moment in average.moments(schedule.budget)]
+    assert start == schedule.budget * STEPS
+    assert len(ends) == 25
+    for end in ends:
+        assert lr(schedule, end - 1) == exactly(0.001)
+        assert lr(schedule, end) == pytest.approx(0.05, rel=1e-3)
+
+
+TABLE3 = {  # row: lr, budget of SGD, of SAM and ASAM
+    "table3/densenet121": (0.1, 400, 200),
+    "table3/resnet20": (0.1, 400, 200),
+    "table3/resnet56": (0.1, 400, 200),
+    "table3/vgg19_bn": (0.1, 400, 200),
+    "table3/resnext29_32x4d": (0.1, 400, 200),
+    "table3/wrn28_2": (0.1, 400, 200),
+    "table3/wrn28_10": (0.1, 400, 200),
+    "table3/pyramidnet272": (0.05, 1800, 900),
+}
+
+
+@pytest.mark.parametrize("method", ["sgd", "sam", "asam"])
+@pytest.mark.parametrize("row", TABLE3)
+def test_table_3_is_a_cosine_to_0_stepped_once_an_epoch(row: str, method: str) -> None:
+    start, sgd_budget, sam_budget = TABLE3[row]
+    budget = sgd_budget if method == "sgd" else sam_budget
+    schedule = of_row(row, method)
+    for e in range(budget):
+        assert_once_an_epoch(schedule, e, cosine(e, E=budget, lr=start))
+
+
+def test_snapshots_of_200_epochs_are_taken_at_the_lowest_lr_of_each_cycle() -> None:
+    overrides = ("experiment=table1/wrn28_10_cifar100", "method=fge")
+    schedule = Schedule(**arguments("schedule", *overrides))
+    moments = SnapshotEnsemble(**arguments("collect", *overrides)).moments(schedule.budget)
+    lowest = []
+    for cycle in range(20):
+        iterations = range((160 + 2 * cycle) * STEPS, (162 + 2 * cycle) * STEPS)
+        lowest.append(min(iterations, key=lambda iteration: lr(schedule, iteration)))
+        assert lr(schedule, lowest[-1]) == exactly(0.01)
+        assert lr(schedule, iterations[0]) == exactly(0.05)
+    assert [round(moment * STEPS) for moment in moments] == lowest
+    assert [iteration / STEPS for iteration in lowest] == list(range(161, 201, 2))
+
+
+def test_swas_paper_schedule_is_sgds_until_three_quarters_and_then_constant() -> None:
+    schedule = Schedule(**arguments("schedule", "experiment=table1/preresnet164_cifar100", "collect=swa_paper"))
+    for e in range(112):
+        assert_once_an_epoch(schedule, e, swa_code(e, until=150, lr=0.1, final=0.001))
+    assert schedule(112.5 - 1e-6) == exactly(swa_code(112, until=150, lr=0.1, final=0.001))
+    for e in (112.5, 113, 150, 187.5, 225):
+        assert schedule(e) == 0.05
+
+
+def test_constant_shape_is_constant() -> None:
+    schedule = Schedule(lr=0.3, budget=10, shape="constant")
+    assert {schedule(e / 4) for e in range(41)} == {0.3}
+
+
+def test_decay_to_gives_the_cosine_its_floor() -> None:
+    schedule = Schedule(lr=0.1, budget=10, shape="cosine", decay_to=0.02)
+    for e in range(11):
+        assert schedule(e) == exactly(0.02 + 0.08 * (1 + math.cos(math.pi * e / 10)) / 2)
+
+
+def test_cosine_stays_at_its_end() -> None:
+    for shape in ({"decay_to": 0.02}, {"decay_to": 0.02, "decay_over": 0.5}):
+        assert Schedule(lr=0.1, budget=10, shape="cosine", **shape)(15) == exactly(0.02)
+
+
+SHAPES = [
+    {"shape": "constant"},
+    {"shape": "linear"},
+    {"shape": "linear", "decay_over": 0.805, "decay_to": 0.05, "tail": "constant", "start": 0.805, "high": 0.05},
+    {"shape": "linear", "tail": "triangle", "start": 0.8, "high": 0.05, "low": 0.01, "cycle": 0.01},
+    {"shape": "steps", "tail": "sawtooth", "start": 1.0, "high": 0.05, "low": 0.001, "cycle": 0.02},
+    {"shape": "cosine"},
+    {"shape": "cosine", "decay_over": 0.84, "decay_to": 0.02, "tail": "constant", "start": 0.84, "high": 0.02},
+]
+
+
+def positions() -> st.SearchStrategy[int]:
+    """1024ths of a budget, up to one and a half: the products below are exact, so no milestone lies between them."""
+    return st.integers(0, 1536)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape['shape']}-{shape.get('tail', 'none')}")
+@settings(deadline=None)
+@given(budget=st.integers(1, 1800), factor=st.sampled_from([0.5, 2, 3, 7, 40]), position=positions())
+def test_every_milestone_scales_with_the_budget(shape: dict, budget: int, factor: float, position: int) -> None:
+    one, other = (Schedule(lr=0.1, budget=each, per_step=True, **shape) for each in (budget, factor * budget))
+    expected = one(position / 1024 * budget, step=budget / 1024)
+    actual = other(factor * (position / 1024 * budget), step=factor * (budget / 1024))
+    assert actual == pytest.approx(expected, rel=1e-12, abs=1e-16)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape['shape']}-{shape.get('tail', 'none')}")
+@settings(deadline=None)
+@given(budget=st.integers(1, 400), factor=st.integers(1, 9), data=st.data())
+def test_milestones_of_a_decay_once_an_epoch_scale_with_the_budget(
+    shape: dict, budget: int, factor: int, data: st.DataObject
+) -> None:
+    epoch = data.draw(st.integers(0, budget + budget // 2))
+    one, other = (Schedule(lr=0.1, budget=each, **shape) for each in (budget, factor * budget))
+    expected, actual = one(epoch, step=1 / STEPS), other(factor * epoch, step=factor / STEPS)
+    assert actual == pytest.approx(expected, rel=1e-12, abs=1e-16)
+
+
+@settings(deadline=None)
+@given(shape=st.sampled_from(SHAPES), budget=st.floats(0.05, 2000), position=st.floats(0, 1.5))
+def test_lr_stays_between_its_extremes(shape: dict, budget: float, position: float) -> None:
+    schedule = Schedule(lr=0.1, budget=budget, **shape)
+    assert 0 <= schedule(position * budget, step=budget / 1000) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("start", "budget", "epoch"),
+    [(0.805, 200, 161), (0.84, 150, 126), (0.8, 150, 120), (0.8, 200, 160), (0.07, 100, 7), (0.29, 100, 29)],
+)
+def test_tail_begins_with_the_epoch_that_start_means_in_spite_of_rounding(
+    start: float, budget: float, epoch: int
+) -> None:
+    schedule = Schedule(lr=0.1, budget=budget, shape="constant", tail="constant", start=start, high=0.7)
+    assert schedule(epoch) == 0.7
+    assert schedule(epoch - 1 / STEPS) == 0.1
+
+
+@pytest.mark.parametrize("cycle", [0.07, 0.14, 0.28, 0.29, 0.57])  # times 100 a little more, or less, than whole
+def test_cycle_jumps_back_with_the_epoch_that_ends_it_in_spite_of_rounding(cycle: float) -> None:
+    schedule = Schedule(
+        lr=0.1, budget=100, shape="constant", tail="sawtooth", start=1.0, high=0.05, low=0.01, cycle=cycle
+    )
+    iterations = round(100 * cycle) * STEPS
+    for k in range(1, 20):
+        assert lr(schedule, 100 * STEPS + k * iterations - 1) == exactly(0.01)
+        assert lr(schedule, 100 * STEPS + k * iterations) == exactly(alpha(1, c=iterations, high=0.05, low=0.01))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"shape": "cosin"},
+            'schedule.shape=cosin: expected one of constant, linear, cosine, steps; did you mean "cosine"?',
+        ),
+        (
+            {"shape": "cosine", "tail": "triangl"},
+            'schedule.tail=triangl: expected one of constant, triangle, sawtooth; did you mean "triangle"?',
+        ),
+        (
+            {"shape": "cosine", "tail": "constant"},
+            "schedule.high=None: schedule.tail=constant needs a number > 0",
+        ),
+        (
+            {"shape": "cosine", "tail": "triangle", "high": 0.1, "cycle": 0.1},
+            "schedule.low=None: schedule.tail=triangle needs a number > 0",
+        ),
+        (
+            {"shape": "cosine", "tail": "sawtooth", "high": 0.1, "low": 0.01},
+            "schedule.cycle=None: schedule.tail=sawtooth needs a number > 0",
+        ),
+        (
+            {"shape": "cosine", "tail": "sawtooth", "high": 0.1, "low": 0.01, "cycle": 0},
+            "schedule.cycle=0: schedule.tail=sawtooth needs a number > 0",
+        ),
+    ],
+)
+def test_incomplete_schedules_are_refused_in_one_line(values: dict, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        Schedule(lr=0.1, budget=10, **values)
+    assert str(error.value) == message
+
+
+def test_averaging_from_the_first_epoch_on_needs_no_decay() -> None:
+    schedule = Schedule(
+        lr=0.1, budget=10, shape="linear", decay_over=0, decay_to=0.05, tail="constant", start=0, high=0.05
+    )
+    assert [schedule(epoch) for epoch in (0, 5, 10)] == [0.05] * 3
+    assert Schedule(lr=0.1, budget=10, shape="linear", decay_over=0, decay_to=0.05)(3) == pytest.approx(0.05, rel=1e-12)

@@ -1,0 +1,96 @@
+"""Whatever makes a run faster leaves what it computes as it is, up to rounding."""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from broadopt.config.compose import compose, plain
+from broadopt.config.instantiate import instantiated, without
+from broadopt.devices.device import choose_memory_format, choose_precision, set_flags
+from broadopt.errors import InputError
+from broadopt.signals import Stop
+from broadopt.training.build import build
+from broadopt.training.loop import Training
+from broadopt.training.progress import EpochLines
+
+CPU = torch.device("cpu")
+
+
+def trained(*overrides: str, precision: str = "fp32", double: bool = False) -> Training:
+    """Three steps of ResNet-8 on 64 digits each, and what the collector makes of it.
+
+    With `double` the network computes in float64: what is a matter of rounding there is 1e-9 times smaller, what is not
+    stays.
+    """
+    small = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=0.13", "batch_size=64")
+    values = plain(compose([*small, *overrides]))
+    set_flags(precision, deterministic=values["deterministic"])
+    dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
+    training = Training(build(values, precision, dataset, CPU), stop=Stop(), reporter=EpochLines())
+    if double:
+        model = training.parts.model.double()
+        model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    training.run(lambda: None, minutes=1e9)
+    set_flags("fp32", deterministic=False)
+    return training
+
+
+def figures(training: Training) -> dict[str, float]:
+    """Every number that a training reports, by its place."""
+    progress = training.progress
+    rows: dict[str, Any] = {f"epoch {row['epoch']}": row for row in progress.history}
+    return {
+        f"{place} {name}": value for place, row in (rows | progress.collected).items() for name, value in row.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "method", [("method=sgd",), ("method=swa", "collect.budgets=[1]"), ("method=asam",)], ids="-".join
+)
+def test_memory_format_changes_a_result_by_rounding_alone(method: tuple[str, ...]) -> None:
+    first, second = (trained(*method, f"memory_format={name}", double=True) for name in ("channels_last", "contiguous"))
+    assert [training.parts.settings["memory_format"] for training in (first, second)] == ["channels_last", "contiguous"]
+    assert first.progress.gradient_evaluations == second.progress.gradient_evaluations
+    assert figures(first) == pytest.approx(figures(second), rel=1e-9)
+    weights = zip(first.parts.model.parameters(), second.parts.model.parameters(), strict=True)
+    for weight, other in weights:
+        torch.testing.assert_close(weight, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++, which is not here")
+def test_compile_changes_a_result_by_rounding_alone() -> None:
+    sam_swa = (
+        "method=sam",
+        "collect=swa",
+        "collect.budgets=[1]",
+    )  # the read-out of SWA is a copy of the compiled network
+    first, second = (trained(*sam_swa, f"compile={flag}", double=True) for flag in ("false", "true"))
+    assert [training.parts.settings["compile"] for training in (first, second)] == [False, True]
+    assert figures(first) == pytest.approx(figures(second), rel=1e-9)
+
+
+def test_deterministic_is_what_a_cpu_computes_anyway() -> None:
+    first, second = (trained("method=asam", f"deterministic={flag}") for flag in ("false", "true"))
+    assert figures(first) == figures(second)
+
+
+def test_bf16_stays_near_fp32() -> None:
+    loss, other = (trained(precision=name).progress.history[0]["train_loss"] for name in ("fp32", "bf16"))
+    assert 0 < abs(loss - other) < 0.01 * loss
+
+
+def test_auto_takes_the_memory_format_that_was_measured_faster() -> None:
+    cuda = torch.device("cuda")
+    assert choose_memory_format("auto", "resnet20", CPU) == torch.channels_last
+    assert choose_memory_format("auto", "vgg16", CPU) == torch.contiguous_format
+    assert choose_memory_format("auto", "vgg16", cuda) == torch.channels_last
+    assert choose_memory_format("channels_last", "vgg16", CPU) == torch.channels_last
+    assert choose_memory_format("contiguous", "resnet20", cuda) == torch.contiguous_format
+
+
+def test_tf32_needs_a_gpu() -> None:
+    assert choose_precision("tf32", torch.device("cuda")) == "tf32"
+    with pytest.raises(InputError, match="precision=tf32: expected a CUDA device"):
+        choose_precision("tf32", CPU)
