@@ -10,6 +10,7 @@ from safetensors import torch as safetensors
 from torch import nn
 from torchvision.transforms import Normalize
 
+from broadopt.config.run_config import RunConfig
 from broadopt.errors import InputError
 from broadopt.files import replacing
 from broadopt.models.build import network
@@ -32,7 +33,7 @@ def load(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        values: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         with safe_open(folder / NAME, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
             classes = int(file.metadata()["classes"])
@@ -42,7 +43,8 @@ def load(folder: str | Path) -> nn.Module:
         ) from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / NAME}: {error}") from error
-    model = network(config["model"], classes)
+    recipe = RunConfig.of(values).recipe
+    model = network(recipe.model, classes)
     model.load_state_dict(tensors)
-    augmentation = config["augmentation"]
+    augmentation = recipe.augmentation
     return nn.Sequential(Normalize(augmentation["mean"], augmentation["std"]), model.to(torch.float32)).eval()

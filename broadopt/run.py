@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from broadopt import __version__, launchers
 from broadopt.config.arguments import expand_glob, is_sweep, options_first
-from broadopt.config.compose import plain, register_resolvers
+from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line, printable
 from broadopt.config.repeat import repeated
+from broadopt.config.run_config import RunConfig
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError, Interrupted, RunFailed
 
@@ -92,29 +93,29 @@ class Session:
             error = InputError("hydra/launcher distributes the runs of a sweep: expected -m as well")
             return self.note(error, [], sweep=False)
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-        self.carry_out(lambda: plain(composed), overrides, sweep=sweep, composed=composed)
+        self.carry_out(lambda: run_config(composed), overrides, sweep=sweep, composed=composed)
 
     def carry_out(
         self,
-        checked: Callable[[], dict[str, Any]],
+        checked: Callable[[], RunConfig],
         overrides: list[str],
         *,
         sweep: bool,
         composed: DictConfig | None = None,
     ) -> None:
-        """Carry out, or plan where it was `composed`, a run whose values `checked` gives; keep its failure."""
+        """Carry out, or plan where it was `composed`, the run that `checked` gives; keep its failure."""
         from broadopt.signals import Stop
 
         self.runs += 1
         with Stop() as stop:
             try:
-                values = checked()
-                if values["plan"] and composed is not None:
-                    self.planned.append(show_plan(composed, values, overrides, brief=sweep))
+                run = checked()
+                if run.execution.plan and composed is not None:
+                    self.planned.append(show_plan(composed, run, overrides, brief=sweep))
                 else:
                     from broadopt.training.execute import execute  # imports torch: --help answers without it
 
-                    execute(values, stop)
+                    execute(run, stop)
             except (InputError, RunFailed) as error:
                 self.note(error, overrides, sweep=sweep)
             except BrokenPipeError:
@@ -146,21 +147,21 @@ class Session:
         leave("\n  ".join([f"{len(lines)} of the sweep's runs failed:", *lines]), code)
 
 
-def show_plan(composed: DictConfig, values: dict[str, Any], overrides: list[str], *, brief: bool) -> float:
+def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> float:
     """Print what a run would do and cost, in one line where `brief`; returns its floating-point operations."""
     from broadopt.config.instantiate import instantiated
     from broadopt.training import plan
-    from broadopt.training.plan import price
 
-    cost = price(values)
+    recipe = run.recipe
+    cost = plan.price(recipe)
     if brief:
-        print(plan.line(values, cost), flush=True)
-    else:
-        collector, schedule = instantiated("collect", values["collect"]), instantiated("schedule", values["schedule"])
-        nodes: Any = OmegaConf.to_container(composed, resolve=False)
-        origins = plan.origins(nodes, values, nodes["protocol"]["recipe"], overrides)
-        print(plan.page(values, cost, schedule, collector, origins))
-    return cost["flops"]
+        print(plan.line(recipe, cost), flush=True)
+        return cost.flops
+    nodes: Any = OmegaConf.to_container(composed, resolve=False)
+    origins = plan.origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
+    schedule, collector = instantiated("schedule", recipe.schedule), instantiated("collect", recipe.collect)
+    print(plan.page(recipe, cost, schedule=schedule, collector=collector, origins=origins))
+    return cost.flops
 
 
 if __name__ == "__main__":

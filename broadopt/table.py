@@ -76,8 +76,8 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     the recipes that runs are compared with: broadopt.config.compose.recipe_of unless told otherwise.
     """
     from broadopt.config.shipped import config_dir
-    from broadopt.config.stored_recipes import StoredRecipes
     from broadopt.tables.match import Recipes
+    from broadopt.tables.stored_recipes import StoredRecipes
 
     if not request.results.is_dir() and request.view == "table":
         raise InputError(

@@ -16,9 +16,9 @@ from typing import Any
 
 from broadopt.config.identity import SEMANTICS, identity_of
 from broadopt.config.shipped import paper_dir
-from broadopt.config.stored_recipes import StoredRecipes
 from broadopt.runs import heartbeat, results
 from broadopt.tables import published
+from broadopt.tables.stored_recipes import StoredRecipes
 
 ENVIRONMENT = {
     "broadopt": "0.1.0",

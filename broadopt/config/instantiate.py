@@ -1,16 +1,17 @@
 """What the nodes of a config stand for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from broadopt.config.identity import importable
 from broadopt.config.messages import instantiation_error
-from broadopt.config.targets import importable
 from broadopt.errors import InputError
 
 
-def instantiated(group: str, node: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
     """What a config node with a `_target_` makes. Raises InputError, in one line, where it cannot be made."""
     if not isinstance(node.get("_target_"), str):
         raise InputError(f"{group}: expected a _target_, the dotted name of what is to be called, among its keys")
@@ -18,8 +19,3 @@ def instantiated(group: str, node: dict[str, Any], *arguments: Any, **options: A
         return instantiate(importable(node), *arguments, _convert_="all", **options)
     except InstantiationException as error:
         raise instantiation_error(error, group, node) from error
-
-
-def without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """`node` less the keys that are not its target's arguments."""
-    return {key: value for key, value in node.items() if key not in keys}

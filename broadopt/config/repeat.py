@@ -8,17 +8,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from broadopt.config.identity import EXECUTION
-from broadopt.config.rules import RULES, check
+from broadopt.config.rules import RULES
+from broadopt.config.run_config import EXECUTION, RECIPE, RunConfig
 from broadopt.errors import InputError, nearest
 
-KEYS = {key.split(".")[0] for key in RULES} | {"protocol"}
-"""The keys of a config.yaml."""
 
-
-def repeated(arguments: Sequence[str]) -> dict[str, Any]:
-    """The checked config of the run that `repeat=FOLDER` names, with the other arguments, KEY=VALUE, in it: the seed,
-    and how a run is carried out.
+def repeated(arguments: Sequence[str]) -> RunConfig:
+    """The run that `repeat=FOLDER` names, with the other arguments, KEY=VALUE, in it: the seed, and how a
+    run is carried out.
 
     Raises InputError for a folder that is not a run's, an argument that is not of that form, and any other key.
     """
@@ -31,8 +28,7 @@ def repeated(arguments: Sequence[str]) -> dict[str, Any]:
         if not equals or argument.startswith("-"):
             raise InputError(f"{argument}: expected KEY=VALUE, a key of {folder / 'config.yaml'}")
         _set(values, key, value)
-    check(values)
-    return values
+    return RunConfig.of(values)
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -47,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"repeat={path.parent}: expected a run folder, one with a config.yaml") from error
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or (missing := sorted(KEYS - values.keys())):
+    if not isinstance(values, dict) or (missing := sorted({*RECIPE, *EXECUTION} - values.keys())):
         found = f"{missing[0]} is missing" if isinstance(values, dict) else f"found a {type(values).__name__}"
         raise InputError(f"{path}: expected the config of a run; {found}")
     return values

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,12 +113,13 @@ def _is_device(name: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
 
 
-def check(values: dict[str, Any]) -> None:
-    """Hold every value against its rule; whole numbers become floats in place where a float is meant. Raises
-    InputError.
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of nested config values, each held against its rule; whole numbers are floats where a float is meant,
+    infinity is "inf". Raises InputError.
     """
+    copy = deepcopy(dict(values))
     for key, rule in RULES.items():
-        parent, leaf = _find(values, key)
+        parent, leaf = _find(copy, key)
         if parent is None or leaf not in parent:
             continue
         value = parent[leaf]
@@ -128,6 +130,7 @@ def check(values: dict[str, Any]) -> None:
         if type(value) is not rule.kind or not rule.test(value):
             raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}")
         parent[leaf] = "inf" if value == math.inf else value
+    return copy
 
 
 def _find(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:

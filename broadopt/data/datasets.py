@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from broadopt.config.identity import public
 from broadopt.config.instantiate import instantiated
-from broadopt.config.targets import public
+from broadopt.config.run_config import DatasetConfig
 from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes, text, unpickle
 from broadopt.errors import InputError, nearest
 
@@ -99,11 +100,19 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -
     return Dataset(name, classes, train, test, fingerprint(classes, train, test))
 
 
-def size(node: dict[str, Any]) -> tuple[int, int]:
-    """Classes and training images of a config's `dataset` node; CIFAR need not be there for it. Raises InputError."""
-    if public(node["_target_"]) == "broadopt.datasets.cifar" and node["name"] in CLASSES:
-        return CLASSES[node["name"]], 50_000
-    dataset = instantiated("dataset", node)
+def read(config: DatasetConfig) -> Dataset:
+    """The data set of a config, as its target reads it. Raises InputError."""
+    dataset: Dataset = instantiated("dataset", config.reader)
+    return dataset
+
+
+def size(config: DatasetConfig) -> tuple[int, int]:
+    """Classes and training images of a config's data set, those held out included; CIFAR need not be there for it.
+    Raises InputError.
+    """
+    if public(config.target["_target_"]) == "broadopt.datasets.cifar" and config.name in CLASSES:
+        return CLASSES[config.name], 50_000
+    dataset = read(config)
     return len(dataset.classes), len(dataset.train.labels)
 
 

@@ -34,8 +34,8 @@ network file system, and for clocks that differ by up to a minute.
 FIELDS = ("config", "host", "machine", "pid", "device", "time", "epoch", "epochs", "images_per_epoch")
 
 
-@dataclass(frozen=True)
-class Standing:
+@dataclass(frozen=True, kw_only=True)
+class Position:
     """Where a training is, in plain numbers."""
 
     step: int
@@ -69,9 +69,9 @@ class Heartbeat:
         self._write({"epoch": None, "epochs": None, "images_per_epoch": None})
         return self
 
-    def follow(self, standing: Callable[[], Standing]) -> None:
+    def follow(self, position: Callable[[], Position]) -> None:
         """Tell from now on where the training is."""
-        self._thread = threading.Thread(target=self._beat, args=(standing,), name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._beat, args=(position,), name="heartbeat", daemon=True)
         self._thread.start()
 
     def __exit__(self, *error: object) -> None:
@@ -84,13 +84,13 @@ class Heartbeat:
         except OSError as problem:
             self._warn(problem)
 
-    def _beat(self, standing: Callable[[], Standing]) -> None:
-        first, began = standing(), time.monotonic()
+    def _beat(self, position: Callable[[], Position]) -> None:
+        first, began = position(), time.monotonic()
         step, moved = first.step, time.time()
         for pause in chain((0.0, 1.0), repeat(INTERVAL)):
             if self._ended.wait(pause):
                 return
-            now = standing()
+            now = position()
             if now.step != step:
                 step, moved = now.step, time.time()
             self._write(_figures(first, now, seconds=time.monotonic() - began) | {"moved": moved})
@@ -110,7 +110,7 @@ class Heartbeat:
         self._warned = True
 
 
-def _figures(first: Standing, now: Standing, *, seconds: float) -> dict[str, Any]:
+def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any]:
     """What progress.json says of a training that was at `first` and is at `now`, `seconds` later."""
     pace = (now.step - first.step) / seconds if seconds > 0 else 0.0  # evaluations and checkpoints included
     so_far = pace / now.steps_per_epoch * now.images_per_epoch

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from broadopt.config.run_config import Recipe
 from broadopt.status.state import Folder, Record, total_epochs
 
 CIFAR_IMAGES = 50_000
@@ -80,8 +81,7 @@ class Estimates:
             return measured
         from broadopt.data.datasets import size
 
-        node = {key: dataset[key] for key in dataset if key not in ("label_noise", "validation", "fingerprint")}
-        return size(node)[1] - int(dataset["validation"])
+        return size(Recipe.of_record(record).dataset)[1] - int(dataset["validation"])
 
 
 def _images(folder: Folder) -> Iterator[tuple[str, int]]:
@@ -148,4 +148,4 @@ def passes(step: str) -> int:
 def _flops(record: str) -> float:
     from broadopt.training.plan import price
 
-    return float(price(json.loads(record))["flops"])
+    return price(Recipe.of_record(json.loads(record))).flops

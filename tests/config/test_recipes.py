@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from broadopt.config.compose import compose, plain, recipe_of
-from broadopt.config.identity import EXECUTION, SEMANTICS, identity_of, recorded
+from broadopt.config.compose import compose, recipe_of, run_config
+from broadopt.config.identity import SEMANTICS, identity_of
+from broadopt.config.run_config import EXECUTION
 from broadopt.config.shipped import config_dir
 
 # The recipes, typed from the papers and the authors' repositories and not from the configuration: the one is to be
@@ -377,8 +378,9 @@ def test_identity_does_not_depend_on_where_the_data_lie_or_on_how_they_were_chec
 def test_execution_keys_are_exactly_those() -> None:
     speed = {"device", "memory_format", "compile", "cuda_graphs", "deterministic"}
     assert set(EXECUTION) == speed | {"data_dir", "results_dir", "force", "wait", "plan", "checkpoint"}
-    values = plain(compose(list(EVERYTHING)))
-    record = recorded(values, precision="fp32", fingerprint="sha256:0")
+    run = run_config(compose(list(EVERYTHING)))
+    record = run.recipe.decided(precision="fp32", fingerprint="sha256:0").record()
+    values = run.values()
     assert set(values) - set(record) == set(EXECUTION)
     assert set(record) <= set(values)
 

@@ -118,7 +118,7 @@ def test_statistics_of_bn_estimated_by_two_processes_are_those_of_all_batches(tm
     alone = processes.training("method=sgd", NORMED)
     alone.parts.model.load_state_dict(found["weights"])
     alone.progress.step = 16
-    alone._reestimate(alone.parts.model)
+    alone.reestimate(alone.parts.model)
     for name in ("features.1.running_mean", "features.1.running_var"):
         close(found["statistics"][name], alone.parts.model.get_buffer(name))
 

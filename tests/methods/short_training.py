@@ -9,7 +9,8 @@ from broadopt.data.datasets import Dataset, Images
 from broadopt.methods.collect import Collector
 from broadopt.methods.step import Plain
 from broadopt.signals import Stop
-from broadopt.training.loop import Parts, Training
+from broadopt.training.loop import Training
+from broadopt.training.parts import Parts
 from broadopt.training.progress import EpochLines
 from broadopt.training.schedule import Schedule
 

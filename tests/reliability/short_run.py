@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
@@ -40,8 +40,8 @@ def parts_of(*overrides: str) -> Any:
     dataset = Dataset(
         "random", tuple("0123456789"), Images(pixels[:40], labels[:40]), Images(pixels[40:], labels[40:]), None
     )
-    values = plain(compose([*FIXED, *overrides]))
-    return build(values, "fp32", dataset, torch.device("cpu"))
+    run = run_config(compose([*FIXED, "precision=fp32", *overrides]))
+    return build(run, dataset, torch.device("cpu"))
 
 
 class Kind:
