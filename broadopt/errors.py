@@ -1,4 +1,4 @@
-"""The three ways in which a run ends early, each with its exit code."""
+"""The ways in which a run ends early, each with its exit code."""
 
 from collections.abc import Iterable
 
@@ -9,6 +9,10 @@ class InputError(Exception):
 
 class RunFailed(Exception):
     """The run itself failed (non-finite loss, disk full): state "failed", exit code 1."""
+
+
+class LeftToAnother(Exception):
+    """Another process is on the run, which so is not finished by this one: exit code 3."""
 
 
 class Interrupted(BaseException):

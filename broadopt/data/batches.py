@@ -52,7 +52,7 @@ class Data:
         train, held_out = _hold_out(dataset.train, validation, seed)
         _check_batch_size(batch_size, len(train.labels))
         labels = _with_noise(train.labels, label_noise, len(dataset.classes), seed)
-        self.num_classes = len(dataset.classes)
+        self.classes, self.num_classes = dataset.classes, len(dataset.classes)
         self.train_size = len(labels)
         self.steps_per_epoch = -(-self.train_size // batch_size)
         self._seed, self._batch_size, self._augmentation = seed, batch_size, augmentation

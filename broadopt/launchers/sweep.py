@@ -98,15 +98,17 @@ class SweepLauncher(BasicLauncher):
         root = Path(runs[0].execution.results_dir)
         under_way = self.look(root)
         finished, running = known(root)
-        left = []
+        left, elsewhere = [], 0
         for one, run in zip(planned, runs, strict=True):
             if one.is_among(finished) and not run.execution.force:
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
             elif one.name not in under_way and one.is_among(running):
                 print(f"running already: {' '.join(one.overrides)}", flush=True)
+                elsewhere += 1
             else:
                 left.append(one)
-        self.tell(session, self.launch_elsewhere(left, root) if left else [])
+        session.elsewhere += elsewhere
+        self.report(session, self.launch_elsewhere(left, root) if left else [])
         return []
 
     def look(self, root: Path) -> Container[str]:
@@ -119,7 +121,7 @@ class SweepLauncher(BasicLauncher):
         """Carry out runs whose results go below `root`; returns those that have ended."""
         raise NotImplementedError
 
-    def tell(self, session: Any, ended: Iterable[Ended]) -> None:
+    def report(self, session: Any, ended: Iterable[Ended]) -> None:
         """Keep failures as if the runs had been carried out here. Raises Interrupted where a run can go on."""
         stopped = 0
         for one in ended:
@@ -127,6 +129,8 @@ class SweepLauncher(BasicLauncher):
                 session.note(InputError(one.line()), list(one.planned.overrides), sweep=True)
             elif one.code == 1:
                 session.note(RunFailed(one.line()), list(one.planned.overrides), sweep=True)
+            elif one.code == 3:
+                session.elsewhere += 1
             elif one.code != 0:
                 stopped += 1
         if stopped and not session.failed:

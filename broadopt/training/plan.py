@@ -6,29 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import Recipe
 from broadopt.data.datasets import size
 from broadopt.methods.collect import Collector
-from broadopt.models.build import network
+from broadopt.models.build import macs, network
 from broadopt.training.schedule import Schedule
 
 GRADIENT = 3
 """Forward passes that a gradient costs: the backward pass multiplies with the weights and with the activations."""
-
-
-def macs(model: nn.Module) -> int:
-    """Multiply-adds of one forward pass on one 32x32 image, convolutions and linear layers; `model` is on the meta
-    device.
-    """
-    training = model.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(1, 3, 32, 32, device="meta"))
-    model.train(training)
-    return int(counter.get_total_flops()) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
