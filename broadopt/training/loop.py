@@ -85,9 +85,9 @@ class Training:
         self.parts, self.stop, self.reporter = parts, stop, reporter
         self.progress = Progress()
         self.steps_per_epoch = parts.data.steps_per_epoch
-        readouts = parts.collector.readouts(parts.budget)
+        readouts = parts.collector.evaluation_points(parts.budget)
         self.total_steps = max(self._step_at(epochs) for epochs in (parts.budget, *readouts.values()))
-        moments = parts.collector.moments(parts.budget)
+        moments = parts.collector.collection_points(parts.budget)
         self.moments = {self._step_at(epochs) for epochs in moments}
         if len(self.moments) < len(moments):
             log.warning(

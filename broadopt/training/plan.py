@@ -38,7 +38,7 @@ def cost(
     multiply-add, a gradient counted as three forward passes; evaluations and BN re-estimation are left out.
     """
     budget = values["budget"]
-    epochs = max([budget, *collector.readouts(budget).values()])
+    epochs = max([budget, *collector.evaluation_points(budget).values()])
     steps = round(epochs * -(-images // values["batch_size"]))
     forward = macs(model)
     return {
@@ -85,7 +85,7 @@ def page(
 ) -> str:
     """A run as one would check it against the paper; `origins` says of each value where it comes from."""
     budget = values["budget"]
-    moments = collector.moments(budget)
+    moments = collector.collection_points(budget)
     lines = [
         f"{values['method']} on {values['model']['name']}, {values['dataset']['name']}, protocol {values['protocol']}, "
         f"seed {values['seed']}",
@@ -97,7 +97,7 @@ def page(
         f"  step       {_call(values['step'])}",
     ]
     if moments:
-        reads = ", ".join(f"{name} at epoch {epoch:g}" for name, epoch in collector.readouts(budget).items())
+        reads = ", ".join(f"{name} at epoch {epoch:g}" for name, epoch in collector.evaluation_points(budget).items())
         lines.append(f"  collect    {_call(values['collect'])}")
         lines.append(f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; read-outs {reads}")
     lines.append(f"  images     {_call(values['augmentation'])}")

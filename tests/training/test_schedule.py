@@ -140,7 +140,7 @@ def test_shakeshake_of_table_1_is_a_cosine_by_the_iteration_and_then_swas_cycles
 def test_cyclical_swa_averages_after_the_iterations_with_the_lowest_lr(row: str) -> None:
     schedule = of_row(row, "swa")
     average = WeightAverage(**arguments("collect", f"experiment={row}", "method=swa"))
-    start, *ends = [round(moment * STEPS) for moment in average.moments(schedule.budget)]
+    start, *ends = [round(moment * STEPS) for moment in average.collection_points(schedule.budget)]
     assert start == schedule.budget * STEPS
     assert len(ends) == 25
     for end in ends:
@@ -173,7 +173,7 @@ def test_table_3_is_a_cosine_to_0_stepped_once_an_epoch(row: str, method: str) -
 def test_snapshots_of_200_epochs_are_taken_at_the_lowest_lr_of_each_cycle() -> None:
     overrides = ("experiment=table1/wrn28_10_cifar100", "method=fge")
     schedule = Schedule(**arguments("schedule", *overrides))
-    moments = SnapshotEnsemble(**arguments("collect", *overrides)).moments(schedule.budget)
+    moments = SnapshotEnsemble(**arguments("collect", *overrides)).collection_points(schedule.budget)
     lowest = []
     for cycle in range(20):
         iterations = range((160 + 2 * cycle) * STEPS, (162 + 2 * cycle) * STEPS)
