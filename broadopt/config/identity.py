@@ -16,8 +16,16 @@ EXECUTION = (
 """Keys that say how a run is carried out: they are no part of its identity. They change its result by the rounding of
 float operations at most, and dropout in feature maps by another draw of the same kind."""
 
-AS_WITHOUT = {"perturbation": "global", "chunk": None}
-"""Keys of a step that came later, and the values that leave a run as it was before: so valued they are not recorded."""
+AS_WITHOUT = {
+    "step.perturbation": "global",
+    "step.chunk": None,
+    "schedule.count_from": 0,
+    "schedule.replay_from": None,
+    "augmentation.border": "black",
+    "model.gamma": "ones",
+}
+"""Keys that came later than the first results, and the values that compute what was computed without them: a key with
+this value is not recorded, so that the identities of earlier runs stay what they are."""
 
 LOCATION = ("data_dir", "path", "verify")
 """Keys of a data set that say where it lies; what lies there is told by its fingerprint."""
@@ -29,11 +37,17 @@ def recorded(
     """What decides a run's result: the config without its execution keys, with the precision, the data and, where it
     is not one, the number of processes that are really used.
     """
-    config = {key: value for key, value in values.items() if key not in EXECUTION}
-    step = {key: value for key, value in config["step"].items() if (key, value) not in AS_WITHOUT.items()}
+    config = {key: _without_later_keys(key, value) for key, value in values.items() if key not in EXECUTION}
     dataset = {key: value for key, value in config["dataset"].items() if key not in LOCATION}
-    found = {"step": step, "precision": precision, "dataset": dataset | {"fingerprint": fingerprint}}
+    found = {"precision": precision, "dataset": dataset | {"fingerprint": fingerprint}}
     return config | found | ({"processes": processes} if processes > 1 else {})
+
+
+def _without_later_keys(group: str, node: Any) -> Any:
+    """`node`, a mapping, less its keys that have the value of AS_WITHOUT; anything else as it is."""
+    if not isinstance(node, Mapping):
+        return node
+    return {key: value for key, value in node.items() if (f"{group}.{key}", value) not in AS_WITHOUT.items()}
 
 
 def identity_of(config: Mapping[str, Any]) -> str:
