@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from broadopt.data.augment import Augmentation, Draws, Normalisation, crop_and_flip, cut_mix, cut_out, draw, padded
+from broadopt.data.augment import (
+    Augmentation,
+    Draws,
+    Normalisation,
+    crop_and_flip,
+    cut_mix,
+    cut_out,
+    draw,
+    mean_border,
+    padded,
+)
 from broadopt.data.datasets import Dataset, Images, stratified
 from broadopt.errors import InputError
 from broadopt.seeds import derive
@@ -113,6 +123,8 @@ class Data:
             planes = self._policies(pixels.permute(0, 3, 1, 2).contiguous(), *batch.operations)
             pixels = planes.permute(0, 2, 3, 1).contiguous()
         images = self._normalise(pixels)
+        if self._augmentation.border == "mean":
+            images = mean_border(images, batch, self._augmentation.pad)
         if batch.holes is not None:
             images = cut_out(images, batch.holes, self._augmentation.cutout)
         if batch.mixes is not None:

@@ -13,20 +13,20 @@ Reestimate = Callable[[nn.Module], None]
 
 
 class Collector(Protocol):
-    """Gathers something at given moments of the training and predicts with it at given read-outs; never changes the
-    training.
+    """Collects weights or predictions at its collection points and predicts with them at its evaluation points; never
+    changes the training.
     """
 
     is_ensemble: bool
     """Whether it predicts with more than one network."""
 
-    def moments(self, budget: float) -> list[float]:
-        """When `collect` is due, in epochs, ascending, for a budget in epochs."""
+    def collection_points(self, budget: float) -> list[float]:
+        """The moments at which `collect` is due, in epochs, ascending, for a budget in epochs."""
         ...
 
-    def readouts(self, budget: float) -> dict[str, float]:
-        """When `predict` is due, in epochs, by the budgets spent ("1", "1.25", ...). The training ends with the last,
-        or with the budget.
+    def evaluation_points(self, budget: float) -> dict[str, float]:
+        """The moments at which `predict` is due, in epochs, by the budgets spent ("1", "1.25", ...). The training ends
+        with the last of them, or with the budget where that is later.
         """
         ...
 
@@ -39,14 +39,14 @@ class Collector(Protocol):
         ...
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
-        """Log-probabilities of what was gathered, as `predict` gives them; `model` serves as a pattern and is left as
+        """Log-probabilities of what was collected, as `predict` gives them; `model` serves as a pattern and is left as
         it is.
         """
         ...
 
     @property
     def members(self) -> int:
-        """How many weights were gathered so far."""
+        """The number of weights collected so far."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,11 +64,11 @@ class Nothing:
     is_ensemble = False
     members = 0
 
-    def moments(self, budget: float) -> list[float]:
-        """Never."""
+    def collection_points(self, budget: float) -> list[float]:
+        """None."""
         return []
 
-    def readouts(self, budget: float) -> dict[str, float]:
+    def evaluation_points(self, budget: float) -> dict[str, float]:
         """None."""
         return {}
 

@@ -33,12 +33,12 @@ class SnapshotEnsemble:
         self.members = 0
         self.total: dict[str, Tensor] = {}
 
-    def moments(self, budget: float) -> list[float]:
+    def collection_points(self, budget: float) -> list[float]:
         """The middles of the cycles."""
         cycles = int(round((1 - self.start) / self.cycle, 6))
         return [(self.start + (k + 0.5) * self.cycle) * budget for k in range(cycles)]
 
-    def readouts(self, budget: float) -> dict[str, float]:
+    def evaluation_points(self, budget: float) -> dict[str, float]:
         """One, when the budget is spent."""
         return {"1": budget}
 

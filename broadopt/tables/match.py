@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broadopt.config.identity import AS_WITHOUT
 from broadopt.errors import InputError
 
 Result = dict[str, Any]
@@ -51,8 +52,9 @@ def _walk(expected: Mapping[str, Any], actual: Mapping[str, Any], *, path: str) 
     for key in dict.fromkeys([*expected, *actual]):
         if key.startswith("_"):
             continue
-        wanted, got = expected.get(key, _NOTHING), actual.get(key, _NOTHING)
         inner = f"{path}.{key}" if path else key
+        unrecorded = AS_WITHOUT.get(inner, _NOTHING)
+        wanted, got = expected.get(key, unrecorded), actual.get(key, unrecorded)
         if isinstance(wanted, Mapping) and isinstance(got, Mapping):
             yield from _walk(wanted, got, path=inner)
         elif not _same(wanted, got):

@@ -10,9 +10,9 @@ from torch import nn
 from broadopt.data.batches import Data
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.methods.collect import Collector
+from broadopt.methods.schedule import Schedule
 from broadopt.methods.step import Step
 from broadopt.seeds import derive
-from broadopt.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

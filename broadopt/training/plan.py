@@ -11,8 +11,8 @@ from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import Recipe
 from broadopt.data.datasets import size
 from broadopt.methods.collect import Collector
+from broadopt.methods.schedule import Schedule
 from broadopt.models.build import macs, network
-from broadopt.training.schedule import Schedule
 
 GRADIENT = 3
 """Forward passes that a gradient costs: the backward pass multiplies with the weights and with the activations."""
@@ -51,7 +51,7 @@ def price(recipe: Recipe) -> Cost:
         model = network(recipe.model, classes)
         optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
     collector = instantiated("collect", recipe.collect)
-    epochs = max([recipe.budget, *collector.readouts(recipe.budget).values()])
+    epochs = max([recipe.budget, *collector.evaluation_points(recipe.budget).values()])
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=macs(model),
@@ -78,7 +78,7 @@ def petaflops(flops: float) -> str:
 
 def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector, origins: Mapping[str, str]) -> str:
     """A run as one would check it against the paper; `origins` says of each value where it comes from."""
-    moments = collector.moments(recipe.budget)
+    moments = collector.collection_points(recipe.budget)
     lines = [
         f"{recipe.method} on {recipe.model.name}, {recipe.dataset.name}, protocol {recipe.protocol}, "
         f"seed {recipe.seed}",
@@ -90,10 +90,12 @@ def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector
         f"  step       {_call(recipe.step)}",
     ]
     if moments:
-        points = collector.readouts(recipe.budget).items()
+        points = collector.evaluation_points(recipe.budget).items()
         reads = ", ".join(f"{name} at epoch {epoch:g}" for name, epoch in points)
         lines.append(f"  collect    {_call(recipe.collect)}")
-        lines.append(f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; read-outs {reads}")
+        lines.append(
+            f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; evaluation points {reads}"
+        )
     lines.append(f"  images     {_call(recipe.augmentation)}")
     width = max(map(len, origins))
     lines.append("  where the values come from")
