@@ -21,6 +21,13 @@ class Interrupted(BaseException):
     """
 
 
+def printable(text: str) -> str:
+    """`text` on one line, each character that cannot be printed as Python writes it: no line break and no terminal
+    escape of a file or a name that anyone may have made comes through.
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A hint for an unknown `word`: `; did you mean "x"?`, or nothing where no valid name is close."""
     import difflib

@@ -62,7 +62,10 @@ def execute(run: RunConfig, stop: Stop) -> None:
     with only_writer(folder, wait=execution.wait, stop=stop) as alone:
         if processes.from_first(alone and not already_finished(folder, run, alone=True)):
             # From here on a signal is obeyed where the state can be saved first.
-            with stop.deferred(), Heartbeat(folder, recipe.record(), device=device_name(device)) as beat:
+            with (
+                stop.deferred(),
+                Heartbeat(folder, recipe.record(), device=device_name(device), size=parts.size) as beat,
+            ):
                 train(parts, run, folder, stop, beat)
         if not alone:
             raise LeftToAnother(f"another process is on {folder}: left to it (wait=true waits for it to end)")

@@ -177,7 +177,10 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
         lambda content: resealed(content, config=content["config"] | {"lr": 0.2}),
         "its identity is not that of its config",
     ),
-    "of no known state": (lambda content: resealed(content, state="done"), "its identity is not that of its config"),
+    "of no known state": (
+        lambda content: resealed(content, state="done"),
+        "state: expected finished, failed or interrupted, found done",
+    ),
 }
 
 
@@ -196,10 +199,10 @@ def test_a_result_that_cannot_be_trusted_is_left_out_and_named(five_runs: Sweep,
 def test_two_folders_with_one_identity_are_both_left_out_and_named(five_runs: Sweep, tmp_path: Path) -> None:
     shutil.copytree(five_runs.cwd / "results/runs", tmp_path / "runs")
     folder = next((tmp_path / "runs/digits/small/sam").iterdir())
-    shutil.copytree(folder, folder.with_name("copy"))
+    shutil.copytree(folder, tmp_path / "runs/again/digits/small/sam" / folder.name)
     read, left_out = results.read_all(tmp_path)
     assert [entry["method"] for entry in read] == ["asam", "fge", "sgd", "swa"]
-    names = sorted([f"runs/digits/small/sam/{folder.name}", "runs/digits/small/sam/copy"])
+    names = sorted([f"runs/digits/small/sam/{folder.name}", f"runs/again/digits/small/sam/{folder.name}"])
     assert left_out == [
         f"{names[0]}: its identity is also that of {names[1]}",
         f"{names[1]}: its identity is also that of {names[0]}",
