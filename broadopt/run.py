@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,10 @@ from broadopt import __version__, launchers
 from broadopt.config.arguments import expand_glob, is_sweep, options_first
 from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line, printable
-from broadopt.config.repeat import repeated
 from broadopt.config.run_config import RunConfig
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
+from broadopt.runs.repeat import repeated
 from broadopt.signals import Stop
 
 
@@ -59,7 +59,7 @@ def command(session: "Session") -> None:
     if "--version" in sys.argv[1:]:
         return print(f"broadopt {__version__}")
     if any(argument.startswith("repeat=") for argument in sys.argv[1:]):
-        return session.carry_out(lambda: repeated(sys.argv[1:]), [], sweep=False)
+        return session.repeat(sys.argv[1:])
     sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
     launchers.register()
     hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
@@ -88,6 +88,8 @@ class Session:
     show_traces: bool = False
     """Whether an error that nobody foresaw is shown with its traceback."""
     stop: Stop = field(default_factory=Stop)
+    first_environment: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run that is repeated."""
     runs: int = 0
     elsewhere: int = 0
     """Runs that another process is on."""
@@ -106,6 +108,16 @@ class Session:
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         self.carry_out(lambda: run_config(composed), overrides, sweep=sweep, composed=composed)
 
+    def repeat(self, arguments: list[str]) -> None:
+        """The run of a folder once more."""
+
+        def checked() -> RunConfig:
+            once_more = repeated(arguments)
+            self.first_environment = once_more.environment
+            return once_more.run
+
+        self.carry_out(checked, [], sweep=False)
+
     def carry_out(
         self,
         checked: Callable[[], RunConfig],
@@ -123,7 +135,7 @@ class Session:
             else:
                 from broadopt.training.execute import execute  # imports torch: --help answers without it
 
-                execute(run, self.stop)
+                execute(run, self.stop, first=self.first_environment)
         except LeftToAnother as left:
             self.elsewhere += 1
             print(left, flush=True)

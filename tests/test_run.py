@@ -79,7 +79,7 @@ def test_the_same_command_again_shows_the_stored_result_and_trains_nothing(five_
     assert content(folder) == before
 
 
-def test_how_a_run_is_carried_out_is_no_part_of_its_identity_of(five_runs: Sweep) -> None:
+def test_how_a_run_is_carried_out_is_no_part_of_its_identity(five_runs: Sweep) -> None:
     options = ("device=auto", "checkpoint.minutes=0", "wait=true", "data_dir=elsewhere")
     arguments = [argument for argument in SMALL if argument != "device=cpu"]
     process = run(*arguments, "budget=2.0", "lr=1e-1", *options, cwd=five_runs.cwd)

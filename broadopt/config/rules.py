@@ -51,7 +51,7 @@ def _flag() -> Rule:
 
 RULES = {
     "seed": Rule(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
-    "budget": _number(0, "a number of epochs > 0", above=True),
+    "budget": _number(0, "a number of epochs > 0, at most a million", above=True, high=1e6),
     "batch_size": Rule(int, lambda value: value >= 1, "a whole number >= 1"),
     "lr": _number(0, "a number > 0", above=True),
     "momentum": _number(0, "a number from 0 to 1", high=1),
@@ -99,7 +99,7 @@ RULES = {
     "collect.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
     "collect.budgets": _numbers("a list of numbers of budgets"),
     "schedule.lr": _number(0, "a number > 0", above=True),
-    "schedule.budget": _number(0, "a number of epochs > 0", above=True),
+    "schedule.budget": _number(0, "a number of epochs > 0, at most a million", above=True, high=1e6),
     "schedule.per_step": _flag(),
     "schedule.count_from": Rule(int, lambda value: value in (0, 1), "0 or 1"),
     "schedule.decay_over": _number(0, "a number of budgets >= 0"),

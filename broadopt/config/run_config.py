@@ -177,6 +177,8 @@ class RunConfig:
         """
         _check_shape(values)
         values = checked(values)
+        if values["nesterov"] and values["momentum"] == 0:
+            raise InputError("nesterov=true: expected momentum > 0 with it, or nesterov=false")
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
         typed = {

@@ -5,11 +5,24 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from broadopt.errors import InputError
+
 Predict = Callable[[nn.Module], dict[str, Tensor]]
 """Log of the class probabilities of a network on each held-out split: {"test": float64 [N, C], ...}."""
 
 Reestimate = Callable[[nn.Module], None]
 """Computes a network's BN statistics anew on training batches, in place."""
+
+
+MOST_POINTS = 1_000_000
+"""Collection points of a run; more is a slip in collect.cycle."""
+
+
+def points(start: float, every: float, count: float) -> list[float]:
+    """`count` moments from `start` on, `every` epochs apart. Raises InputError for more than MOST_POINTS."""
+    if not count <= MOST_POINTS:
+        raise InputError(f"collect.cycle: gives {count:.4g} collection points; expected {MOST_POINTS:,} at most")
+    return [start + k * every for k in range(int(count))]
 
 
 class Collector(Protocol):

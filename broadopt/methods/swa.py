@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate
+from broadopt.methods.collect import Predict, Reestimate, points
 
 
 class WeightAverage:
@@ -24,8 +24,8 @@ class WeightAverage:
     is_ensemble = False
 
     def __init__(self, *, start: float, cycle: float | None = None, budgets: Sequence[float] = (1, 1.25, 1.5)) -> None:
-        if not budgets or any(not 0 < value < math.inf for value in budgets) or list(budgets) != sorted(set(budgets)):
-            raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0 in ascending order")
+        if not budgets or any(not 0 < value <= 1000 for value in budgets) or list(budgets) != sorted(set(budgets)):
+            raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0, at most 1000, in ascending order")
         if not 0 <= start <= budgets[0]:
             raise InputError(
                 f"collect.start={start}: expected 0 to {budgets[0]:g}, the first evaluation point of collect.budgets"
@@ -40,9 +40,9 @@ class WeightAverage:
         """Ends of epochs from `start` on, or of cycles; also the first evaluation point where none comes before it."""
         start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)  # 0.805 * 200 is 161
         every, first = (1.0, float(math.ceil(start))) if self.cycle is None else (self.cycle * budget, start)
-        points = [first + k * every for k in range(math.floor(round((end - first) / every, 6)) + 1)]
+        moments = points(first, every, round((end - first) / every, 6) + 1)
         earliest = round(self.budgets[0] * budget, 9)
-        return points if points and points[0] <= earliest else [earliest, *points]
+        return moments if moments and moments[0] <= earliest else [earliest, *moments]
 
     def evaluation_points(self, budget: float) -> dict[str, float]:
         """One for each budget of `budgets`."""

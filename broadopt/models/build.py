@@ -28,10 +28,13 @@ def macs(model: nn.Module, *, num_classes: int | None = None) -> int:
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     image = torch.zeros(1, 3, 32, 32, device=device)
     model.eval()
+    # A batch of one comes once: no search for the fastest kernels of its shapes.
+    searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.backends.cudnn.flags(benchmark=False):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
             outputs = model.forward(image)  # not through __call__, which may be a compiled one
     finally:
+        torch.backends.cudnn.benchmark = searching
         model.train(training)
     if num_classes is not None:
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -32,8 +33,9 @@ from broadopt.training.progress import reporter
 log = logging.getLogger("broadopt")
 
 
-def execute(run: RunConfig, stop: Stop) -> None:
-    """Carry out one run, or show the result of one that is finished.
+def execute(run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = None) -> None:
+    """Carry out one run, or show the result of one that is finished. `first`: where it repeats another, the environment
+    of that one's result.
 
     Raises InputError, RunFailed, Interrupted, and LeftToAnother where another process is on the run.
     """
@@ -44,6 +46,7 @@ def execute(run: RunConfig, stop: Stop) -> None:
     if execution.cuda_graphs and device.type != "cuda":
         raise InputError(f"cuda_graphs=true: expected a CUDA device, this run is on {device}")
     set_flags(precision, deterministic=execution.deterministic)
+    say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
     recipe = run.recipe.decided(precision=precision, fingerprint=dataset.fingerprint, processes=processes.count)
     run = replace(run, recipe=recipe)
