@@ -18,11 +18,11 @@ MOST_POINTS = 1_000_000
 """Collection points of a run; more is a slip in collect.cycle."""
 
 
-def points(start: float, every: float, count: float) -> list[float]:
-    """`count` moments from `start` on, `every` epochs apart. Raises InputError for more than MOST_POINTS."""
+def number_of_points(count: float) -> int:
+    """`count` rounded down, 0 for a negative one. Raises InputError for more than MOST_POINTS."""
     if not count <= MOST_POINTS:
         raise InputError(f"collect.cycle: gives {count:.4g} collection points; expected {MOST_POINTS:,} at most")
-    return [start + k * every for k in range(int(count))]
+    return max(0, int(count))
 
 
 class Collector(Protocol):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate, points
+from broadopt.methods.collect import Predict, Reestimate, number_of_points
 
 
 class SnapshotEnsemble:
@@ -35,8 +35,8 @@ class SnapshotEnsemble:
 
     def collection_points(self, budget: float) -> list[float]:
         """The middles of the cycles."""
-        cycles = round((1 - self.start) / self.cycle, 6)
-        return [middle * budget for middle in points(self.start + 0.5 * self.cycle, self.cycle, cycles)]
+        cycles = number_of_points(round((1 - self.start) / self.cycle, 6))
+        return [(self.start + (k + 0.5) * self.cycle) * budget for k in range(cycles)]
 
     def evaluation_points(self, budget: float) -> dict[str, float]:
         """One, when the budget is spent."""

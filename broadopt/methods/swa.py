@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate, points
+from broadopt.methods.collect import Predict, Reestimate, number_of_points
 
 
 class WeightAverage:
@@ -40,7 +40,8 @@ class WeightAverage:
         """Ends of epochs from `start` on, or of cycles; also the first evaluation point where none comes before it."""
         start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)  # 0.805 * 200 is 161
         every, first = (1.0, float(math.ceil(start))) if self.cycle is None else (self.cycle * budget, start)
-        moments = points(first, every, round((end - first) / every, 6) + 1)
+        count = number_of_points(round((end - first) / every, 6) + 1)
+        moments = [first + k * every for k in range(count)]
         earliest = round(self.budgets[0] * budget, 9)
         return moments if moments and moments[0] <= earliest else [earliest, *moments]
 

@@ -239,10 +239,19 @@ def test_average_keeps_the_dtype_and_memory_format_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"start": 0.5, "budgets": ()}, "collect.budgets=[]: expected numbers > 0 in ascending order"),
-        ({"start": 0.5, "budgets": (1.5, 1)}, "collect.budgets=[1.5, 1]: expected numbers > 0 in ascending order"),
-        ({"start": 0.5, "budgets": (1, 1)}, "collect.budgets=[1, 1]: expected numbers > 0 in ascending order"),
-        ({"start": 0.0, "budgets": (0,)}, "collect.budgets=[0]: expected numbers > 0 in ascending order"),
+        ({"start": 0.5, "budgets": ()}, "collect.budgets=[]: expected numbers > 0, at most 1000, in ascending order"),
+        (
+            {"start": 0.5, "budgets": (1.5, 1)},
+            "collect.budgets=[1.5, 1]: expected numbers > 0, at most 1000, in ascending order",
+        ),
+        (
+            {"start": 0.5, "budgets": (1, 1)},
+            "collect.budgets=[1, 1]: expected numbers > 0, at most 1000, in ascending order",
+        ),
+        (
+            {"start": 0.0, "budgets": (0,)},
+            "collect.budgets=[0]: expected numbers > 0, at most 1000, in ascending order",
+        ),
         ({"start": 1.1}, "collect.start=1.1: expected 0 to 1, the first evaluation point of collect.budgets"),
         ({"start": -0.1}, "collect.start=-0.1: expected 0 to 1, the first evaluation point of collect.budgets"),
         ({"start": 0.5, "cycle": 0}, "collect.cycle=0: expected a number of budgets > 0, or null"),
