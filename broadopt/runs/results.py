@@ -68,15 +68,25 @@ def _percent(values: Mapping[str, float]) -> str:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename an existing result.json to result.1.json (2, 3, ...), and its history alike: what was finished is kept,
-    tables do not read it.
+    """Rename an existing result.json to result.1.json (2, 3, ...), and keep its history.csv as history.1.csv: what was
+    finished is kept, tables do not read it.
     """
     number = next(
         number for number in count(1) if not [*folder.glob(f"*.{number}.json"), *folder.glob(f"*.{number}.csv")]
     )
-    for name, suffix in (("result", "json"), ("history", "csv")):
-        if (folder / f"{name}.{suffix}").exists():
-            os.replace(folder / f"{name}.{suffix}", folder / f"{name}.{number}.{suffix}")
+    # The history first, and under both names: killed in between, the result still stands beside its own history.
+    if (folder / "history.csv").exists():
+        _keep_as(folder / "history.csv", folder / f"history.{number}.csv")
+    if (folder / NAME).exists():
+        os.replace(folder / NAME, folder / f"result.{number}.json")
+
+
+def _keep_as(path: Path, other: Path) -> None:
+    try:
+        os.link(path, other)
+    except OSError:  # a file system without hard links
+        with replacing(other) as file:
+            file.write(path.read_bytes())
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:

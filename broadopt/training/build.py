@@ -51,11 +51,12 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    step = instantiated("step", recipe.step, model, optimizer)
+    step, collector = instantiated("step", recipe.step, model, optimizer), instantiated("collect", recipe.collect)
+    collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
     return Parts(
         model=model,
         step=step,
-        collector=instantiated("collect", recipe.collect),
+        collector=collector,
         schedule=instantiated("schedule", recipe.schedule),
         data=data,
         seed=recipe.seed,
