@@ -68,25 +68,20 @@ def _percent(values: Mapping[str, float]) -> str:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename an existing result.json to result.1.json (2, 3, ...), and keep its history.csv as history.1.csv: what was
-    finished is kept, tables do not read it.
+    """Rename an existing result.json to result.1.json (2, 3, ...), and its history alike: what was finished is kept,
+    tables do not read it.
     """
     number = next(
         number for number in count(1) if not [*folder.glob(f"*.{number}.json"), *folder.glob(f"*.{number}.csv")]
     )
-    # The history first, and under both names: killed in between, the result still stands beside its own history.
-    if (folder / "history.csv").exists():
-        _keep_as(folder / "history.csv", folder / f"history.{number}.csv")
+    # The history is copied first and removed last: killed at any moment, a result stands beside its own history.
+    history = folder / "history.csv"
+    if history.exists():
+        with replacing(folder / f"history.{number}.csv") as file:
+            file.write(history.read_bytes())
     if (folder / NAME).exists():
         os.replace(folder / NAME, folder / f"result.{number}.json")
-
-
-def _keep_as(path: Path, other: Path) -> None:
-    try:
-        os.link(path, other)
-    except OSError:  # a file system without hard links
-        with replacing(other) as file:
-            file.write(path.read_bytes())
+    history.unlink(missing_ok=True)
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:

@@ -49,27 +49,26 @@ def execute(run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = Non
     say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
     recipe = run.recipe.decided(precision=precision, fingerprint=dataset.fingerprint, processes=processes.count)
-    run = replace(run, recipe=recipe)
     folder = results.run_folder(execution.results_dir, recipe.record())
-    if processes.from_first(processes.is_first and not execution.force and already_finished(folder, run)):
+    if processes.from_first(processes.is_first and not execution.force and already_finished(folder, run, recipe)):
         if processes.is_first and leftovers(folder):
             with only_writer(folder, wait=False, stop=stop) as alone:
                 remove(leftovers(folder) if alone else [])
         return
-    parts = built(run, folder, dataset, device, processes, stop)
+    parts = built(replace(run, recipe=recipe), folder, dataset, device, processes, stop)
     if not processes.is_first:
         if processes.from_first(False):
             with stop.deferred():
-                train(parts, run, folder, stop, None)
+                train(parts, run, recipe, folder, stop, None)
         return
     with only_writer(folder, wait=execution.wait, stop=stop) as alone:
-        if processes.from_first(alone and not already_finished(folder, run, alone=True)):
+        if processes.from_first(alone and not already_finished(folder, run, recipe, alone=True)):
             # From here on a signal is obeyed where the state can be saved first.
             with (
                 stop.deferred(),
                 Heartbeat(folder, recipe.record(), device=device_name(device), size=parts.size) as beat,
             ):
-                train(parts, run, folder, stop, beat)
+                train(parts, run, recipe, folder, stop, beat)
         if not alone:
             raise LeftToAnother(f"another process is on {folder}: left to it (wait=true waits for it to end)")
 
@@ -92,13 +91,13 @@ def built(
         raise RunFailed(reason) from error
 
 
-def already_finished(folder: Path, run: RunConfig, *, alone: bool = False) -> bool:
+def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> bool:
     """Whether `folder` holds the finished result of this run, which is then shown, or set aside with force=true.
 
     A result that cannot be trusted is set aside too, which is said, by the process that holds the folder `alone`.
     """
     try:
-        result = results.read(folder, identity=run.recipe.identity)
+        result = results.read(folder, identity=recipe.identity)
     except ValueError as error:
         if not alone:
             return False
@@ -117,13 +116,13 @@ def already_finished(folder: Path, run: RunConfig, *, alone: bool = False) -> bo
     return True
 
 
-def train(parts: Parts, run: RunConfig, folder: Path, stop: Stop, beat: Heartbeat | None) -> None:
-    """Train in a folder that is this run's alone, from its newest checkpoint if it has one, and write the result. Only
-    the first of several processes reads and writes there, and it alone has a heartbeat.
+def train(parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop, beat: Heartbeat | None) -> None:
+    """Train by a decided recipe, in a folder that is this run's alone, from its newest checkpoint if it has one, and
+    write the result. Only the first of several processes reads and writes there, and it alone has a heartbeat.
 
     Raises Interrupted and RunFailed; both leave a result that says so.
     """
-    recipe, first = run.recipe, parts.processes.is_first
+    first = parts.processes.is_first
     if first:
         prepare(folder, run)
     training = Training(parts, stop=stop, reporter=reporter())

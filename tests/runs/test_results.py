@@ -38,7 +38,16 @@ def test_a_result_holds_every_field_of_the_contract(five_runs: Sweep, method: st
         "images_per_second": float,
         "gradient_evaluations": int,
         "peak_memory_bytes": int,
+        "parameters": int,
+        "macs": int,
+        "images_per_epoch": int,
+        "passes": int,
     }
+    # By hand: 8 filters of 3x4x4 at 8x8 places with their biases and BN, then a linear layer from 512 to 10.
+    assert found["cost"]["parameters"] == 8 * 48 + 8 + 16 + 512 * 10 + 10
+    assert found["cost"]["macs"] == 64 * 8 * 48 + 512 * 10
+    assert found["cost"]["images_per_epoch"] == 1438
+    assert found["cost"]["passes"] == (2 if method in ("sam", "asam") else 1)
     assert found["cost"]["images_per_second"] == pytest.approx(1438 * found["epochs"] / found["cost"]["train_seconds"])
     assert {"broadopt", "torch", "python", "device", "precision", "git_commit"} <= set(found["environment"])
     assert found["environment"]["precision"] == found["config"]["precision"] == "fp32"
@@ -117,7 +126,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(tmp_path: Path) -> None:
     assert (failure["epoch"], failure["lr"]) == (1, 1e30)
     assert 1.5 < failure["last_finite_loss"] < 4  # of the first batch: log 10, more or less
     assert process.stderr == f"broadopt-run: {failure['reason']}\n"
-    assert failure["reason"].startswith("the loss or a weight is not finite in epoch 1 at lr 1e+30")
+    assert failure["reason"].startswith("features.0.weight is not finite in epoch 1 at lr 1e+30")
     assert found["metrics"] == {"last": None, "best": None, "collected": {}}
 
 

@@ -244,17 +244,26 @@ def test_a_result_set_aside_takes_its_history_along_whenever_it_is_killed(
     (tmp_path / "result.json").write_text("old result")
     (tmp_path / "history.csv").write_text("old history")
 
-    def killed(*arguments: object) -> None:
-        raise KeyboardInterrupt
+    replace = os.replace
+    for renames in (0, 1):
+        left = [True] * renames
 
-    for place in ("os.link", "os.replace"):
+        def killed(*paths: Path, left: list[bool] = left) -> None:
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            replace(*paths)
+
         with monkeypatch.context() as patch:
-            patch.setattr(place, killed)
+            patch.setattr("os.replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 results.set_aside(tmp_path)
         assert (tmp_path / "result.json").read_text() == "old result"
         assert (tmp_path / "history.csv").read_text() == "old history"
-    results.set_aside(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *arguments, **options: killed(left=[]))
+        with pytest.raises(KeyboardInterrupt):
+            results.set_aside(tmp_path)
     aside = [path for path in tmp_path.iterdir() if path.read_text() == "old result"]
     assert [path.name for path in aside] == [path.name for path in tmp_path.glob("result.*.json")]
     assert (
