@@ -22,7 +22,7 @@ STEPS_PER_EPOCH = 45
 INTERRUPTIONS = [
     pytest.param("sgd", signal.SIGTERM, "train 20", 20, id="in the first epoch"),
     pytest.param("swa", signal.SIGINT, "train 100", 90, id="while BN statistics are re-estimated"),
-    pytest.param("fge", signal.SIGUSR1, "test 7", 74, id="while a snapshot predicts"),
+    pytest.param("fge", signal.SIGUSR1, "test 7", 73, id="while a snapshot predicts"),
     pytest.param("sam", signal.SIGUSR2, "train 122", 61, id="in the second pass of a step"),
     pytest.param("asam", signal.SIGTERM, "test 1", 45, id="while the test set is evaluated"),
 ]
