@@ -52,8 +52,8 @@ class Collector(Protocol):
         ...
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
-        """Log-probabilities of what was collected, as `predict` gives them; `model` serves as a pattern and is left as
-        it is.
+        """Log-probabilities of what was collected, as `predict` gives them; `model` gives the network its form and is
+        left as it is.
         """
         ...
 

@@ -58,6 +58,7 @@ class WeightAverage:
         if self.members == 0:
             torch._foreach_copy_(self.average, weights)
         else:
+            # mean + (w - mean) / (n + 1): in place, and exact where w equals the mean
             torch._foreach_lerp_(self.average, weights, 1 / (self.members + 1))
         self.members += 1
 
