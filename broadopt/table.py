@@ -67,7 +67,6 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     These lines begin with `not counted` (unfinished runs) or `left out` (files that cannot be used). `compose` gives
     the recipes that runs are compared with: broadopt.config.compose.recipe_of unless told otherwise.
     """
-    from broadopt.config.shipped import config_dir
     from broadopt.tables.match import Recipes
     from broadopt.tables.stored_recipes import StoredRecipes
 
@@ -76,7 +75,7 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
             f"results folder {request.results} {_absent(request.results)}: --results names the folder that holds runs/"
         )
     stored = StoredRecipes()
-    recipes = Recipes(compose or stored, methods=config_dir() / "method")
+    recipes = Recipes(compose or stored)
     document, remarks = (_table if request.view == "table" else _status)(request, recipes)
     stored.save()
     return document, remarks

@@ -46,6 +46,8 @@ def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:
     links, found, left_out = [root / "runs"], [], []
     seen: set[tuple[int, int]] = set(map(_inode, _above(root)))
     while links:
+        # Of several links to one folder that which is called as the folder is: a run is known by its folder's name.
+        links.sort(key=lambda link: (link.name != os.path.basename(os.path.realpath(link)), link))
         targets = list(zip(links, at_once(_target, links), strict=True))
         links, level = [], []
         for path, target in targets:
@@ -61,7 +63,7 @@ def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:
                 if isinstance(listing, OSError):
                     left_out.append(f"{folder.path.relative_to(root).as_posix()}: cannot be listed ({reason(listing)})")
                     continue
-                found += [folder.path / name for name in listing.files if name in names]
+                found += [folder.path / name for name in listing.names if name in names]
                 links += [folder.path / name for name in listing.links]
                 inner = {(folder.device, inode): name for name, inode in listing.folders.items()}
                 level += [_Folder(folder.path / name, key[0]) for key, name in inner.items() if key not in seen]
@@ -77,8 +79,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Listing:
-    files: Sequence[str]
-    """Names of all that is no real folder."""
+    names: Sequence[str]
     folders: Mapping[str, int]
     """Names of real folders, and their inodes."""
     links: Sequence[str]
@@ -94,7 +95,7 @@ def _listing(folder: _Folder) -> _Listing | OSError:
     except OSError as error:
         return error
     links = [entry.name for entry in entries if entry.is_symlink() and entry.name != OUTPUT]
-    return _Listing([entry.name for entry in entries if entry.name not in real], real, links)
+    return _Listing([entry.name for entry in entries], real, links)
 
 
 def _target(link: Path) -> tuple[int, int] | OSError | None:

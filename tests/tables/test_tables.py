@@ -15,7 +15,6 @@ from stored import RESNET20, VGG16, record, run, store
 
 from broadopt import table as tables
 from broadopt.config.compose import recipe_of
-from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError
 from broadopt.runs import results
 from broadopt.tables.match import Recipes, differences
@@ -535,6 +534,6 @@ def test_each_file_is_opened_once_and_each_recipe_composed_once_however_many_see
         composed.append(tuple(overrides))
         return recipe_of(overrides)
 
-    document = build(valid, recipes=Recipes(compose, methods=config_dir() / "method"))
+    document = build(valid, recipes=Recipes(compose))
     assert len(composed) == 1
     assert sum(block.rows != () for block in document.blocks) == 4
