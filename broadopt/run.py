@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from broadopt import __version__, launchers
-from broadopt.config.arguments import expand_glob, is_sweep, options_first
+from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line, printable
 from broadopt.config.repeat import repeated
@@ -43,7 +43,7 @@ def main() -> None:
         if any(argument.startswith("repeat=") for argument in sys.argv[1:]):
             session.carry_out(lambda: repeated(sys.argv[1:]), [], sweep=False)
             return session.conclude()
-        sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
+        sys.argv[1:] = prepared(sys.argv[1:])
         launchers.register()
         hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
         if session.runs == 0 and is_sweep(sys.argv[1:]):

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from broadopt.config.habits import about_value
 from broadopt.errors import InputError
 
 
@@ -19,6 +20,8 @@ class Rule:
     test: Callable[[Any], bool]
     words: str
     optional: bool = False
+    names: tuple[str, ...] = ()
+    """The values, where they can be counted, as they are typed."""
 
 
 def _number(low: float, words: str, *, above: bool = False, high: float = math.inf, optional: bool = False) -> Rule:
@@ -29,7 +32,7 @@ def _number(low: float, words: str, *, above: bool = False, high: float = math.i
 
 
 def _choice(*names: str) -> Rule:
-    return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
+    return Rule(str, lambda value: value in names, "one of " + ", ".join(names), names=names)
 
 
 def _numbers(words: str) -> Rule:
@@ -46,7 +49,7 @@ def _name() -> Rule:
 
 
 def _flag() -> Rule:
-    return Rule(bool, lambda value: True, "true or false")
+    return Rule(bool, lambda value: True, "true or false", names=("true", "false"))
 
 
 RULES = {
@@ -60,7 +63,9 @@ RULES = {
     "label_smoothing": _number(0, "a number from 0 to 1", high=1),
     "evaluate_every": Rule(int, lambda value: value >= 1, "a whole number of epochs >= 1"),
     "precision": _choice("auto", "fp32", "tf32", "bf16"),
-    "device": Rule(str, lambda value: _is_device(value), "auto, cpu, cuda or cuda:N"),
+    "device": Rule(
+        str, lambda value: _is_device(value), "auto, cpu, cuda or cuda:N", names=("auto", "cpu", "cuda", "cuda:0")
+    ),
     "memory_format": _choice("auto", "channels_last", "contiguous"),
     "compile": _flag(),
     "cuda_graphs": _flag(),
@@ -128,7 +133,8 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not rule.kind or not rule.test(value):
-            raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}")
+            hint = about_value(key, parent[leaf], rule.names) if rule.kind is not list else ""
+            raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}{hint}")
         parent[leaf] = "inf" if value == math.inf else value
     return copy
 
