@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from broadopt import __version__, launchers
+from broadopt.completion import completion
 from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line, printable
@@ -44,6 +45,9 @@ def main() -> None:
             session.carry_out(lambda: repeated(sys.argv[1:]), [], sweep=False)
             return session.conclude()
         sys.argv[1:] = prepared(sys.argv[1:])
+        if (offered := completion(sys.argv[1:], os.environ.get("COMP_LINE", ""))) is not None:
+            print(offered)
+            return
         launchers.register()
         hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
         if session.runs == 0 and is_sweep(sys.argv[1:]):

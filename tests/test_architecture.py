@@ -18,7 +18,7 @@ FLOORS = (
     {"data", "devices"},
     {"methods", "models"},
     {"runs"},
-    {"predictor"},
+    {"predictor", "completion"},
     {"training"},
     {"launchers", "tables"},
     {"status"},

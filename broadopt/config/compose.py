@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from broadopt.config.habits import about_key
-from broadopt.config.rules import RULES
+from broadopt.config.rules import RULES, expanded
 from broadopt.config.run_config import GROUPS, RunConfig
 from broadopt.config.shipped import config_dir, options
 from broadopt.errors import InputError, nearest
@@ -56,8 +56,9 @@ def look_up(key: str, *, _root_: DictConfig) -> Any:
 
 
 def register_resolvers() -> None:
-    """Make `${recipe:KEY}` known to OmegaConf; to be called before a config is used."""
+    """Make `${recipe:KEY}` and `${expanded:PATH}` known to OmegaConf; to be called before a config is used."""
     OmegaConf.register_new_resolver("recipe", look_up, replace=True)
+    OmegaConf.register_new_resolver("expanded", lambda path: expanded(str(path), "results_dir"), replace=True)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -81,7 +82,10 @@ def _malformed(arguments: list[str]) -> str | None:
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException:
-            return f"{argument}: expected KEY=VALUE or GROUP=CHOICE (a value with spaces, commas or brackets is quoted)"
+            group, equals, _ = argument.partition("=")
+            if equals and (choices := options(group)):
+                return f"{argument}: expected one of {', '.join(choices)}"
+            return f"{argument}: expected KEY=VALUE or GROUP=CHOICE{_in_quotes(argument)}"
         key = override.key_or_group
         if not key:
             return f"{argument}: expected a key or a group before the ="
@@ -90,6 +94,23 @@ def _malformed(arguments: list[str]) -> str | None:
             if not isinstance(value, (str, list)):
                 return f"{argument}: expected one of {', '.join(options(key))}"
     return None
+
+
+def _in_quotes(argument: str) -> str:
+    """How the shell is given an override whose value Hydra's grammar takes in quotes alone; nothing for a number."""
+    key, _, value = argument.partition("=")
+    override = f"{key}={quoted(value)}"
+    try:
+        is_read = value and OverridesParser.create().parse_override(override).value() == value
+    except HydraException:
+        return ""
+    is_text = RULES[key].kind is str if key in RULES else True
+    return f"; in quotes: {shlex.quote(override)}" if is_read and is_text else ""
+
+
+def quoted(value: str) -> str:
+    """`value` as Hydra's grammar takes any text: in quotes, those inside behind a backslash."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + m[2].replace('"', '\\"'), value) + '"'
 
 
 def _override(error: BaseException, arguments: list[str]) -> str:
@@ -101,16 +122,16 @@ def _override(error: BaseException, arguments: list[str]) -> str:
         return f"{match[1]}: a key cannot be removed, only given another value"
     if match := re.search(r"Error merging override \+([^+=]+)=|Could not append to config.* already at '(.*?)'", text):
         key = match[1] or match[2]
-        if key in _known_keys(arguments):
+        if key in known_keys(arguments):
             return f"+{key}: there is such a key, and its value is given without the +"
     if match := re.search(r"Could not override '[\w/]+@(\w+)\.", text):  # an override in the defaults of a group's file
         return NO_PACKAGE.format(match[1])
     if match := re.search(r"Could not override '(.*?)'", text):
-        return unknown_key(match[1], _known_keys(arguments))
+        return unknown_key(match[1], known_keys(arguments))
     if match := re.search(r"Could not (?:find a match for|append to config|delete from config)[^.]*?'(.*?)'", text):
         return f"{match[1]}: {text.split('.')[0].strip()}"
     if match := re.search(r"Key '(.*?)' (?:is not in struct|not in)", text):
-        return unknown_key(match[1], _known_keys(arguments))
+        return unknown_key(match[1], known_keys(arguments))
     return text.strip()
 
 
@@ -142,7 +163,7 @@ def _elsewhere(key: str) -> str:
     return "".join(f"; {name} is a key of {chosen}" for name, chosen in found.items())
 
 
-def _known_keys(arguments: list[str]) -> list[str]:
+def known_keys(arguments: list[str]) -> list[str]:
     """Every key of the config that the command line's groups make, or of the default one where they make none."""
     from hydra.core.global_hydra import GlobalHydra
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from broadopt.config.rules import RULES
+from broadopt.config.rules import RULES, expanded
 from broadopt.config.run_config import EXECUTION, RECIPE, RunConfig
 from broadopt.errors import InputError, nearest
 
@@ -32,7 +32,8 @@ def repeated(arguments: Sequence[str]) -> RunConfig:
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    folders = [Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("repeat=")]
+    paths = [argument.partition("=")[2] for argument in arguments if argument.startswith("repeat=")]
+    folders = [Path(expanded(path, "repeat")) for path in paths]
     return folders, [argument for argument in arguments if not argument.startswith("repeat=")]
 
 
