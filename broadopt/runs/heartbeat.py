@@ -119,7 +119,7 @@ class Heartbeat:
 
 
 def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any]:
-    """What progress.json says of a training that was at `first` and is at `now`, `seconds` later."""
+    """The figures of progress.json for a training that was at `first` and is at `now`, `seconds` later."""
     pace = (now.step - first.step) / seconds if seconds > 0 else 0.0  # evaluations and checkpoints included
     so_far = pace / now.steps_per_epoch * now.images_per_epoch
     return {
@@ -134,7 +134,7 @@ def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any
 
 
 def machine() -> str:
-    """This machine since it was started: two of one name, or one before and after a crash, are told apart."""
+    """This machine since it was started: it distinguishes two of one name, and one before and after a crash."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()} {boot.read_text().strip() if boot.exists() else ''}".strip()
 
