@@ -154,7 +154,7 @@ def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:
     check_progress(progress)
     if progress["identity"] != identity_of(progress["config"]):
         raise ValueError("its identity is not that of its config")
-    check_place(folder, progress["config"])
+    check_place(folder, progress["config"], progress["identity"])
     if identity not in (None, progress["identity"]):
         raise ValueError(f"it belongs to another run, of identity {progress['identity'][:8]}")
     return dict(progress)

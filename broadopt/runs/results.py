@@ -132,7 +132,7 @@ def _content(folder: Path) -> bytes | OSError | ValueError | None:
 def _parsed(content: bytes, folder: Path) -> dict[str, Any]:
     result = parse_json(content)
     _verify(result)
-    check_place(folder, result["config"])
+    check_place(folder, result["config"], result["identity"])
     return dict(result)
 
 
