@@ -44,7 +44,7 @@ OF_THE_CONFIG = {
         "dataset=cifar11",
     ): 'dataset=cifar11: expected one of cifar10, cifar100, digits, image_folder; did you mean "cifar10"?',
     ("model=resnet57",): '; did you mean "resnet56"?',
-    ("method=smg",): 'method=smg: expected one of asam, fge, sam, sgd, swa; did you mean "sgd"?',
+    ("method=smg",): 'method=smg: expected one of asam, fge, sam, sgd, swa; did you mean "sam" or "sgd"?',
     ("step=asma",): 'step=asma: expected one of asam, sam, sgd; did you mean "asam"?',
     ("collect=swo",): 'collect=swo: expected one of fge, none, swa, swa_paper; did you mean "swa"?',
     ("schedule=cosin",): '; did you mean "cosine"?',
@@ -188,7 +188,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "pets/train/dog/1.png"
     bad.write_bytes(bad.read_bytes()[:50])
     process = run("dataset=image_folder", "dataset.path=pets", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
-    assert "pets/train/dog/1.png: cannot be read as a picture" in line_of(process, tmp_path)
+    assert "pets/train/dog/1.png: cannot be read as an image" in line_of(process, tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
