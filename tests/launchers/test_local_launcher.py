@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from command import BIN, OWN, SMALL, finish, folders, result, run, same_outcome
+from command import SMALL, finish, folders, result, run, same_outcome, start, until
 from PIL import Image
 
 from broadopt.launchers.local import claim
@@ -52,10 +51,9 @@ def test_a_signal_stops_all_with_their_state_saved_and_the_command_goes_on(
 ) -> None:
     """A terminal's SIGINT reaches the runs as well, what is sent to the command alone does not."""
     command = (*LOCAL, *SMALL, "budget=2", "seed=1,2,3")
-    process = begin(*command, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted-PID"))
-    while len(list(tmp_path.glob("halted-*"))) < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    halt = {"HALT": "train 60", "HALT_FILE": str(tmp_path / "halted-PID")}
+    process = start(*command, cwd=tmp_path, session=True, **halt)
+    until(lambda: len(list(tmp_path.glob("halted-*"))) == 2, process)
     os.kill(-process.pid if to_all else process.pid, signal_)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("3 runs, 2 at a time")
@@ -71,24 +69,11 @@ def test_a_signal_stops_all_with_their_state_saved_and_the_command_goes_on(
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 3
 
 
-def begin(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
-    """broadopt-run in a process group of its own."""
-    return subprocess.Popen(
-        [str(BIN / "broadopt-run"), *arguments],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def test_a_signal_ends_the_waiting_for_a_gpu(tmp_path: Path) -> None:
     held = claim([0], folder=tmp_path)
     assert held is not None
     command = (*LOCAL, "hydra.launcher.gpus=[0]", *SMALL, "seed=1,2")
-    process = begin(*command, cwd=tmp_path, TMPDIR=str(tmp_path))
+    process = start(*command, cwd=tmp_path, TMPDIR=str(tmp_path))
     assert process.stdout is not None
     assert "1 GPU;" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
