@@ -49,8 +49,12 @@ def test_failed_runs_are_named_and_the_others_finish(tmp_path: Path) -> None:
 def test_a_signal_stops_all_with_their_state_saved_and_the_command_goes_on(
     signal_: signal.Signals, to_all: bool, tmp_path: Path
 ) -> None:
-    """A terminal's SIGINT reaches the runs as well, what is sent to the command alone does not."""
-    command = (*LOCAL, *SMALL, "budget=2", "seed=1,2,3")
+    """A terminal's SIGINT reaches the runs as well, what is sent to the command alone does not.
+
+    What is left is the same for all signals: the launcher goes on from it once, a command without it twice.
+    """
+    sweep = (*SMALL, "budget=2", "seed=1,2,3")
+    command = (*LOCAL, *sweep)
     halt = {"HALT": "train 60", "HALT_FILE": str(tmp_path / "halted-PID")}
     process = start(*command, cwd=tmp_path, session=True, **halt)
     until(lambda: len(list(tmp_path.glob("halted-*"))) == 2, process)
@@ -64,8 +68,10 @@ def test_a_signal_stops_all_with_their_state_saved_and_the_command_goes_on(
     assert done.returncode == 75, done.stderr
     assert done.stdout.count("interrupted: ") == 2
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["interrupted"] * 2
-    again = run(*command, cwd=tmp_path)
+    again = run(*(command if to_all else ("-m", *sweep)), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    printed = [(folder / "output.txt").read_text() for folder in folders(tmp_path)] if to_all else [again.stderr]
+    assert "".join(printed).count("going on from") == 2
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 3
 
 
@@ -127,8 +133,9 @@ def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
 
 
 def test_what_is_finished_in_the_precision_that_is_asked_for_is_not_made_again(tmp_path: Path) -> None:
-    command = (*LOCAL, *SMALL, "budget=0.2", "seed=1,2")  # SMALL says precision=fp32
-    assert run(*command, cwd=tmp_path).returncode == 0
+    sweep = (*SMALL, "budget=0.2", "seed=1,2")  # SMALL says precision=fp32
+    assert run("-m", *sweep, cwd=tmp_path).returncode == 0
+    command = (*LOCAL, *sweep)
     again = run(*command, cwd=tmp_path)
     assert again.stdout.count("already finished: ") == 2
     automatic = run(*command, "precision=auto", cwd=tmp_path)
@@ -149,10 +156,10 @@ def test_runs_on_other_pictures_are_other_runs(tmp_path: Path) -> None:
                 folder.mkdir(parents=True)
                 for image in range(8):
                     Image.new("RGB", (32, 32), (shade * 100, label * 100, image)).save(folder / f"{image}.png")
-    command = (*LOCAL, *SMALL, "dataset=image_folder", "budget=1", "batch_size=4")
-    first = run(*command, "seed=1,2", f"dataset.path={tmp_path}/a", cwd=tmp_path)
+    command = (*SMALL, "dataset=image_folder", "budget=1", "batch_size=4")
+    first = run("-m", *command, "seed=1,2", f"dataset.path={tmp_path}/a", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    both = run(*command, "seed=1", f"dataset.path={tmp_path}/a,{tmp_path}/b", cwd=tmp_path)
+    both = run(*LOCAL, *command, "seed=1", f"dataset.path={tmp_path}/a,{tmp_path}/b", cwd=tmp_path)
     assert both.returncode == 0, both.stderr
     assert both.stdout.count("already finished: ") == 1
     assert both.stdout.count("\nfinished: ") == 1
