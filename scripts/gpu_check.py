@@ -33,7 +33,8 @@ from broadopt.devices.device import choose_device, choose_precision, peak_memory
 from broadopt.errors import InputError, Interrupted
 from broadopt.runs import checkpoint
 from broadopt.signals import Stop
-from broadopt.training.loop import Parts, Training
+from broadopt.training.loop import Training
+from broadopt.training.parts import Parts
 
 CPU = torch.device("cpu")
 NETWORKS = sorted(options("model"))
@@ -188,7 +189,7 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             for images, labels in parts.data.train(0):
-                training._train_on(images, labels)
+                training.train_on(images, labels)
             torch.cuda.set_sync_debug_mode("default")
         waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
         yield checked(f"{method}: waits for the device in 10 steps", len(waits), 0)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
-from broadopt.devices.device import choose_device, choose_precision, environment, set_flags
+from broadopt.devices.device import choose_device, choose_precision, set_flags
+from broadopt.devices.provenance import environment
 from broadopt.errors import InputError
 from broadopt.models.build import network
 from broadopt.signals import Stop
 from broadopt.training.build import build
-from broadopt.training.loop import Parts, Training
+from broadopt.training.loop import Training
+from broadopt.training.parts import Parts
 from broadopt.training.plan import macs
 
 BATCH = 128
@@ -49,11 +52,12 @@ def random_dataset(train: int, test: int, *, classes: int = 100) -> Dataset:
 
 def parts_of(*overrides: str, dataset: Dataset) -> Parts:
     """The parts of `broadopt-run OVERRIDES`, on `dataset` in place of the one that it names."""
-    values = plain(compose(["lr=1e-4", *overrides]))  # noise is learnt by heart, or not at all
-    device = choose_device(values["device"])
-    precision = choose_precision(values["precision"], device)
-    set_flags(precision, deterministic=values["deterministic"])
-    return build(values, precision, dataset, device)
+    run = run_config(compose(["lr=1e-4", *overrides]))  # noise is learnt by heart, or not at all
+    device = choose_device(run.execution.device)
+    precision = choose_precision(run.recipe.precision, device)
+    set_flags(precision, deterministic=run.execution.deterministic)
+    run = replace(run, recipe=replace(run.recipe, precision=precision))
+    return build(run, dataset, device)
 
 
 def trained(parts: Parts) -> Training:
@@ -109,7 +113,7 @@ def ratio(measured: Sequence[Mapping[str, float]], above: str, below: str) -> di
 def gmacs(name: str, *, classes: int = 100) -> float:
     """Multiply-adds of a forward pass of the network on one image, in units of 1e9."""
     with torch.device("meta"):
-        return macs(network(plain(compose([f"model={name}"]))["model"], classes)) / 1e9
+        return macs(network(run_config(compose([f"model={name}"])).recipe.model, classes)) / 1e9
 
 
 def report(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str) -> None:

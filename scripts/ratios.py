@@ -15,7 +15,7 @@ from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, s
 from broadopt.methods.batchnorm import reestimate
 from broadopt.methods.swa import WeightAverage
 from broadopt.training.evaluate import log_probabilities
-from broadopt.training.loop import Parts
+from broadopt.training.parts import Parts
 
 STEPS_PER_EPOCH = 391  # 50,000 images in batches of 128
 STARTUP = (

@@ -6,12 +6,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from command import OWN
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
+from broadopt.config.run_config import RunConfig
 from broadopt.data.datasets import digits
 from broadopt.signals import Stop
 from broadopt.training.execute import execute
@@ -29,14 +29,14 @@ SMALL = (
 """Half a second of training an epoch: 45 steps of 32 digits, each followed by a checkpoint."""
 
 
-def values_of(*overrides: str) -> dict[str, Any]:
+def run_of(*overrides: str) -> RunConfig:
     """The checked config of `broadopt-run OVERRIDES`."""
     digits()  # imports scikit-learn here, and the next line torch.compile, so that no child has to
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    return plain(compose([*SMALL, *overrides]))
+    return run_config(compose([*SMALL, *overrides]))
 
 
-def one_run(values: dict[str, Any], cwd: Path, *, halt: str = "", file: Path | None = None) -> Callable[[], None]:
+def one_run(run: RunConfig, cwd: Path, *, halt: str = "", file: Path | None = None) -> Callable[[], None]:
     """That run in the folder `cwd`, as the command carries it out; it stands still at the pass `halt` for as long as
     `file`, which it makes, is there.
     """
@@ -45,7 +45,7 @@ def one_run(values: dict[str, Any], cwd: Path, *, halt: str = "", file: Path | N
         os.chdir(cwd)
         os.environ.update({"HALT": halt, "HALT_FILE": str(file)})
         with Stop() as stop:
-            execute(values, stop)
+            execute(run, stop)
 
     return work
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from broadopt.config.compose import compose, plain, register_resolvers
-from broadopt.config.instantiate import instantiated, without
+from broadopt.config.compose import compose, register_resolvers, run_config
+from broadopt.data.datasets import read
 from broadopt.devices.processes import join
 from broadopt.signals import Stop
 from broadopt.training.build import build
@@ -26,9 +26,8 @@ SMALL = ("experiment=quickstart", *NETWORK, "batch_size=200", "budget=2", "evalu
 
 def training(*overrides: str) -> Training:
     """The training of this process; the network computes in float64, without dropout."""
-    values = plain(compose([*SMALL, *overrides]))
-    dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
-    parts = build(values, "fp32", dataset, CPU, join(CPU))
+    run = run_config(compose([*SMALL, "precision=fp32", *overrides]))
+    parts = build(run, read(run.recipe.dataset), CPU, join(CPU))
     parts.model.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     for module in parts.model.modules():
         if isinstance(module, nn.Dropout):
@@ -40,7 +39,7 @@ def outcome(made: Training) -> dict:
     """Weights, momenta, figures, and the BN statistics estimated anew for the last weights."""
     made.run(lambda: None, minutes=float("inf"))
     weights = {name: value.clone() for name, value in made.parts.model.state_dict().items()}
-    made._reestimate(made.parts.model)
+    made.reestimate(made.parts.model)
     return {
         "weights": weights,
         "momenta": made.parts.step.optimizer.state_dict()["state"],

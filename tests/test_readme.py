@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.config.shipped import options
 from broadopt.training.plan import price
 
@@ -111,12 +111,12 @@ def test_the_table_of_rows_names_every_row() -> None:
 @pytest.mark.parametrize(("experiment", "stated"), table_rows().items())
 def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated: tuple[str, str, str]) -> None:
     methods = ("sgd", "asam") if experiment.startswith("table3") else ("sgd",)
-    composed = [plain(compose([f"experiment={experiment}", f"method={method}"])) for method in methods]
+    composed = [run_config(compose([f"experiment={experiment}", f"method={method}"])).recipe for method in methods]
     parameters, macs, budget = stated
     cost = price(composed[0])
-    assert rounded_as(parameters, cost["parameters"] / 1e6, "M")
-    assert rounded_as(macs, cost["macs"] / 1e9, "G")
-    assert budget == ", ".join(f"{values['budget']:g}" for values in composed)
+    assert rounded_as(parameters, cost.parameters / 1e6, "M")
+    assert rounded_as(macs, cost.macs / 1e9, "G")
+    assert budget == ", ".join(f"{recipe.budget:g}" for recipe in composed)
 
 
 def rounded_as(stated: str, value: float, unit: str) -> bool:

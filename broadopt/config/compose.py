@@ -1,4 +1,4 @@
-"""From a command line's overrides to a composed Hydra config, and from that to the plain, checked values of a run."""
+"""From the overrides of a command line to a composed Hydra config, and from that to a typed run."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -7,19 +7,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from broadopt.config.identity import recorded
-from broadopt.config.rules import RULES, check
+from broadopt.config.rules import RULES
+from broadopt.config.run_config import GROUPS, RunConfig
 from broadopt.config.shipped import config_dir, options
 from broadopt.errors import InputError, nearest
 
 CLOSED = {
-    "checkpoint": ("minutes", "predictor"),
+    "checkpoint": GROUPS["checkpoint"],
     "method": ("name", "step", "collect"),
     "protocol": ("name", "networks", "recipe"),
 }
 """Groups whose keys are these and no others; what the other groups' keys may be is known to their targets."""
 
-GROUPS = ("dataset", "model", "step", "collect", "schedule", "augmentation", "protocol", "method", "checkpoint")
+COMPOSED = (*GROUPS, "protocol", "method")
+"""Groups of a composed config; of the last two a run keeps the names."""
 
 
 def _choices() -> Mapping[str, str]:
@@ -73,11 +74,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     return config
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def run_config(config: DictConfig) -> RunConfig:
     """Resolve and check a composed config.
 
-    Returns nested plain values: `protocol` and `method` as names, everything else as in run.yaml. Raises InputError in
-    one line for a missing or unknown key, a wrong type, or a value out of range.
+    Raises InputError in one line for a missing or unknown key, a wrong type, or a value out of range.
     """
     try:
         _check_keys(config)
@@ -86,8 +86,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise InputError(_reason(error)) from error
     values["method"] = _method_name(values["method"])
     values["protocol"] = values["protocol"]["name"]
-    check(values)
-    return values
+    return RunConfig.of(values)
 
 
 def _value(config: DictConfig, key: Any) -> Any:
@@ -117,7 +116,7 @@ def _method_name(method: Mapping[str, str]) -> str:
 
 
 def _check_keys(config: DictConfig) -> None:
-    keys = {rule.split(".")[0] for rule in RULES} | set(GROUPS)
+    keys = {rule.split(".")[0] for rule in RULES} | set(COMPOSED)
     for key in (str(key) for key in config if key != "hydra"):
         if key == "experiment":
             raise InputError("experiment: the chosen file has to begin with the line # @package _global_")
@@ -126,7 +125,7 @@ def _check_keys(config: DictConfig) -> None:
     for key in sorted(keys):
         if key not in config:
             raise InputError(f"{key} is missing: a key cannot be removed, only given another value")
-        if key in GROUPS and not OmegaConf.is_dict(config[key]):
+        if key in COMPOSED and not OmegaConf.is_dict(config[key]):
             raise InputError(f"{key}={config[key]}: expected the group's own keys, {key}.KEY=VALUE")
         for name in map(str, config[key] if key in CLOSED else ()):
             if name not in CLOSED[key]:
@@ -141,5 +140,4 @@ def recipe_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _recipe(overrides: tuple[str, ...]) -> dict[str, Any]:
-    values = plain(compose(overrides))
-    return recorded(values, precision=values["precision"], fingerprint=None)
+    return run_config(compose(overrides)).recipe.record()

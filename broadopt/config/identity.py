@@ -1,4 +1,8 @@
-"""What decides a run's result, and the hash of it by which a run is known."""
+"""The recorded form of a config, and the hash of it by which a run is known.
+
+Recorded configs name what they build by public names. Code may move between modules: MODULES then changes, and
+identities, stored results and users' own configs stay what they were.
+"""
 
 import hashlib
 import json
@@ -9,31 +13,44 @@ SEMANTICS = 1
 """Raised whenever the same config would compute other numbers than before; part of every identity."""
 
 
-EXECUTION = (
-    *("device", "memory_format", "compile", "cuda_graphs", "deterministic"),
-    *("data_dir", "results_dir", "force", "wait", "plan", "checkpoint"),
-)
-"""Keys that say how a run is carried out: they are no part of its identity. They change its result by the rounding of
-float operations at most, and dropout in feature maps by another draw of the same kind."""
+MODULES = {
+    "broadopt.augment": "broadopt.data.augment",
+    "broadopt.datasets": "broadopt.data.datasets",
+    "broadopt.methods": "broadopt.methods",
+    "broadopt.models": "broadopt.models",
+    "broadopt.schedule": "broadopt.methods.schedule",
+}
+"""Public module, or package with all that is below it: where its code is today."""
 
-AS_WITHOUT = {"perturbation": "global", "chunk": None}
-"""Keys of a step that came later, and the values that leave a run as it was before: so valued they are not recorded."""
+AS_WITHOUT = {
+    "step.perturbation": "global",
+    "step.chunk": None,
+    "schedule.count_from": 0,
+    "schedule.replay_from": None,
+    "augmentation.border": "black",
+    "model.gamma": "ones",
+}
+"""Keys that came later than the first results, and the values that compute what was computed without them: a key with
+this value is not recorded, so that the identities of earlier runs stay what they are."""
 
-LOCATION = ("data_dir", "path", "verify")
-"""Keys of a data set that say where it lies; what lies there is told by its fingerprint."""
 
-
-def recorded(
-    values: Mapping[str, Any], *, precision: str, fingerprint: str | None, processes: int = 1
-) -> dict[str, Any]:
-    """What decides a run's result: the config without its execution keys, with the precision, the data and, where it
-    is not one, the number of processes that are really used.
+def recorded_node(key: str, value: Any) -> Any:
+    """`value` of a config's top-level `key` as it is recorded: targets by their public names, without the keys of
+    AS_WITHOUT.
     """
-    config = {key: value for key, value in values.items() if key not in EXECUTION}
-    step = {key: value for key, value in config["step"].items() if (key, value) not in AS_WITHOUT.items()}
-    dataset = {key: value for key, value in config["dataset"].items() if key not in LOCATION}
-    found = {"step": step, "precision": precision, "dataset": dataset | {"fingerprint": fingerprint}}
-    return config | found | ({"processes": processes} if processes > 1 else {})
+    if not isinstance(value, Mapping):
+        return value
+    kept = {name: item for name, item in value.items() if (f"{key}.{name}", item) not in AS_WITHOUT.items()}
+    return _with_public_targets(kept)
+
+
+def _with_public_targets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: public(item) if key == "_target_" and isinstance(item, str) else _with_public_targets(item)
+            for key, item in value.items()
+        }
+    return [_with_public_targets(item) for item in value] if isinstance(value, list) else value
 
 
 def identity_of(config: Mapping[str, Any]) -> str:
@@ -48,3 +65,27 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def public(target: str) -> str:
+    """The name under which a `_target_` is recorded: `broadopt.methods.schedule.Schedule` is
+    `broadopt.schedule.Schedule`, a user's own target is its own name.
+    """
+    return _renamed(target, {place: name for name, place in MODULES.items()})
+
+
+def importable(node: Any) -> Any:
+    """A copy of a config node with each `_target_`, nested ones too, under the name that Python imports."""
+    if isinstance(node, Mapping):
+        return {
+            key: _renamed(item, MODULES) if key == "_target_" and isinstance(item, str) else importable(item)
+            for key, item in node.items()
+        }
+    return [importable(item) for item in node] if isinstance(node, list) else node
+
+
+def _renamed(target: str, modules: Mapping[str, str]) -> str:
+    for old, new in sorted(modules.items(), key=lambda names: -len(names[0])):  # the most particular one first
+        if target.startswith(f"{old}."):
+            return new + target[len(old) :]
+    return target

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from broadopt.config.compose import GROUPS, compose
+from broadopt.config.compose import COMPOSED, compose
 from broadopt.config.shipped import config_dir, options
 from broadopt.errors import InputError, nearest
 
@@ -131,7 +131,7 @@ def _known_keys(arguments: list[str]) -> list[str]:
     own = get_args_parser().parse_known_args(arguments)[0].config_dir
     search = [f"hydra.searchpath=['file://{Path(own).resolve()}']"] if own else []
     firsts = [argument.split(",")[0] for argument in arguments]
-    chosen = [argument for argument in firsts if argument.split("=")[0] in (*GROUPS, "experiment", "hydra/launcher")]
+    chosen = [argument for argument in firsts if argument.split("=")[0] in (*COMPOSED, "experiment", "hydra/launcher")]
     try:
         composed = compose([*search, *chosen])
     except HydraException:

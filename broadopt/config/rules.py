@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def _flag() -> Rule:
 
 RULES = {
     "seed": Rule(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1"),
-    "budget": _number(0, "a number of epochs > 0", above=True),
+    "budget": _number(0, "a number of epochs > 0, at most a million", above=True, high=1e6),
     "batch_size": Rule(int, lambda value: value >= 1, "a whole number >= 1"),
     "lr": _number(0, "a number > 0", above=True),
     "momentum": _number(0, "a number from 0 to 1", high=1),
@@ -79,6 +80,7 @@ RULES = {
     "dataset.verify": _flag(),
     "dataset.path": Rule(str, bool, "a folder"),
     "augmentation.pad": Rule(int, lambda value: value >= 0, "a whole number of pixels >= 0"),
+    "augmentation.border": _choice("black", "mean"),
     "augmentation.flip": _flag(),
     "augmentation.autoaugment": _flag(),
     "augmentation.cutout": Rule(int, lambda value: 0 <= value <= 32, "a whole number of pixels from 0 to 32"),
@@ -97,11 +99,13 @@ RULES = {
     "collect.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
     "collect.budgets": _numbers("a list of numbers of budgets"),
     "schedule.lr": _number(0, "a number > 0", above=True),
-    "schedule.budget": _number(0, "a number of epochs > 0", above=True),
+    "schedule.budget": _number(0, "a number of epochs > 0, at most a million", above=True, high=1e6),
     "schedule.per_step": _flag(),
+    "schedule.count_from": Rule(int, lambda value: value in (0, 1), "0 or 1"),
     "schedule.decay_over": _number(0, "a number of budgets >= 0"),
     "schedule.decay_to": _number(0, "a number >= 0", optional=True),
     "schedule.start": _number(0, "a number of budgets >= 0"),
+    "schedule.replay_from": _number(0, "a number of budgets >= 0", optional=True),
     "schedule.high": _number(0, "a number >= 0", optional=True),
     "schedule.low": _number(0, "a number >= 0", optional=True),
     "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
@@ -112,12 +116,13 @@ def _is_device(name: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
 
 
-def check(values: dict[str, Any]) -> None:
-    """Hold every value against its rule; whole numbers become floats in place where a float is meant. Raises
-    InputError.
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of nested config values, each held against its rule; whole numbers are floats where a float is meant,
+    infinity is "inf". Raises InputError.
     """
+    copy = deepcopy(dict(values))
     for key, rule in RULES.items():
-        parent, leaf = _find(values, key)
+        parent, leaf = _find(copy, key)
         if parent is None or leaf not in parent:
             continue
         value = parent[leaf]
@@ -128,6 +133,7 @@ def check(values: dict[str, Any]) -> None:
         if type(value) is not rule.kind or not rule.test(value):
             raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}")
         parent[leaf] = "inf" if value == math.inf else value
+    return copy
 
 
 def _find(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:

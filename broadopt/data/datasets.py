@@ -1,4 +1,4 @@
-"""The data sets, read into memory: CIFAR-10 and CIFAR-100, scikit-learn's digits, and folders of pictures."""
+"""The data sets, read into memory: CIFAR-10 and CIFAR-100, scikit-learn's digits, and image folders."""
 
 import gzip
 import hashlib
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from broadopt.config.identity import public
 from broadopt.config.instantiate import instantiated
-from broadopt.config.targets import public
-from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes, text, unpickle
+from broadopt.config.run_config import DatasetConfig
+from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes
+from broadopt.data.cifar_pickles import text, unpickle
 from broadopt.errors import InputError, nearest
 
 log = logging.getLogger("broadopt")
@@ -99,11 +101,19 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -
     return Dataset(name, classes, train, test, fingerprint(classes, train, test))
 
 
-def size(node: dict[str, Any]) -> tuple[int, int]:
-    """Classes and training images of a config's `dataset` node; CIFAR need not be there for it. Raises InputError."""
-    if public(node["_target_"]) == "broadopt.datasets.cifar" and node["name"] in CLASSES:
-        return CLASSES[node["name"]], 50_000
-    dataset = instantiated("dataset", node)
+def read(config: DatasetConfig) -> Dataset:
+    """The data set of a config, as its target reads it. Raises InputError."""
+    dataset: Dataset = instantiated("dataset", config.reader)
+    return dataset
+
+
+def size(config: DatasetConfig) -> tuple[int, int]:
+    """Classes and training images of a config's data set, those held out included; CIFAR need not be there for it.
+    Raises InputError.
+    """
+    if public(config.target["_target_"]) == "broadopt.datasets.cifar" and config.name in CLASSES:
+        return CLASSES[config.name], 50_000
+    dataset = read(config)
     return len(dataset.classes), len(dataset.train.labels)
 
 
@@ -127,13 +137,13 @@ def digits(*, name: str = "digits") -> Dataset:
 
 
 def image_folder(*, path: str | Path, name: str = "image_folder") -> Dataset:
-    """Pictures in `path`/train/<class>/* and `path`/test/<class>/*, resized to 32x32 RGB (bilinear, antialiased).
+    """Images in `path`/train/<class>/* and `path`/test/<class>/*: the square in the middle of each as 32x32 RGB.
 
-    They are decoded once and cached. Raises InputError naming the picture or folder that cannot be used.
+    They are decoded once and cached. Raises InputError naming the image or folder that cannot be used.
     """
-    from broadopt.data.image_folder import read_pictures
+    from broadopt.data.image_folder import read_image_folder
 
-    classes, arrays = read_pictures(Path(path).expanduser())
+    classes, arrays = read_image_folder(Path(path).expanduser())
     train, test = (Images(*map(torch.from_numpy, arrays[split])) for split in ("train", "test"))
     return Dataset(name, classes, train, test, fingerprint(classes, train, test))
 

@@ -15,7 +15,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from broadopt.errors import InputError
+from broadopt.errors import InputError, Interrupted
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
 
 SCRIPT = """#!/bin/bash
@@ -38,7 +38,7 @@ while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
 if [ -n "$asked" ] && [ "$code" != 0 ]; then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$task" && exit 0
 fi
-case $code in 0|1|2) echo "$code" > "$folder/$task.exit";; esac
+case $code in 0|1|2|3) echo "$code" > "$folder/$task.exit";; esac
 exit "$code"
 """
 
@@ -105,7 +105,7 @@ class SlurmLauncher(SweepLauncher):
             return []
         try:
             self._wait_for(list(tasks.values()))
-        except KeyboardInterrupt:
+        except (Interrupted, KeyboardInterrupt):
             print("the jobs go on without this command; give it again to see how they stand", flush=True)
             raise
         return [Ended(one, tasks[one.name].code(), tasks[one.name].output) for one in planned]

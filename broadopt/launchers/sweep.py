@@ -4,10 +4,9 @@ import json
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from broadopt.config.compose import plain
-from broadopt.config.identity import identity_of, recorded
+from broadopt.config.compose import run_config
+from broadopt.config.identity import identity_of
+from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.runs import heartbeat, results
 
@@ -33,18 +33,25 @@ class Planned:
     """The same for runs of one recipe and seed, whatever the precision and the data."""
     precision: str
     """As it was asked for: auto is any."""
-    dataset: Mapping[str, Any]
-    """The config's node, which says where the data lie."""
+    dataset: DatasetConfig
+    """Where the data lie."""
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], run: RunConfig, *, processes: int) -> "Planned":
+        """The run that a sweep's `overrides` compose, on as many `processes`."""
+        recipe = run.recipe
+        recipe_key = key(recipe.decided(precision="", fingerprint=None, processes=processes).record())
+        return cls(tuple(overrides), recipe_key, recipe.precision, recipe.dataset)
 
     @property
     def name(self) -> str:
         """What tells it from every other run of a sweep."""
-        return identity_of({"key": self.key, "precision": self.precision, "dataset": self.dataset})
+        return identity_of({"key": self.key, "precision": self.precision, "dataset": self.dataset.values()})
 
     def is_among(self, runs: Runs) -> bool:
         """Whether one of `runs` is this one."""
         found = {data for precision, data in runs.get(self.key, set()) if self.precision in ("auto", precision)}
-        return bool(found) and fingerprint(json.dumps(self.dataset)) in found
+        return bool(found) and fingerprint(self.dataset) in found
 
     def command(self, *, processes: int = 1) -> list[str]:
         """The words that carry it out alone, on `processes` devices of one machine."""
@@ -79,27 +86,29 @@ class SweepLauncher(BasicLauncher):
         assert self.config is not None
         assert self.hydra_context is not None
         load = self.hydra_context.config_loader.load_sweep_config
-        values, planned = [], []
-        for overrides in job_overrides:
-            values.append(_checked(load(self.config, list(overrides))))
-            record = recorded(values[-1], precision="", fingerprint=None, processes=self.processes)
-            planned.append(Planned(tuple(overrides), key(record), values[-1]["precision"], values[-1]["dataset"]))
-        if any(one["plan"] for one in values):
+        runs = [_composed(load(self.config, list(overrides))) for overrides in job_overrides]
+        if any(run.execution.plan for run in runs):
             return super().launch(job_overrides, initial_job_idx)
+        planned = [
+            Planned.of(overrides, run, processes=self.processes)
+            for overrides, run in zip(job_overrides, runs, strict=True)
+        ]
         session: Any = getattr(self.task_function, "__self__", None)
         session.runs += len(planned)
-        root = Path(values[0]["results_dir"])
+        root = Path(runs[0].execution.results_dir)
         under_way = self.look(root)
         finished, running = known(root)
-        left = []
-        for one, given in zip(planned, values, strict=True):
-            if one.is_among(finished) and not given["force"]:
+        left, elsewhere = [], 0
+        for one, run in zip(planned, runs, strict=True):
+            if one.is_among(finished) and not run.execution.force:
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
             elif one.name not in under_way and one.is_among(running):
                 print(f"running already: {' '.join(one.overrides)}", flush=True)
+                elsewhere += 1
             else:
                 left.append(one)
-        self.tell(session, self.launch_elsewhere(left, root) if left else [])
+        session.elsewhere += elsewhere
+        self.report(session, self.launch_elsewhere(left, root) if left else [])
         return []
 
     def look(self, root: Path) -> Container[str]:
@@ -112,7 +121,7 @@ class SweepLauncher(BasicLauncher):
         """Carry out runs whose results go below `root`; returns those that have ended."""
         raise NotImplementedError
 
-    def tell(self, session: Any, ended: Iterable[Ended]) -> None:
+    def report(self, session: Any, ended: Iterable[Ended]) -> None:
         """Keep failures as if the runs had been carried out here. Raises Interrupted where a run can go on."""
         stopped = 0
         for one in ended:
@@ -120,6 +129,8 @@ class SweepLauncher(BasicLauncher):
                 session.note(InputError(one.line()), list(one.planned.overrides), sweep=True)
             elif one.code == 1:
                 session.note(RunFailed(one.line()), list(one.planned.overrides), sweep=True)
+            elif one.code == 3:
+                session.elsewhere += 1
             elif one.code != 0:
                 stopped += 1
         if stopped and not session.failed:
@@ -132,22 +143,25 @@ def key(record: dict[str, Any]) -> str:
     return identity_of({name: value for name, value in record.items() if name != "precision"} | {"dataset": dataset})
 
 
-@cache
-def fingerprint(dataset: str) -> str | None:
-    """The fingerprint of the data that a config's node, as JSON, leads to; "unknown" where they are not within reach.
+_fingerprints: dict[str, str | None] = {}
 
-    They are read, but for those that are either the published ones or refused.
+
+def fingerprint(dataset: DatasetConfig) -> str | None:
+    """The fingerprint of the data that a config leads to; "unknown" where they are not within reach.
+
+    They are read once, but for those that are either the published ones or refused.
     """
-    from broadopt.config.instantiate import instantiated, without
+    from broadopt.data.datasets import read
 
-    node = json.loads(dataset)
-    if node.get("verify"):
+    if dataset.target.get("verify"):
         return None
-    try:
-        found: str | None = instantiated("dataset", without(node, "label_noise", "validation")).fingerprint
-    except InputError:  # the machine that starts the runs need not have what theirs have: left to the runs
-        return "unknown"
-    return found
+    place = json.dumps(dataset.values(), sort_keys=True)
+    if place not in _fingerprints:
+        try:
+            _fingerprints[place] = read(dataset).fingerprint
+        except InputError:  # the machine that starts the runs need not have what theirs have: left to the runs
+            _fingerprints[place] = "unknown"
+    return _fingerprints[place]
 
 
 def known(root: Path) -> tuple[Runs, Runs]:
@@ -183,8 +197,8 @@ def quoted(words: Iterable[str]) -> str:
     return " ".join(map(shlex.quote, words))
 
 
-def _checked(composed: DictConfig) -> dict[str, Any]:
+def _composed(config: DictConfig) -> RunConfig:
     from hydra.core.hydra_config import HydraConfig
 
-    HydraConfig.instance().set_config(composed)
-    return plain(composed)
+    HydraConfig.instance().set_config(config)
+    return run_config(config)

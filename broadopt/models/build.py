@@ -1,16 +1,46 @@
-"""A network from its config node."""
+"""A network from its config node, and what one image costs it."""
 
-from typing import Any
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from torch import nn
-
-from broadopt.config.instantiate import instantiated, without
+from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import ModelConfig
 from broadopt.errors import InputError
 
 
-def network(node: dict[str, Any], num_classes: int) -> nn.Module:
-    """The network of a config's `model` node. Raises InputError."""
-    made = instantiated("model", without(node, "name"), num_classes=num_classes)
+def network(config: ModelConfig, num_classes: int) -> nn.Module:
+    """The network of a config: float images [B, 3, 32, 32] to logits [B, num_classes]. Raises InputError."""
+    made = instantiated("model", config.target, num_classes=num_classes)
     if not isinstance(made, nn.Module):
-        raise InputError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(made).__name__}")
+        target, found = config.target["_target_"], type(made).__name__
+        raise InputError(f"model._target_={target}: expected a torch.nn.Module, found {found}")
     return made
+
+
+def macs(model: nn.Module, *, num_classes: int | None = None) -> int:
+    """Multiply-adds of one forward pass on one 32x32 image, convolutions and linear layers, in evaluation mode; nothing
+    of the network is changed.
+
+    Raises InputError where it does not give `num_classes` logits.
+    """
+    training = model.training
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, 3, 32, 32, device=device)
+    model.eval()
+    # A batch of one comes once: no search for the fastest kernels of its shapes.
+    searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            outputs = model.forward(image)  # not through __call__, which may be a compiled one
+    finally:
+        torch.backends.cudnn.benchmark = searching
+        model.train(training)
+    if num_classes is not None:
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if shape != [1, num_classes]:
+            raise InputError(
+                f"model: for one image the network gives {shape}; expected logits [1, {num_classes}], one a class of "
+                "the data set"
+            )
+    return int(counter.get_total_flops()) // 2

@@ -1,87 +1,109 @@
-"""The parts of a run, made from its checked config; nothing else makes them."""
+"""The parts of a run, made from its config; nothing else makes them."""
 
-from typing import Any
+import logging
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import RunConfig
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset
 from broadopt.devices.device import choose_memory_format
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
-from broadopt.models.build import network
+from broadopt.models.build import macs, network
 from broadopt.seeds import derive
-from broadopt.training.loop import Parts
+from broadopt.training.parts import Parts
+
+log = logging.getLogger("broadopt")
 
 
-def build(
-    values: dict[str, Any],
-    precision: str,
-    dataset: Dataset,
-    device: torch.device,
-    processes: Processes = ALONE,
-) -> Parts:
-    """Every part of a run from its checked config, for one of its `processes`. The network's initial weights depend on
-    the seed alone. Raises InputError.
+def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Processes = ALONE) -> Parts:
+    """Every part of a run whose precision is decided, for one of its `processes`. The network's initial weights depend
+    on the seed alone. Raises InputError.
     """
-    memory_format = choose_memory_format(values["memory_format"], values["model"]["name"], device)
+    recipe, execution = run.recipe, run.execution
+    memory_format = choose_memory_format(execution.memory_format, recipe.model.name, device)
     data = Data(
         dataset,
-        batch_size=values["batch_size"],
-        augmentation=instantiated("augmentation", values["augmentation"]),
-        seed=values["seed"],
+        batch_size=recipe.batch_size,
+        augmentation=instantiated("augmentation", recipe.augmentation),
+        seed=recipe.seed,
         device=device,
-        validation=values["dataset"]["validation"],
-        label_noise=values["dataset"]["label_noise"],
+        validation=recipe.dataset.validation,
+        label_noise=recipe.dataset.label_noise,
         channels_last=memory_format == torch.channels_last,
     )
-    torch.manual_seed(derive(values["seed"], "weights"))
-    model = network(values["model"], data.num_classes)
+    torch.manual_seed(derive(recipe.seed, "weights"))
+    model = network(recipe.model, data.num_classes)
     model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    if values["compile"] or values["cuda_graphs"]:
-        model.compile(dynamic=False, mode="reduce-overhead" if values["cuda_graphs"] else "default")
+    forward = macs(model, num_classes=data.num_classes)
+    _say_of_last_batch(model, data, recipe.batch_size)
+    if execution.compile or execution.cuda_graphs:
+        model.compile(dynamic=False, mode="reduce-overhead" if execution.cuda_graphs else "default")
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=values["lr"],
-        momentum=values["momentum"],
-        nesterov=values["nesterov"],
-        weight_decay=values["weight_decay"],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
         fused=True,
     )
+    step, collector = instantiated("step", recipe.step, model, optimizer), instantiated("collect", recipe.collect)
+    collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
     return Parts(
         model=model,
-        step=instantiated("step", values["step"], model, optimizer),
-        collector=instantiated("collect", values["collect"]),
-        schedule=instantiated("schedule", values["schedule"]),
+        step=step,
+        collector=collector,
+        schedule=instantiated("schedule", recipe.schedule),
         data=data,
-        seed=values["seed"],
-        budget=values["budget"],
-        label_smoothing=values["label_smoothing"],
-        evaluate_every=values["evaluate_every"],
-        precision=precision,
+        seed=recipe.seed,
+        budget=recipe.budget,
+        label_smoothing=recipe.label_smoothing,
+        evaluate_every=recipe.evaluate_every,
+        precision=recipe.precision,
         device=device,
-        processes=shared(processes, values, data),
+        processes=_sharing(processes, run, data),
         settings={
             **({"processes": processes.count} if processes.count > 1 else {}),
-            "precision": precision,
+            "precision": recipe.precision,
             "memory_format": "channels_last" if memory_format == torch.channels_last else "contiguous",
-            **{key: values[key] for key in ("compile", "cuda_graphs", "deterministic")},
+            "compile": execution.compile,
+            "cuda_graphs": execution.cuda_graphs,
+            "deterministic": execution.deterministic,
+        },
+        size={
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "macs": forward,
+            "images_per_epoch": data.train_size,
+            "passes": step.passes,
         },
     )
 
 
-def shared(processes: Processes, values: dict[str, Any], data: Data) -> Processes:
+def _say_of_last_batch(model: nn.Module, data: Data, batch_size: int) -> None:
+    if data.train_size % batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        log.warning(
+            "batch_size=%d: the last batch of each epoch has a single image, by which BN normalises it (and fails "
+            "where its feature maps are one pixel); another batch_size avoids that",
+            batch_size,
+        )
+
+
+def _sharing(processes: Processes, run: RunConfig, data: Data) -> Processes:
     """`processes`, where each has an image of every batch and takes part in every step; else raises InputError."""
-    smallest = min(values["batch_size"], data.train_size % values["batch_size"] or values["batch_size"])
+    batch_size, chunk = run.recipe.batch_size, run.recipe.step.get("chunk")
+    smallest = min(batch_size, data.train_size % batch_size or batch_size)
     if smallest < processes.count:
         raise InputError(
-            f"batch_size={values['batch_size']}: the last batch of an epoch has {smallest} images for "
-            f"{processes.count} processes; expected one each at least"
+            f"batch_size={batch_size}: the last batch of an epoch has {smallest} images for {processes.count} "
+            "processes; expected one each at least"
         )
-    if processes.count > 1 and values["step"].get("chunk") is not None:
+    if processes.count > 1 and chunk is not None:
         raise InputError(
-            f"step.chunk={values['step']['chunk']}: chunks are those of one device; with {processes.count} processes "
-            "expected null (step.perturbation=share perturbs by each process's share)"
+            f"step.chunk={chunk}: chunks are those of one device; with {processes.count} processes expected null "
+            "(step.perturbation=share perturbs by each process's share)"
         )
     return processes

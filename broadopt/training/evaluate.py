@@ -1,9 +1,15 @@
 """Predictions of a network on held-out images, and what is reported of them."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from broadopt.errors import RunFailed
+from broadopt.methods.batchnorm import reestimate
+from broadopt.signals import Stop
+from broadopt.training.parts import Parts
 
 BINS = 15
 
@@ -57,3 +63,53 @@ def calibration_error(confidence: Tensor, hit: Tensor) -> Tensor:
     gap = torch.zeros(BINS, dtype=torch.float64, device=confidence.device)
     gap.index_add_(0, bins, hit.double() - confidence.double())
     return gap.abs().sum() / len(confidence)
+
+
+class Evaluator:
+    """Evaluates networks on the held-out images of a run."""
+
+    def __init__(self, parts: Parts, *, stop: Stop) -> None:
+        self.parts, self.stop, self.autocast = parts, stop, parts.autocast
+
+    def predict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Log-probabilities (float64 [N, C]) by split. Raises Interrupted at a signal."""
+        processes, data = self.parts.processes, self.parts.data
+        processes.take_from_first(list(model.buffers()))  # BN's statistics are those of the first process
+        outputs = {
+            split: log_probabilities(model, batches, autocast=self.autocast, before_batch=self._obey)
+            for split, batches in data.held_out(processes.share).items()
+        }
+        return {split: processes.whole(outputs[split], len(labels)) for split, labels in data.targets().items()}
+
+    def metrics(self, outputs: dict[str, Tensor], *, where: str) -> dict[str, float]:
+        """`test_accuracy` (percent), `test_nll` (nats), `test_ece` (fraction) and those of the validation images, of
+        what `predict` returns. Raises RunFailed, naming `where`, unless all are finite.
+        """
+        targets = self.parts.data.targets()
+        values = {
+            f"{split}_{name}": value
+            for split, output in outputs.items()
+            for name, value in metrics(output, targets[split]).items()
+        }
+        if not all(map(math.isfinite, values.values())):
+            raise RunFailed(f"the outputs on held-out images are not finite {where}")
+        return values
+
+    def reestimate(self, model: nn.Module, *, step: int) -> None:
+        """Compute the BN statistics of `model` anew on the training images, as they are drawn at `step`. Raises
+        Interrupted at a signal.
+        """
+
+        def batches() -> Iterator[Tensor]:
+            for images, _ in self.parts.data.statistics(step):
+                self._obey()
+                yield images
+
+        torch.manual_seed(self.parts.noise_seed("statistics", step))
+        with self.autocast:
+            reestimate(model, batches(), self.parts.processes)
+
+    def _obey(self) -> None:
+        """Leave at a signal. Several processes go on: they agree to leave after a step, all at the same one."""
+        if self.parts.processes.count == 1:
+            self.stop.check()

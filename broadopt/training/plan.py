@@ -2,72 +2,72 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from broadopt.config.instantiate import instantiated, without
+from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import Recipe
 from broadopt.data.datasets import size
 from broadopt.methods.collect import Collector
-from broadopt.models.build import network
-from broadopt.training.schedule import Schedule
+from broadopt.methods.schedule import Schedule
+from broadopt.models.build import macs, network
 
 GRADIENT = 3
 """Forward passes that a gradient costs: the backward pass multiplies with the weights and with the activations."""
 
 
-def macs(model: nn.Module) -> int:
-    """Multiply-adds of one forward pass on one 32x32 image, convolutions and linear layers; `model` is on the meta
-    device.
-    """
-    training = model.training
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(1, 3, 32, 32, device="meta"))
-    model.train(training)
-    return int(counter.get_total_flops()) // 2
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Size and price of a run; evaluations and BN re-estimation are left out."""
+
+    parameters: int
+    macs: int
+    """Multiply-adds of a forward pass on one image."""
+    epochs: float
+    steps: int
+    images: int
+    """Training images an epoch."""
+    passes: int
+    """Gradients a step."""
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients of a batch in the whole run."""
+        return self.steps * self.passes
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations: two per multiply-add, a gradient counted as three forward passes."""
+        return 2.0 * self.macs * GRADIENT * self.passes * self.epochs * self.images
 
 
-def cost(
-    values: Mapping[str, Any], model: nn.Module, collector: Collector, *, images: int, passes: int
-) -> dict[str, float]:
-    """Size and price of a run on `images` training images with `passes` gradients a step.
-
-    parameters, macs (forward, one image), epochs, steps, gradient_evaluations (batches) and flops: two per
-    multiply-add, a gradient counted as three forward passes; evaluations and BN re-estimation are left out.
-    """
-    budget = values["budget"]
-    epochs = max([budget, *collector.readouts(budget).values()])
-    steps = round(epochs * -(-images // values["batch_size"]))
-    forward = macs(model)
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": forward,
-        "epochs": epochs,
-        "steps": steps,
-        "gradient_evaluations": steps * passes,
-        "flops": 2.0 * forward * GRADIENT * passes * epochs * images,
-    }
-
-
-def price(values: dict[str, Any]) -> dict[str, float]:
-    """Size and cost of a run, as `cost` has them. Raises InputError where a part of it cannot be made."""
-    classes, images = size(without(values["dataset"], "label_noise", "validation", "fingerprint"))
+def price(recipe: Recipe) -> Cost:
+    """What a run costs, without its data and without training. Raises InputError where a part of it cannot be made."""
+    classes, images = size(recipe.dataset)
+    images -= recipe.dataset.validation
     with torch.device("meta"):
-        model = network(values["model"], classes)
-        optimizer = torch.optim.SGD(model.parameters(), lr=values["lr"])
-    collector = instantiated("collect", values["collect"])
-    passes = instantiated("step", values["step"], model, optimizer).passes
-    return cost(values, model, collector, images=images - values["dataset"]["validation"], passes=passes)
+        model = network(recipe.model, classes)
+        optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
+    collector = instantiated("collect", recipe.collect)
+    epochs = max([recipe.budget, *collector.evaluation_points(recipe.budget).values()])
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        macs=macs(model),
+        epochs=epochs,
+        steps=round(epochs * -(-images // recipe.batch_size)),
+        images=images,
+        passes=instantiated("step", recipe.step, model, optimizer).passes,
+    )
 
 
-def line(values: Mapping[str, Any], price: Mapping[str, float]) -> str:
+def line(recipe: Recipe, cost: Cost) -> str:
     """A run of a sweep in one line."""
     return (
-        f"{values['dataset']['name']:9} {values['model']['name']:24} {values['method']:10} {values['protocol']:9} "
-        f"seed {values['seed']:<3} {price['epochs']:g} epochs, {price['gradient_evaluations']:,} gradients, "
-        f"{petaflops(price['flops'])}"
+        f"{recipe.dataset.name:9} {recipe.model.name:24} {recipe.method:10} {recipe.protocol:9} "
+        f"seed {recipe.seed:<3} {cost.epochs:g} epochs, {cost.gradient_evaluations:,} gradients, "
+        f"{petaflops(cost.flops)}"
     )
 
 
@@ -76,31 +76,27 @@ def petaflops(flops: float) -> str:
     return f"{flops / 1e15:,.4g} PFLOPs"
 
 
-def page(
-    values: Mapping[str, Any],
-    price: Mapping[str, float],
-    schedule: Schedule,
-    collector: Collector,
-    origins: Mapping[str, str],
-) -> str:
+def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector, origins: Mapping[str, str]) -> str:
     """A run as one would check it against the paper; `origins` says of each value where it comes from."""
-    budget = values["budget"]
-    moments = collector.moments(budget)
+    moments = collector.collection_points(recipe.budget)
     lines = [
-        f"{values['method']} on {values['model']['name']}, {values['dataset']['name']}, protocol {values['protocol']}, "
-        f"seed {values['seed']}",
-        f"  network    {_call(values['model'])}: {price['parameters']:,} parameters, "
-        f"{price['macs'] / 1e9:.4g} GMACs forward",
-        f"  training   {price['epochs']:g} epochs, {price['steps']:,} steps of {values['batch_size']}",
-        f"  cost       {price['gradient_evaluations']:,} gradient evaluations, {petaflops(price['flops'])}",
-        f"  lr         {_milestones(schedule, moments, budget, price['epochs'])}",
-        f"  step       {_call(values['step'])}",
+        f"{recipe.method} on {recipe.model.name}, {recipe.dataset.name}, protocol {recipe.protocol}, "
+        f"seed {recipe.seed}",
+        f"  network    {_call(recipe.model.target)}: {cost.parameters:,} parameters, "
+        f"{cost.macs / 1e9:.4g} GMACs forward",
+        f"  training   {cost.epochs:g} epochs, {cost.steps:,} steps of {recipe.batch_size}",
+        f"  cost       {cost.gradient_evaluations:,} gradient evaluations, {petaflops(cost.flops)}",
+        f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
+        f"  step       {_call(recipe.step)}",
     ]
     if moments:
-        reads = ", ".join(f"{name} at epoch {epoch:g}" for name, epoch in collector.readouts(budget).items())
-        lines.append(f"  collect    {_call(values['collect'])}")
-        lines.append(f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; read-outs {reads}")
-    lines.append(f"  images     {_call(values['augmentation'])}")
+        points = collector.evaluation_points(recipe.budget).items()
+        reads = ", ".join(f"{name} at epoch {epoch:g}" for name, epoch in points)
+        lines.append(f"  collect    {_call(recipe.collect)}")
+        lines.append(
+            f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; evaluation points {reads}"
+        )
+    lines.append(f"  images     {_call(recipe.augmentation)}")
     width = max(map(len, origins))
     lines.append("  where the values come from")
     lines += [f"    {key:{width}}  {origin}" for key, origin in origins.items()]
@@ -108,13 +104,13 @@ def page(
 
 
 def origins(
-    unresolved: Mapping[str, Any], values: Mapping[str, Any], recipe: Mapping[str, Any], given: list[str]
+    unresolved: Mapping[str, Any], values: Mapping[str, Any], *, protocol: Mapping[str, Any], given: list[str]
 ) -> dict[str, str]:
     """Value and source, by key, of everything that the protocol decides or that the command line gives."""
     found = {}
     for key, value, node in _leaves(unresolved, values):
         if match := re.fullmatch(r"\$\{recipe:(\w+)\}", str(node)):
-            found[key] = f"{value}  {recipe[match[1]][1]}"
+            found[key] = f"{value}  {protocol[match[1]][1]}"
         elif key != "plan" and any(override.lstrip("+").split("=")[0] == key for override in given):
             found[key] = f"{value}  command line"
     return found

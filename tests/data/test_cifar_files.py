@@ -16,7 +16,8 @@ from command import until
 from forked import ended, forked
 from torchvision.datasets import CIFAR10
 
-from broadopt.data.cifar_files import obtain, published_md5, read_bytes, unpickle
+from broadopt.data.cifar_files import obtain, published_md5, read_bytes
+from broadopt.data.cifar_pickles import unpickle
 from broadopt.errors import InputError
 
 PIXELS = np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072)

@@ -17,10 +17,10 @@ from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 from torchvision import datasets as reference
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.config.instantiate import instantiated
 from broadopt.config.shipped import config_dir
-from broadopt.data.datasets import Images, cifar, digits, fingerprint, stratified
+from broadopt.data.datasets import Images, cifar, digits, fingerprint, read, stratified
 from broadopt.errors import InputError
 
 DATA = os.environ.get("BROADOPT_DATA", "")
@@ -329,9 +329,9 @@ def test_config_of_the_digits_instantiates_them() -> None:
 def test_config_of_cifar_reads_the_folder_of_data_dir(small_cifar: Callable[..., Path], tmp_path: Path) -> None:
     small_cifar("cifar100")
     overrides = ["dataset=cifar100", f"data_dir={tmp_path}", "dataset.verify=false"]
-    options = plain(compose(overrides))["dataset"]
-    assert (options.pop("label_noise"), options.pop("validation")) == (0.0, 0)
-    assert instantiated("dataset", options).name == "cifar100"
+    config = run_config(compose(overrides)).recipe.dataset
+    assert (config.label_noise, config.validation) == (0.0, 0)
+    assert read(config).name == "cifar100"
 
 
 def test_config_of_a_folder_of_pictures_wants_its_path() -> None:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
 from broadopt.signals import Stop
 from broadopt.training.build import build
@@ -29,8 +29,9 @@ def training(*overrides: str) -> Training:
     """ResNet-8 on 40 images in batches of 16, all on the meta device."""
     pixels, labels = torch.zeros(40, 3, 32, 32, dtype=torch.uint8), torch.arange(40) % 10
     dataset = Dataset("blank", tuple("0123456789"), Images(pixels, labels), Images(pixels[:20], labels[:20]), None)
-    values = plain(compose(["model=resnet20", "model.depth=8", "batch_size=16", "budget=1", *overrides]))
-    made = Training(build(values, "fp32", dataset, META), stop=Stop(), reporter=EpochLines())
+    small = ("model=resnet20", "model.depth=8", "batch_size=16", "budget=1", "precision=fp32")
+    run = run_config(compose([*small, *overrides]))
+    made = Training(build(run, dataset, META), stop=Stop(), reporter=EpochLines())
     for group in made.parts.step.optimizer.param_groups:
         group["fused"] = None  # the fused kernel is not there for meta; its foreach twin is
     return made
@@ -41,10 +42,11 @@ def training(*overrides: str) -> Training:
 def test_steps_stay_on_their_device_and_never_wait_for_it(method: str, augmentation: str) -> None:
     made = training(f"method={method}", *[augmentation] * ("=" in augmentation))
     for images, labels in made.parts.data.train(0):
-        made._train_on(images, labels)
+        made.train_on(images, labels)
     assert made.progress.step == 3
     assert made.progress.gradient_evaluations == 3 * made.parts.step.passes
-    assert {value.device for value in (made.loss_sum, made.hits, made.last_loss)} == {META}
+    stepper = made.stepper
+    assert {value.device for value in (stepper.loss_sum, stepper.hits, stepper.last_loss)} == {META}
     state = made.parts.step.optimizer.state_dict()["state"]
     assert {entry["momentum_buffer"].device for entry in state.values()} == {META}
 
@@ -53,12 +55,12 @@ def test_steps_stay_on_their_device_and_never_wait_for_it(method: str, augmentat
 def test_evaluation_and_collection_stay_on_their_device_and_never_wait_for_it(method: str) -> None:
     made = training(f"method={method}")
     outputs = log_probabilities(
-        made.parts.model, made.parts.data.test(), autocast=made.autocast, before_batch=lambda: None
+        made.parts.model, made.parts.data.test(), autocast=made.evaluator.autocast, before_batch=lambda: None
     )
     assert (outputs.device, outputs.dtype, outputs.shape) == (META, torch.float64, (20, 10))
     for _ in range(2):
-        made.parts.collector.collect(made.parts.model, made._predict)
-    read = made.parts.collector.predict(made.parts.model, made._predict, made._reestimate)
+        made.parts.collector.collect(made.parts.model, made.evaluator.predict)
+    read = made.parts.collector.predict(made.parts.model, made.evaluator.predict, made.reestimate)
     assert (read["test"].device, read["test"].shape) == (META, (20, 10))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
@@ -19,13 +19,13 @@ from broadopt.training.progress import EpochLines
 STEPS_PER_EPOCH = 3  # of 16, 16 and 8 images
 FIXED = ("batch_size=16", "budget=4", "evaluate_every=1", "device=cpu", "precision=fp32")
 RESNET = ("model=resnet20", "model.depth=8")
-METHODS = {
+METHODS = {  # with the values that they had when tests/golden/semantics.json was written
     f"{step}{'' if collect == 'none' else f'+{collect}'}": (
         "protocol=asam2021",
         f"step={step}",
         f"collect={collect}",
         *(("collect.start=0.5", "collect.budgets=[1]") if collect == "swa" else ()),
-        *(("collect.start=0.25", "collect.cycle=0.25", "schedule=fge") if collect == "fge" else ()),
+        *(("collect.start=0.25", "collect.cycle=0.25", "schedule.low=0.01") if collect == "fge" else ()),
     )
     for step in ("sgd", "sam", "asam")
     for collect in ("none", "swa", "fge")
@@ -40,8 +40,8 @@ def parts_of(*overrides: str) -> Any:
     dataset = Dataset(
         "random", tuple("0123456789"), Images(pixels[:40], labels[:40]), Images(pixels[40:], labels[40:]), None
     )
-    values = plain(compose([*FIXED, *overrides]))
-    return build(values, "fp32", dataset, torch.device("cpu"))
+    run = run_config(compose([*FIXED, "precision=fp32", *overrides]))
+    return build(run, dataset, torch.device("cpu"))
 
 
 class Kind:

@@ -8,30 +8,31 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command import folders, result, same_outcome, until
-from forked import ended, forked, has_ended, one_run, values_of
+from forked import ended, forked, has_ended, one_run, run_of
+
+from broadopt.config.run_config import RunConfig
 
 METHODS = ("sgd", "swa", "fge", "sam", "asam")
 ATTEMPTS = 200
-Undisturbed = dict[str, tuple[dict[str, Any], Path]]
+Undisturbed = dict[str, tuple[RunConfig, Path]]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """Of each method the values of a run, and the folder of one that nothing disturbed."""
+    """Of each method the config of a run, and the folder of one that nothing disturbed."""
     cwd, found = tmp_path_factory.mktemp("undisturbed"), {}
     for method in METHODS:
         (cwd / method).mkdir()
-        values, output = values_of(f"method={method}", "budget=1"), cwd / f"{method}.txt"
-        assert ended(forked(one_run(values, cwd / method), output)) == 0, output.read_text()
-        found[method] = (values, *folders(cwd / method))
+        one, output = run_of(f"method={method}", "budget=1"), cwd / f"{method}.txt"
+        assert ended(forked(one_run(one, cwd / method), output)) == 0, output.read_text()
+        found[method] = (one, *folders(cwd / method))
     return found
 
 
-def kill_until_finished(values: dict[str, Any], cwd: Path, chance: random.Random) -> tuple[int, int]:
+def kill_until_finished(one: RunConfig, cwd: Path, chance: random.Random) -> tuple[int, int]:
     """How many times a run was killed, and how many times it had a checkpoint to go on from: at least once each.
 
     Each time it is held at a random pass. The first time it is killed there, after its first step and the checkpoint
@@ -41,7 +42,7 @@ def kill_until_finished(values: dict[str, Any], cwd: Path, chance: random.Random
     held = cwd / "held"
     while kills < ATTEMPTS:
         output = cwd / f"output{kills}.txt"
-        child = forked(one_run(values, cwd, halt=f"train {chance.randrange(3, 40)}", file=held), output)
+        child = forked(one_run(one, cwd, halt=f"train {chance.randrange(3, 40)}", file=held), output)
         until(lambda child=child: held.exists() or has_ended(child))
         if kills:
             held.unlink(missing_ok=True)
@@ -62,9 +63,9 @@ def kill_until_finished(values: dict[str, Any], cwd: Path, chance: random.Random
 def survive(runs: int, undisturbed: Undisturbed, tmp_path: Path) -> str:
     chance, kills, resumed = random.Random(0), 0, 0
     for number in range(runs):
-        (values, reference), cwd = undisturbed[METHODS[number % len(METHODS)]], tmp_path / str(number)
+        (one, reference), cwd = undisturbed[METHODS[number % len(METHODS)]], tmp_path / str(number)
         cwd.mkdir()
-        counts = kill_until_finished(values, cwd, chance)
+        counts = kill_until_finished(one, cwd, chance)
         kills, resumed = kills + counts[0], resumed + counts[1]
         (folder,) = folders(cwd)
         assert result(folder)["state"] == "finished"

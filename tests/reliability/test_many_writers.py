@@ -5,27 +5,29 @@ import os
 import signal
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import folders, result, same_outcome, until
-from forked import ended, forked, one_run, values_of
+from forked import ended, forked, one_run, run_of
 
+from broadopt.config.run_config import RunConfig
 from broadopt.runs import results
 from broadopt.table import main as table
 
 SEEDS = range(1, 5)
 
 
-def sweep(runs: list[dict[str, Any]], cwd: Path, *, halt: str = "") -> Any:
+def sweep(runs: list[RunConfig], cwd: Path, *, halt: str = "") -> Any:
     """Every run in turn, in the folder `cwd`, as one process of many that were given the same sweep; it stands still at
     the pass `halt` until its file `held` is removed.
     """
 
     def work() -> None:
-        for values in runs:
-            one_run(values, cwd, halt=halt, file=cwd / "held")()
+        for one in runs:
+            one_run(one, cwd, halt=halt, file=cwd / "held")()
 
     return work
 
@@ -55,7 +57,7 @@ def tables_until(ended: Path, cwd: Path) -> Any:
 
 
 def share(writers: int, readers: int, cwd: Path) -> None:
-    runs = [values_of(f"method={method}", "budget=0.3", f"seed={seed}") for method in ("sgd", "sam") for seed in SEEDS]
+    runs = [run_of(f"method={method}", "budget=0.3", f"seed={seed}") for method in ("sgd", "sam") for seed in SEEDS]
     (cwd / "results" / "runs").mkdir(parents=True)
     done = cwd / "done"
     children = [forked(sweep(runs, cwd, halt="train 5"), cwd / "writer0.txt")]
@@ -90,18 +92,18 @@ def test_thirty_two_processes_share_a_sweep_while_four_make_tables(tmp_path: Pat
     share(32, 4, tmp_path)
 
 
-def held_at_its_checkpoint(values: dict[str, Any], cwd: Path) -> int:
+def held_at_its_checkpoint(one: RunConfig, cwd: Path) -> int:
     """A run in a child that has left checkpoints and stands still, until the file `held` is removed."""
-    child = forked(one_run(values, cwd, halt="train 20", file=cwd / "held"), cwd / "first.txt")
+    child = forked(one_run(one, cwd, halt="train 20", file=cwd / "held"), cwd / "first.txt")
     until((cwd / "held").exists)
     assert len(list(cwd.rglob("checkpoint-*.ckpt"))) == 2
     return child
 
 
 def test_a_writer_that_was_killed_is_no_obstacle_to_one_that_waits(tmp_path: Path) -> None:
-    values = values_of("method=sam", "budget=3", "wait=true")
-    first = held_at_its_checkpoint(values, tmp_path)
-    second = forked(one_run(values, tmp_path), tmp_path / "second.txt")
+    one = run_of("method=sam", "budget=3", "wait=true")
+    first = held_at_its_checkpoint(one, tmp_path)
+    second = forked(one_run(one, tmp_path), tmp_path / "second.txt")
     until(lambda: "waiting for it to end" in (tmp_path / "second.txt").read_text())
     os.kill(first, signal.SIGKILL)
     assert ended(first) == -signal.SIGKILL
@@ -109,14 +111,14 @@ def test_a_writer_that_was_killed_is_no_obstacle_to_one_that_waits(tmp_path: Pat
     assert "going on from" in (tmp_path / "second.txt").read_text()
     (folder,) = folders(tmp_path)
     (tmp_path / "alone").mkdir()
-    assert ended(forked(one_run(values, tmp_path / "alone"), tmp_path / "alone.txt")) == 0
+    assert ended(forked(one_run(one, tmp_path / "alone"), tmp_path / "alone.txt")) == 0
     assert same_outcome(folder, *folders(tmp_path / "alone"))
 
 
 def test_a_signal_ends_the_wait_for_another_process(tmp_path: Path) -> None:
-    values = values_of("method=sam", "budget=3", "wait=true")
-    first = held_at_its_checkpoint(values, tmp_path)
-    second = forked(one_run(values, tmp_path), tmp_path / "second.txt")
+    one = run_of("method=sam", "budget=3", "wait=true")
+    first = held_at_its_checkpoint(one, tmp_path)
+    second = forked(one_run(one, tmp_path), tmp_path / "second.txt")
     until(lambda: "waiting for it to end" in (tmp_path / "second.txt").read_text())
     for child, output in ((second, "second.txt"), (first, "first.txt")):
         os.kill(child, signal.SIGUSR2)
@@ -127,12 +129,15 @@ def test_a_signal_ends_the_wait_for_another_process(tmp_path: Path) -> None:
 
 
 def test_of_many_that_find_a_result_edited_one_sets_it_aside(tmp_path: Path) -> None:
-    values = values_of("method=sgd", "budget=0.3")
-    assert ended(forked(one_run(values, tmp_path), tmp_path / "first.txt")) == 0
+    one = run_of("method=sgd", "budget=0.3")
+    assert ended(forked(one_run(one, tmp_path), tmp_path / "first.txt")) == 0
     (folder,) = folders(tmp_path)
     before = (folder / "result.json").read_text()
     (folder / "result.json").write_text(before.replace('"seed": 1', '"seed": 2', 1))
-    children = [forked(one_run(values | {"wait": True}, tmp_path), tmp_path / f"{i}.txt") for i in range(6)]
+    children = [
+        forked(one_run(replace(one, execution=replace(one.execution, wait=True)), tmp_path), tmp_path / f"{i}.txt")
+        for i in range(6)
+    ]
     assert [ended(child) for child in children] == [0] * 6
     aside = sorted(path.name for path in folder.glob("result.*.json"))
     assert len(aside) == 1

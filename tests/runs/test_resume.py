@@ -14,6 +14,7 @@ import pytest
 import torch
 from command import SMALL, Sweep, folders, halted, result, run, same_outcome, stopped, until
 
+from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
 from broadopt.signals import SIGNALS, Stop
 
@@ -22,9 +23,9 @@ STEPS_PER_EPOCH = 45
 INTERRUPTIONS = [
     pytest.param("sgd", signal.SIGTERM, "train 20", 20, id="in the first epoch"),
     pytest.param("swa", signal.SIGINT, "train 100", 90, id="while BN statistics are re-estimated"),
-    pytest.param("fge", signal.SIGUSR1, "test 7", 74, id="while a snapshot predicts"),
+    pytest.param("fge", signal.SIGUSR1, "test 8", 73, id="while a snapshot predicts"),
     pytest.param("sam", signal.SIGUSR2, "train 122", 61, id="in the second pass of a step"),
-    pytest.param("asam", signal.SIGTERM, "test 1", 45, id="while the test set is evaluated"),
+    pytest.param("asam", signal.SIGTERM, "test 2", 45, id="while the test set is evaluated"),
 ]
 
 
@@ -206,9 +207,16 @@ def test_the_handlers_of_before_are_back_after_a_run() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with Stop() as stop:
         assert all(signal.getsignal(number) == stop._note for number in SIGNALS)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.requested == "SIGUSR1"
+        with stop.deferred():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.requested == "SIGUSR1"
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_is_obeyed_at_once_where_there_is_nothing_to_save() -> None:
+    with Stop() as stop, pytest.raises(Interrupted, match="SIGHUP"):
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.requested == "SIGHUP"
 
 
 def test_a_forked_child_takes_a_signal_as_if_nobody_had_asked_for_it() -> None:

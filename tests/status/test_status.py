@@ -23,13 +23,13 @@ from command import BIN, OWN, PATIENCE, Process, finish, start, until
 from filelock import FileLock
 from stored import RESNET20, record, run, store
 
-from broadopt.config.compose import compose, plain, recipe_of
+from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.shipped import paper_dir
-from broadopt.config.stored_recipes import StoredRecipes
 from broadopt.runs import heartbeat, results
 from broadopt.status import state as standing
 from broadopt.tables import published
+from broadopt.tables.stored_recipes import StoredRecipes
 
 TOP = Path(__file__).parents[2]
 
@@ -342,7 +342,7 @@ def test_a_results_folder_of_any_name_reaches_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "it's, a=folder"
     out, err = run("table3", "--missing", "--results", folder)
     line = shlex.split(out.splitlines()[0])
-    assert plain(compose(line[1:]))["results_dir"] == str(folder)
+    assert run_config(compose(line[1:])).execution.results_dir == str(folder)
     assert err == f"broadopt-table: results folder {folder} does not exist (yet): every run counts as missing\n"
 
 
@@ -538,26 +538,31 @@ def test_a_lock_is_seen_by_several_at_once_and_neither_made_nor_kept(tmp_path: P
         pass
 
 
+def position(*figures: float) -> heartbeat.Position:
+    names = ("step", "steps", "steps_per_epoch", "images_per_epoch", "images_per_second")
+    return heartbeat.Position(**dict(zip(names, figures, strict=True)))
+
+
 def test_a_sign_of_life_that_cannot_be_written_is_said_once_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "progress.json").mkdir()
     with heartbeat.Heartbeat(tmp_path, record(RESNET20), device="a device") as beat:
-        beat.follow(lambda: heartbeat.Standing(1, 2, 3, 4, 5.0))
+        beat.follow(lambda: position(1, 2, 3, 4, 5.0))
     (said,) = caplog.messages
     assert said.startswith(f"{tmp_path}/progress.json cannot be written, other machines take this run for dead: ")
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
 
 
 def test_rate_and_time_left_come_from_the_steps_since_the_start() -> None:
-    first = heartbeat.Standing(100, 1000, 10, 320, 0.0)
+    first = position(100, 1000, 10, 320, 0.0)
     # 50 steps in 25 s: 2 steps/s; 850 are left; an epoch of 320 images has 10 steps.
-    figures = heartbeat._figures(first, heartbeat.Standing(150, 1000, 10, 320, 0.0), seconds=25.0)
+    figures = heartbeat._figures(first, position(150, 1000, 10, 320, 0.0), seconds=25.0)
     assert figures["seconds_left"] == 425.0
     assert figures["images_per_second"] == 64.0
     assert (figures["epoch"], figures["epochs"]) == (15.0, 100.0)
     # Once the loop has measured its rate, that is the one.
-    measured = heartbeat._figures(first, heartbeat.Standing(150, 1000, 10, 320, 80.0), seconds=25.0)
+    measured = heartbeat._figures(first, position(150, 1000, 10, 320, 80.0), seconds=25.0)
     assert measured["images_per_second"] == 80.0
     assert heartbeat._figures(first, first, seconds=0.0)["seconds_left"] is None
 
@@ -584,7 +589,7 @@ def test_recipes_are_composed_once_for_several_commands(tmp_path: Path, monkeypa
     first = StoredRecipes(tmp_path / "folder/recipes.json")
     composed = first(overrides)
     first.save()
-    monkeypatch.delattr("broadopt.config.stored_recipes.recipe_of")
+    monkeypatch.delattr("broadopt.tables.stored_recipes.recipe_of")
     assert StoredRecipes(tmp_path / "folder/recipes.json")(overrides) == composed
 
 

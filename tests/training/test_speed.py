@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from broadopt.config.compose import compose, plain
-from broadopt.config.instantiate import instantiated, without
+from broadopt.config.compose import compose, run_config
+from broadopt.data.datasets import read
 from broadopt.devices.device import choose_memory_format, choose_precision, set_flags
 from broadopt.errors import InputError
 from broadopt.signals import Stop
@@ -25,10 +25,9 @@ def trained(*overrides: str, precision: str = "fp32", double: bool = False) -> T
     stays.
     """
     small = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=0.13", "batch_size=64")
-    values = plain(compose([*small, *overrides]))
-    set_flags(precision, deterministic=values["deterministic"])
-    dataset = instantiated("dataset", without(values["dataset"], "label_noise", "validation"))
-    training = Training(build(values, precision, dataset, CPU), stop=Stop(), reporter=EpochLines())
+    run = run_config(compose([*small, f"precision={precision}", *overrides]))
+    set_flags(precision, deterministic=run.execution.deterministic)
+    training = Training(build(run, read(run.recipe.dataset), CPU), stop=Stop(), reporter=EpochLines())
     if double:
         model = training.parts.model.double()
         model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))

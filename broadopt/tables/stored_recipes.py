@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from broadopt.config import compose
 from broadopt.config.compose import recipe_of
 from broadopt.config.shipped import config_dir
 
@@ -65,7 +66,7 @@ def _state() -> str:
     for library in ("hydra-core", "omegaconf"):
         digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
     folder = config_dir()
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), *sorted(folder.rglob("*.yaml"))]:
+    for path in [*sorted(Path(compose.__file__).parent.glob("*.py")), *sorted(folder.rglob("*.yaml"))]:
         content = path.read_bytes()
         name = path.relative_to(folder) if folder in path.parents else path.name
         digest.update(f"{name} {len(content)}\n".encode() + content)

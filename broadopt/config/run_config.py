@@ -1,0 +1,232 @@
+"""One run, typed. The recipe decides the result and has the identity; the execution says how it is carried out."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from broadopt.config.identity import identity_of, recorded_node
+from broadopt.config.own_code import own_code
+from broadopt.config.rules import checked
+from broadopt.errors import InputError, nearest
+
+Node = Mapping[str, Any]
+"""An open node: `_target_`, the public name of what is built, and its arguments. Only the target knows its keys."""
+
+LOCATION = ("data_dir", "path", "verify")
+"""Keys of a data set's target that say where it lies; what lies there is told by its fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """The images of a run."""
+
+    name: str
+    label_noise: float
+    """Share of the training labels that are replaced by another class."""
+    validation: int
+    """Training images that are held out and evaluated apart from the test set."""
+    target: Node
+    """What reads the data set, and where it lies."""
+    fingerprint: str | None = None
+    """Of the data that are really used; None where they are the published ones, or not read yet."""
+
+    @property
+    def reader(self) -> Node:
+        """The node that reads the data set: its target is told the name as well."""
+        return {"name": self.name, **self.target}
+
+    def values(self) -> dict[str, Any]:
+        """The plain values of the config's node."""
+        own = {"name": self.name, "label_noise": self.label_noise, "validation": self.validation}
+        return {**own, **self.target}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network of a run."""
+
+    name: str
+    target: Node
+
+    def values(self) -> dict[str, Any]:
+        """The plain values of the config's node."""
+        return {"name": self.name, **self.target}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides a run's result. Every field is part of the identity."""
+
+    seed: int
+    """0 to 2^63 - 1; every random draw comes from it."""
+    budget: float
+    """Epochs; every milestone of a schedule and of a collector is a fraction of it."""
+    batch_size: int
+    """Images of one step, over all processes."""
+    lr: float
+    """Learning rate at the start; the schedule makes it that of each step."""
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    """On all parameters, added to the gradient of each update."""
+    label_smoothing: float
+    evaluate_every: int
+    """Epochs between evaluations of the plain weights; `best` is the best of these."""
+    precision: str
+    """fp32, tf32 or bf16; `auto` until the device is known."""
+    augmentation: Node
+    dataset: DatasetConfig
+    model: ModelConfig
+    method: str
+    """Name of the method, or `step+collector`."""
+    schedule: Node
+    protocol: str
+    step: Node
+    collect: Node
+    processes: int = 1
+    """Processes that share each batch: BN normalises the share of each."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Modules of the user's own that the targets come from, with a hash of their source."""
+
+    def decided(self, *, precision: str, fingerprint: str | None, processes: int = 1) -> "Recipe":
+        """The recipe with what only the machine and the data on it decide."""
+        dataset = replace(self.dataset, fingerprint=fingerprint)
+        return replace(self, precision=precision, dataset=dataset, processes=processes)
+
+    def values(self) -> dict[str, Any]:
+        """The plain nested values of a config, those of the execution apart."""
+        plain = {key: getattr(self, key) for key in RECIPE}
+        return plain | {"dataset": self.dataset.values(), "model": self.model.values()}
+
+    def record(self) -> dict[str, Any]:
+        """The recorded config, as result.json has it and as it is hashed: plain nested values, in a fixed order."""
+        values = self.values()
+        dataset = {key: value for key, value in values["dataset"].items() if key not in LOCATION}
+        values["dataset"] = dataset | {"fingerprint": self.dataset.fingerprint}
+        found: dict[str, Any] = {"processes": self.processes} if self.processes > 1 else {}
+        found |= {"code": dict(self.code)} if self.code else {}
+        return {key: recorded_node(key, value) for key, value in values.items()} | found
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (64 hex digits) of the recorded config and of the semantics version."""
+        return identity_of(self.record())
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "Recipe":
+        """The recipe of a recorded config. Raises KeyError or TypeError where it is none."""
+        dataset, model = dict(record["dataset"]), dict(record["model"])
+        own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation", "fingerprint")}
+        typed = {
+            "dataset": DatasetConfig(**own, target=dataset),
+            "model": ModelConfig(name=model.pop("name"), target=model),
+        }
+        return cls(**{**record, **typed})
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.model.name}, {self.dataset.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run saves its state, and what it leaves at its end."""
+
+    minutes: float
+    """Between two checkpoints; 0 saves after every step."""
+    predictor: bool
+    """Whether the network that the run reports is kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is carried out. No field is part of the identity; they change a result by the rounding of float
+    operations at most, and dropout in feature maps by another draw of the same kind.
+    """
+
+    device: str
+    """auto, cpu, cuda or cuda:N."""
+    memory_format: str
+    """auto, channels_last or contiguous."""
+    compile: bool
+    cuda_graphs: bool
+    deterministic: bool
+    data_dir: str
+    results_dir: str
+    force: bool
+    """Run a finished run anew; the old result is kept beside the new one."""
+    wait: bool
+    """Wait where another process is on the same run."""
+    plan: bool
+    """Show the recipe and its cost instead of training."""
+    checkpoint: CheckpointConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: `RunConfig.of` is the only place where one is made from plain values."""
+
+    recipe: Recipe
+    execution: Execution
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """The run of plain nested values, as a resolved config or a config.yaml has them.
+
+        Raises InputError, in one line, for a key that is missing or unknown, a group that is none, and a value that
+        breaks its rule.
+        """
+        _check_shape(values)
+        values = checked(values)
+        if values["nesterov"] and values["momentum"] == 0:
+            raise InputError("nesterov=true: expected momentum > 0 with it, or nesterov=false")
+        dataset, model = dict(values["dataset"]), dict(values["model"])
+        own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
+        typed = {
+            "dataset": DatasetConfig(**own, target=dataset),
+            "model": ModelConfig(name=model.pop("name"), target=model),
+            "checkpoint": CheckpointConfig(**values["checkpoint"]),
+        }
+        recipe_nodes = [values[key] for key in GROUPS]
+        values |= typed
+        recipe, execution = ({key: values[key] for key in keys} for keys in (RECIPE, EXECUTION))
+        return cls(recipe=Recipe(**recipe, code=own_code(recipe_nodes)), execution=Execution(**execution))
+
+    def values(self) -> dict[str, Any]:
+        """The plain nested values that `of` takes, as they stand in config.yaml."""
+        return self.recipe.values() | asdict(self.execution)
+
+
+RECIPE = tuple(field.name for field in fields(Recipe) if field.name not in ("processes", "code"))
+"""Keys of a config that decide a result; number of processes and own code are found, not given."""
+
+EXECUTION = tuple(field.name for field in fields(Execution))
+"""Keys of a config that are no part of an identity."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "dataset": ("name", "label_noise", "validation"),
+    "model": ("name",),
+    "augmentation": (),
+    "schedule": (),
+    "step": (),
+    "collect": (),
+    "checkpoint": tuple(field.name for field in fields(CheckpointConfig)),
+}
+"""Keys with keys of their own, and which of these each has to have."""
+
+
+def _check_shape(values: Mapping[str, Any]) -> None:
+    """Raise InputError unless `values` has the keys of a run and no others, and each group is one."""
+    keys = (*RECIPE, *EXECUTION)
+    for key in map(str, values):
+        if key not in keys:
+            raise InputError(f"unknown key {key}{nearest(key, keys)}")
+    for key in keys:
+        if key not in values:
+            raise InputError(f"{key} is missing")
+    for group, own in GROUPS.items():
+        node = values[group]
+        if not isinstance(node, Mapping):
+            raise InputError(f"{group}={node}: expected the group's own keys, {group}.KEY=VALUE")
+        for name in own:
+            if name not in node:
+                raise InputError(f"{group}.{name} is missing")

@@ -1,0 +1,100 @@
+"""One step of a training: a batch, its learning rate and its noise; and the sums of an epoch's losses and hits."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from broadopt.methods.batch import Batch
+from broadopt.training.parts import Parts
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of the images of an epoch so far: the sum of their losses, how many were right, and how many there were."""
+
+    loss: float
+    hits: int
+    images: int
+
+
+def means(sums: Sequence[Sums]) -> tuple[float, float]:
+    """Mean loss and accuracy in percent, over the sums of several processes."""
+    images = sum(one.images for one in sums)
+    return sum(one.loss for one in sums) / images, 100 * sum(one.hits for one in sums) / images
+
+
+class Stepper:
+    """Trains on one batch after the other. Its sums stay on the device: nothing in a step waits for it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.forward = parts.processes.parallel(parts.model, parts.device)
+        self.autocast = parts.autocast
+        self.lr = parts.schedule(0.0)
+        self.last_loss = torch.full((), math.nan, device=parts.device)
+        """The last finite loss of a batch; NaN before the first."""
+        self.reset_sums()
+
+    def reset_sums(self) -> None:
+        """Begin an epoch."""
+        # float64, so that the plain number in a checkpoint restores it bit for bit.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.parts.device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=self.parts.device)
+        self.images = 0
+
+    def train_on(self, images: Tensor, labels: Tensor, *, step: int) -> int:
+        """Update the weights once, by the whole batch that is step number `step` (from 0); returns the gradients of a
+        batch that it took.
+        """
+        parts = self.parts
+        epoch = parts.data.steps_per_epoch
+        self.lr = parts.schedule(step / epoch, step=1 / epoch)
+        for group in parts.step.optimizer.param_groups:
+            group["lr"] = self.lr
+        torch.manual_seed(parts.noise_seed("noise", step))
+        share = parts.processes.share(len(labels))
+        weight = parts.processes.weight(share.stop - share.start, len(labels))
+        gradient = partial(self._gradient, weight=weight)
+        batch = Batch(images[share], labels[share], gradient, lambda: parts.processes.local(self.forward))
+        loss = parts.step(batch)
+        self.loss_sum += loss.double() * len(batch.labels)
+        self.images += len(batch.labels)
+        self.last_loss = torch.where(loss.isfinite(), loss, self.last_loss)
+        return batch.passes
+
+    def _gradient(self, images: Tensor, labels: Tensor, first: bool, *, weight: float) -> Tensor:
+        with self.autocast:
+            logits = self.forward(images)
+        # The loss in float32: in bf16 a softmax over 100 classes keeps two digits.
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.parts.label_smoothing)
+        (loss if weight == 1 else loss * weight).backward()
+        if first:  # the second pass of SAM is at other weights
+            self._count_hits(logits.detach(), labels)
+        return loss.detach()
+
+    def _count_hits(self, logits: Tensor, labels: Tensor) -> None:
+        classes = labels if labels.dim() == 1 else labels.argmax(dim=1)  # CutMix gives a share to each class
+        self.hits += (logits.argmax(dim=1) == classes).sum()
+
+    def sums(self) -> Sums:
+        """Of the current epoch so far, of this process's images; waits for the device."""
+        return Sums(float(self.loss_sum), int(self.hits), self.images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides weights and optimizer. Called by all processes together."""
+        sums = self.parts.processes.gathered(asdict(self.sums()))
+        return {"sums": sums, "last": {"loss": self.last_loss, "lr": self.lr}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        sums = state["sums"][self.parts.processes.rank]
+        self.loss_sum.fill_(sums["loss"])
+        self.hits.fill_(sums["hits"])
+        self.images = sums["images"]
+        self.last_loss, self.lr = state["last"]["loss"], state["last"]["lr"]

@@ -1,0 +1,95 @@
+"""The typed run: built from plain values in one place, checked there, and the same values again on the way out."""
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import yaml
+
+from broadopt.config.compose import compose, recipe_of, run_config
+from broadopt.config.identity import MODULES, identity_of, importable, public
+from broadopt.config.run_config import EXECUTION, RECIPE, Recipe, RunConfig
+from broadopt.config.shipped import config_dir
+from broadopt.errors import InputError
+
+SAM = ("experiment=quickstart", "method=sam", "collect=swa", "dataset.label_noise=0.2", "step.chunk=8")
+
+
+def values() -> dict[str, Any]:
+    return run_config(compose(SAM)).values()
+
+
+def test_a_run_is_the_same_after_a_round_trip_through_its_plain_values() -> None:
+    run = run_config(compose(SAM))
+    assert RunConfig.of(run.values()) == run
+    assert RunConfig.of(yaml.safe_load(yaml.safe_dump(run.values()))) == run
+    assert set(run.values()) == {*RECIPE, *EXECUTION}
+
+
+def test_a_recipe_is_the_same_after_a_round_trip_through_its_record() -> None:
+    recipe = run_config(compose(SAM)).recipe.decided(precision="bf16", fingerprint="sha256:1", processes=2)
+    assert Recipe.of_record(recipe.record()).record() == recipe.record()
+    assert Recipe.of_record(recipe.record()).identity == recipe.identity == identity_of(recipe.record())
+    assert recipe.record()["processes"] == 2
+
+
+def test_a_run_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        run_config(compose(SAM)).recipe.seed = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budgt": 3}, 'unknown key budgt; did you mean "budget"?'),
+        ({"dataset": 5}, "dataset=5: expected the group's own keys, dataset.KEY=VALUE"),
+        ({"checkpoint": {"minutes": 1.0}}, "checkpoint.predictor is missing"),
+        ({"model": {}}, "model.name is missing"),
+        ({"seed": "1"}, 'seed="1": expected a whole number from 0 to 2^63 - 1'),
+    ],
+)
+def test_values_that_make_no_run_are_refused_in_a_line(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        RunConfig.of(values() | change)
+    assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("key", ["lr", "results_dir", "step"])
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(InputError, match=f"^{key} is missing$"):
+        RunConfig.of({name: value for name, value in values().items() if name != key})
+
+
+def test_values_are_not_changed_by_being_checked() -> None:
+    given = values() | {"budget": 3}
+    assert type(RunConfig.of(given).recipe.budget) is float
+    assert type(given["budget"]) is int
+
+
+def test_every_target_of_the_configs_has_a_public_name_that_is_recorded_and_a_place_that_imports() -> None:
+    from hydra.utils import get_object
+
+    texts = [path.read_text() for path in config_dir().rglob("*.yaml")]
+    named = {line.split()[1] for text in texts for line in text.splitlines() if line.strip().startswith("_target_:")}
+    targets = {target for target in named if target.startswith("broadopt.")}
+    assert len(targets) > 15
+    for target in targets:
+        assert public(target) == target
+        assert public(importable({"_target_": target})["_target_"]) == target
+        assert callable(get_object(importable({"_target_": target})["_target_"]))
+        assert any(target.startswith(f"{module}.") for module in MODULES)
+
+
+def test_a_target_named_by_where_its_code_lives_makes_the_same_run() -> None:
+    moved = "schedule._target_=broadopt.methods.schedule.Schedule"
+    assert recipe_of([*SAM, moved]) == recipe_of(SAM)
+    assert recipe_of([*SAM, moved])["schedule"]["_target_"] == "broadopt.schedule.Schedule"
+
+
+def test_nested_targets_and_those_of_users() -> None:
+    node = {"_target_": "own.Step", "inner": [{"_target_": "broadopt.augment.Augmentation", "pad": 4}]}
+    assert importable(node) == {
+        "_target_": "own.Step",
+        "inner": [{"_target_": "broadopt.data.augment.Augmentation", "pad": 4}],
+    }
+    assert public("own.broadopt.schedule.Schedule") == "own.broadopt.schedule.Schedule"

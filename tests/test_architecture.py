@@ -1,0 +1,79 @@
+"""The rooms of broadopt/: imports go down the floors that docs/architecture.md draws, never in a circle."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import broadopt
+
+PACKAGE = Path(broadopt.__file__).parent
+FLOORS = (
+    {"errors", "seeds"},
+    {"signals", "files"},
+    {"config"},
+    {"data", "devices"},
+    {"methods", "models"},
+    {"runs"},
+    {"predictor"},
+    {"training"},
+    {"launchers", "tables"},
+    {"status"},
+    {"run", "table"},
+)
+"""From the ground up; a room imports from itself and from the floors below."""
+
+ROOMS = sorted(path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists())
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imported(module: str, *, top_level: bool = False) -> set[str]:
+    """The modules of broadopt that one imports, inside its functions too unless `top_level`."""
+    tree = ast.parse(MODULES[module].read_text())
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "broadopt":
+            place = (node.module or "").partition(".")[2]
+            found |= {f"{place}.{alias.name}".strip(".") for alias in node.names} | {place}
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("broadopt.")}
+    return {name for name in found if name in MODULES} - {module}
+
+
+def floor(module: str) -> int:
+    return next(level for level, rooms in enumerate(FLOORS) if module.split(".")[0] in rooms)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down(module: str) -> None:
+    for other in imported(module):
+        same_room = other.split(".")[0] == module.split(".")[0]
+        assert same_room or floor(other) < floor(module), f"{module} imports {other}, which stands no lower"
+
+
+def test_imports_make_no_circle() -> None:
+    TopologicalSorter({module: imported(module, top_level=True) for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_says_who_may_live_there(room: str) -> None:
+    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    assert docstring
+    assert 2 <= len(list((PACKAGE / room).glob("[!_]*.py"))) <= 10
+
+
+def test_there_are_not_more_rooms_than_one_remembers() -> None:
+    assert 7 <= len(ROOMS) <= 10
+
+
+def test_what_reads_results_does_not_import_torch() -> None:
+    modules = [name for name in MODULES if name.split(".")[0] in ("tables", "status", "table", "runs")]
+    program = f"import sys, {', '.join(f'broadopt.{name}' for name in modules)}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
