@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import SMALL, finish, folders, outcome, result, run, same_outcome, start, stopped, until
+from command import OWN, SMALL, finish, folders, outcome, result, run, same_outcome, start, stopped, until
 from fork_server import Forked, environment_of_server, takes
+
+import broadopt
 
 Both = Callable[[Callable[[Path], "subprocess.CompletedProcess[str]"]], list[Path]]
 
@@ -76,5 +78,7 @@ def test_a_forked_process_that_does_not_end_is_waited_for_as_long_as_was_said(tm
 def test_what_is_read_at_the_start_of_a_process_gets_a_new_one() -> None:
     usual = environment_of_server()
     assert takes(usual | {"HALT": "train 1"})
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONPATH", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"):
+    assert takes(usual | {"PYTHONPATH": str(OWN)})
+    assert not takes(usual | {"PYTHONPATH": str(Path(broadopt.__file__).parents[1])})
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"):
         assert not takes(usual | {name: "2"})
