@@ -1,5 +1,6 @@
 """The ways in which a run ends early, each with its exit code."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -28,9 +29,31 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """A hint for an unknown `word`: `; did you mean "x"?`, or nothing where no valid name is close."""
+def as_typed(name: str) -> str:
+    """`name` as it is compared with what people type: without letter case, dashes and underscores."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def nearest(word: str, valid: Iterable[str], *, prefix: str = "", cutoff: float = 0.6) -> str:
+    """A hint for an unknown `word`: `; did you mean "x"?`, up to three where several are equally near, each behind
+    `prefix`; nothing where no valid name is close, since a wrong guess is worse than none.
+
+    A name that is the same but for letter case and dashes is nearer than all others, then one of another group.
+    """
     import difflib
 
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    def likeness(name: str) -> float:
+        typed, whole = as_typed(word), as_typed(name)
+        if typed == whole:
+            return 2
+        if typed == re.split("[./]", whole)[-1]:
+            return 1
+        return difflib.SequenceMatcher(None, typed, whole).ratio()
+
+    scores = {name: likeness(name) for name in valid}
+    best = max(scores.values(), default=0)
+    close = sorted(name for name, score in scores.items() if score == best)
+    if not word or best < cutoff or len(close) > 3:
+        return ""
+    *others, last = (f'"{prefix}{name}"' for name in close)
+    return f"; did you mean {', '.join(others)}{' or ' * bool(others)}{last}?"

@@ -12,7 +12,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from broadopt import __version__, launchers
-from broadopt.config.arguments import expand_glob, is_sweep, options_first
+from broadopt.completion import completion
+from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line, printable
 from broadopt.config.run_config import RunConfig
@@ -60,7 +61,9 @@ def command(session: "Session") -> None:
         return print(f"broadopt {__version__}")
     if any(argument.startswith("repeat=") for argument in sys.argv[1:]):
         return session.repeat(sys.argv[1:])
-    sys.argv[1:] = [expand_glob(argument) for argument in options_first(sys.argv[1:])]
+    sys.argv[1:] = prepared(sys.argv[1:])
+    if (offered := completion(sys.argv[1:], os.environ.get("COMP_LINE", ""))) is not None:
+        return print(offered)
     launchers.register()
     hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
     if session.runs == 0 and is_sweep(sys.argv[1:]):

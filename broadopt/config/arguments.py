@@ -1,12 +1,57 @@
 """What is made of the command line before Hydra reads it."""
 
 import re
+from argparse import Namespace
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NoReturn
 
-from broadopt.config.messages import unknown_option
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from broadopt.config.habits import about_choice
+from broadopt.config.messages import quoted, unknown_option
+from broadopt.config.rules import RULES, expanded
 from broadopt.config.shipped import config_dir, options
 from broadopt.errors import InputError
+
+
+def prepared(arguments: list[str]) -> list[str]:
+    """The command line as Hydra takes it. Raises InputError for an option that is unknown or without its value, and
+    for a glob without a choice.
+    """
+    ordered = [_with_home(argument) for argument in options_first(arguments)]
+    parsed = parsed_arguments(ordered)
+    wanted = " ".join(parsed.overrides)
+    if parsed.shell_completion and not re.fullmatch("(install|uninstall|query)=(bash|zsh|fish)", wanted):
+        raise InputError("-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, of bash, zsh and fish")
+    return [quoted_path(expand_glob(argument, parsed.config_dir), sweep=parsed.multirun) for argument in ordered]
+
+
+def _with_home(argument: str) -> str:
+    option, _, path = argument.partition("=")
+    return f"{option}={expanded(path, option)}" if option == "--config-dir" and path else argument
+
+
+def quoted_path(argument: str, *, sweep: bool) -> str:
+    """`data_dir=/data/été` with quotes around a path that Hydra's grammar has no room for, or takes for a number: what
+    is typed for a path means nothing else. The paths of a `sweep` are told apart by their commas.
+    """
+    key, _, path = argument.partition("=")
+    rule = RULES.get(key.lstrip("+"))
+    if rule is None or not rule.is_path or not path:
+        return argument
+    with suppress(HydraException):
+        parsed = OverridesParser.create().parse_override(argument)
+        if (
+            parsed.is_sweep_override()
+            or not isinstance(parsed.value(), (int, float))
+            or parsed.value() in (True, False)
+        ):
+            return argument
+    paths = path.split(",") if sweep else [path]
+    return f"{key}={','.join(map(quoted, paths))}"
 
 
 def options_first(arguments: list[str]) -> list[str]:
@@ -23,28 +68,49 @@ def options_first(arguments: list[str]) -> list[str]:
     known, late = parser.parse_known_args(arguments)
     for option in late:
         if option.startswith("-"):
-            raise unknown_option(option, [name for action in parser._actions for name in action.option_strings])
+            after = arguments[arguments.index(option) + 1 :][:1]
+            following = next((word for word in after if not word.startswith("-") and "=" not in word), "")
+            raise unknown_option(option, option_names(), following)
     overrides = [*known.overrides, *late]
     return [argument for argument in arguments if argument not in overrides] + overrides
 
 
 def is_sweep(arguments: list[str]) -> bool:
     """Whether the command line is one that carries out a sweep, not one that shows something."""
-    from hydra._internal.utils import get_args_parser
-
-    found = get_args_parser().parse_known_args(arguments)[0]
+    found = parsed_arguments(arguments)
     shows = (found.help, found.hydra_help, found.cfg, found.info, found.shell_completion)
     return bool(found.multirun) and not any(shows)
 
 
-def expand_glob(argument: str) -> str:
-    """`experiment=glob(table3/*)` as a list of its choices: Hydra's own glob does not look into folders. Raises
-    InputError for none.
+def expand_glob(argument: str, own: str | None = None) -> str:
+    """`experiment=glob(table3/*)` as a list of its choices: Hydra's own glob does not look into folders. The choices
+    are those of broadopt and of the folder `own` that --config-dir names. Raises InputError for none.
     """
-    match = re.fullmatch(r"(\w+)=glob\(([^(),]+)\)", argument)
-    if match is None or not (config_dir() / match[1]).is_dir():
+    match = re.fullmatch(r"([\w/]+)=glob\(([^(),]+)\)", argument)
+    if match is None or not (valid := choices(match[1], own)):
         return argument
-    choices = [choice for choice in options(match[1]) if fnmatchcase(choice, match[2].strip("'\""))]
-    if not choices:
-        raise InputError(f"{argument}: no {match[1]} matches; expected some of {', '.join(options(match[1]))}")
-    return f"{match[1]}={','.join(choices)}"
+    pattern = match[2].strip("'\"")
+    found = [choice for choice in valid if fnmatchcase(choice, pattern)]
+    if not found:
+        hint = about_choice(match[1], pattern, valid)
+        raise InputError(f"{argument}: no {match[1]} matches; expected some of {', '.join(valid)}{hint}")
+    return f"{match[1]}={','.join(found)}"
+
+
+def choices(group: str, own: str | None) -> list[str]:
+    """What may be chosen of a group, in broadopt's configs or in the folder `own`."""
+    folder = Path(own or config_dir(), group)
+    return sorted({*options(group), *(str(path.relative_to(folder))[:-5] for path in folder.rglob("*.yaml"))})
+
+
+def parsed_arguments(arguments: list[str]) -> Namespace:
+    from hydra._internal.utils import get_args_parser
+
+    found: Namespace = get_args_parser().parse_known_args(arguments)[0]
+    return found
+
+
+def option_names() -> list[str]:
+    from hydra._internal.utils import get_args_parser
+
+    return [name for action in get_args_parser()._actions for name in action.option_strings]

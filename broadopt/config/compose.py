@@ -1,5 +1,6 @@
 """From the overrides of a command line to a composed Hydra config, and from that to a typed run."""
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from broadopt.config.rules import RULES
+from broadopt.config.habits import about_key
+from broadopt.config.rules import RULES, expanded
 from broadopt.config.run_config import GROUPS, RunConfig
 from broadopt.config.shipped import config_dir, options
 from broadopt.errors import InputError, nearest
@@ -21,6 +23,9 @@ CLOSED = {
 
 COMPOSED = (*GROUPS, "protocol", "method")
 """Groups of a composed config; of the last two a run keeps the names."""
+
+
+NO_PACKAGE = "{}: the chosen file has to begin with the line # @package _global_"
 
 
 def _choices() -> Mapping[str, str]:
@@ -51,8 +56,9 @@ def look_up(key: str, *, _root_: DictConfig) -> Any:
 
 
 def register_resolvers() -> None:
-    """Make `${recipe:KEY}` known to OmegaConf; to be called before a config is used."""
+    """Make `${recipe:KEY}` and `${expanded:PATH}` known to OmegaConf; to be called before a config is used."""
     OmegaConf.register_new_resolver("recipe", look_up, replace=True)
+    OmegaConf.register_new_resolver("expanded", lambda path: expanded(str(path), "results_dir"), replace=True)
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -80,10 +86,14 @@ def run_config(config: DictConfig) -> RunConfig:
     Raises InputError in one line for a missing or unknown key, a wrong type, or a value out of range.
     """
     try:
+        _check_choices()
         _check_keys(config)
         values = {str(key): _value(config, key) for key in config if key != "hydra"}
     except OmegaConfBaseException as error:
         raise InputError(_reason(error)) from error
+    for part in ("step", "collect"):
+        if not isinstance(values["method"].get(part), str):
+            raise InputError(f"method.{part}: expected the name of a {part}; keys of the {part} itself are {part}.KEY")
     values["method"] = _method_name(values["method"])
     values["protocol"] = values["protocol"]["name"]
     return RunConfig.of(values)
@@ -105,32 +115,77 @@ def _reason(error: OmegaConfBaseException) -> str:
 
 def _method_name(method: Mapping[str, str]) -> str:
     step, collect = _choices()["step"], _choices()["collect"]
+    chosen = _choices().get("method")
     if (step, collect) == (method["step"], method["collect"]):
-        chosen = _choices().get("method")
         if method["name"] != chosen and method["name"] in options("method"):
             raise InputError(f"method.name={method['name']}: that is another method; this run is {chosen}")
         return method["name"]
+    _check_composition(str(chosen), method)
     if collect == "none":
         return step
     return collect if step == "sgd" else f"{step}+{collect}"
+
+
+def _check_composition(chosen: str, method: Mapping[str, str]) -> None:
+    """A run with another step or collector than its method's is a composition, where they were chosen after it. A file
+    that only names a step and never chooses it would train plain SGD under its own name: raise InputError.
+    """
+    named, made = _of_the_method_alone(chosen)
+    for part in ("step", "collect"):
+        if named[part] != made[part]:
+            raise InputError(
+                f"method={chosen}: its file says {part}: {named[part]}, but its defaults choose {part}: {made[part]}; "
+                f"expected the line `- override /{part}: {named[part]}` in them"
+            )
+        if method[part] != named[part]:
+            raise InputError(f"method.{part}={method[part]}: it is chosen by {part}={method[part]}")
+
+
+def _of_the_method_alone(chosen: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The step and collector that the file of a method names, and those that it chooses."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if chosen in options("method"):
+        shipped: Any = OmegaConf.load(config_dir() / "method" / f"{chosen}.yaml")
+        return shipped.method, shipped.method
+    current: Any = HydraConfig.instance().cfg
+    try:
+        alone = compose([f"method={chosen}"])
+        return dict(alone.method), dict(_choices())
+    finally:
+        HydraConfig.instance().set_config(current)
+
+
+def _check_choices() -> None:
+    """A file can be named in several ways, a choice in one: it is part of a run's name and decides its recipe."""
+    for group, choice in _choices().items():
+        plain = posixpath.normpath(choice or "").removesuffix(".yaml").removesuffix(".yml")
+        if choice and choice != plain:
+            raise InputError(f"{group}={choice}: a choice is given by its name alone, {group}={plain}")
 
 
 def _check_keys(config: DictConfig) -> None:
     keys = {rule.split(".")[0] for rule in RULES} | set(COMPOSED)
     for key in (str(key) for key in config if key != "hydra"):
         if key == "experiment":
-            raise InputError("experiment: the chosen file has to begin with the line # @package _global_")
+            raise InputError(NO_PACKAGE.format("experiment"))
         if key not in keys:
-            raise InputError(f"unknown key {key}{nearest(key, [*keys, *RULES])}")
+            raise InputError(f"unknown key {key}{about_key(key, [*keys, *RULES])}")
     for key in sorted(keys):
         if key not in config:
             raise InputError(f"{key} is missing: a key cannot be removed, only given another value")
         if key in COMPOSED and not OmegaConf.is_dict(config[key]):
-            raise InputError(f"{key}={config[key]}: expected the group's own keys, {key}.KEY=VALUE")
+            hint = f"; in a file {key}={config[key]} is `- override /{key}: {config[key]}` among the defaults"
+            hint *= config[key] in options(key)
+            raise InputError(f"{key}={config[key]}: expected the group's own keys, {key}.KEY=VALUE{hint}")
         for name in map(str, config[key] if key in CLOSED else ()):
-            if name not in CLOSED[key]:
-                hint = nearest(name, CLOSED[key]).replace('"', f'"{key}.', 1)
-                raise InputError(f"unknown key {key}.{name}{hint}")
+            if name in CLOSED[key]:
+                continue
+            if key == "method" and name in keys:
+                raise InputError(NO_PACKAGE.format("method"))
+            if key == "method" and name == "_target_":
+                raise InputError("method._target_: a file with a _target_ is a step, and lies in the folder step")
+            raise InputError(f"unknown key {key}.{name}{nearest(name, CLOSED[key], prefix=f'{key}.')}")
 
 
 def recipe_of(overrides: Sequence[str]) -> dict[str, Any]:

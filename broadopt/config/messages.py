@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from broadopt.config.compose import COMPOSED, compose
+from broadopt.config.compose import COMPOSED, NO_PACKAGE, compose
+from broadopt.config.habits import about_choice, from_habit
+from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.errors import InputError, nearest
 
@@ -70,7 +73,7 @@ def _missing_config(error: MissingConfigException) -> str:
     if not name and not options(group):
         return f"{missing}: there is no such config"
     choices = sorted({*options(group), *(error.options or [])})
-    return f"{group}={name}: expected one of {', '.join(choices)}{nearest(name, choices)}"
+    return f"{group}={name}: expected one of {', '.join(choices)}{about_choice(group, name, choices)}"
 
 
 def _malformed(arguments: list[str]) -> str | None:
@@ -79,7 +82,10 @@ def _malformed(arguments: list[str]) -> str | None:
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException:
-            return f"{argument}: expected KEY=VALUE or GROUP=CHOICE (a value with spaces, commas or brackets is quoted)"
+            group, equals, _ = argument.partition("=")
+            if equals and (choices := options(group)):
+                return f"{argument}: expected one of {', '.join(choices)}"
+            return f"{argument}: expected KEY=VALUE or GROUP=CHOICE{_in_quotes(argument)}"
         key = override.key_or_group
         if not key:
             return f"{argument}: expected a key or a group before the ="
@@ -88,6 +94,23 @@ def _malformed(arguments: list[str]) -> str | None:
             if not isinstance(value, (str, list)):
                 return f"{argument}: expected one of {', '.join(options(key))}"
     return None
+
+
+def _in_quotes(argument: str) -> str:
+    """How the shell is given an override whose value Hydra's grammar takes in quotes alone; nothing for a number."""
+    key, _, value = argument.partition("=")
+    override = f"{key}={quoted(value)}"
+    try:
+        is_read = value and OverridesParser.create().parse_override(override).value() == value
+    except HydraException:
+        return ""
+    is_text = RULES[key].kind is str if key in RULES else True
+    return f"; in quotes: {shlex.quote(override)}" if is_read and is_text else ""
+
+
+def quoted(value: str) -> str:
+    """`value` as Hydra's grammar takes any text: in quotes, those inside behind a backslash."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + m[2].replace('"', '\\"'), value) + '"'
 
 
 def _override(error: BaseException, arguments: list[str]) -> str:
@@ -99,31 +122,48 @@ def _override(error: BaseException, arguments: list[str]) -> str:
         return f"{match[1]}: a key cannot be removed, only given another value"
     if match := re.search(r"Error merging override \+([^+=]+)=|Could not append to config.* already at '(.*?)'", text):
         key = match[1] or match[2]
-        if key in _known_keys(arguments):
+        if key in known_keys(arguments):
             return f"+{key}: there is such a key, and its value is given without the +"
+    if match := re.search(r"Could not override '[\w/]+@(\w+)\.", text):  # an override in the defaults of a group's file
+        return NO_PACKAGE.format(match[1])
     if match := re.search(r"Could not override '(.*?)'", text):
-        return unknown_key(match[1], _known_keys(arguments))
+        return unknown_key(match[1], known_keys(arguments))
     if match := re.search(r"Could not (?:find a match for|append to config|delete from config)[^.]*?'(.*?)'", text):
         return f"{match[1]}: {text.split('.')[0].strip()}"
     if match := re.search(r"Key '(.*?)' (?:is not in struct|not in)", text):
-        return unknown_key(match[1], _known_keys(arguments))
+        return unknown_key(match[1], known_keys(arguments))
     return text.strip()
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The line about a key that no config has. A key of a group is compared with that group's, or, where there is no
-    such group, with those of all groups.
+    such group, with all.
     """
     known, (group, _, leaf) = [name for name in known if name != key], key.rpartition(".")
     if group in known:
-        hint = nearest(leaf, [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")])
-        hint = hint.replace('"', f'"{group}.', 1)
-        having = [choice for choice in options(group) if leaf in _own_keys(group, choice)]
-        return f"unknown key {key}" + (f"; {group}={' or '.join(having)} has it" if having else hint)
-    return f"unknown key {key}{nearest(key, [name for name in known if '.' in name] if group else known)}"
+        if having := [choice for choice in options(group) if leaf in _own_keys(group, choice)]:
+            return f"unknown key {key}; {group}={' or '.join(having)} has it"
+        inside = [name.removeprefix(f"{group}.") for name in known if name.startswith(f"{group}.")]
+        if hint := nearest(leaf, inside, prefix=f"{group}."):
+            return f"unknown key {key}{hint}"
+    hint = nearest(leaf, known, cutoff=1) or from_habit(leaf) or ("" if group else _elsewhere(key))
+    return f"unknown key {key}{hint or nearest(key, [name for name in known if '.' in name] if group else known)}"
 
 
-def _known_keys(arguments: list[str]) -> list[str]:
+def _elsewhere(key: str) -> str:
+    """Which choices of the groups bring a key of that name, for one that stands in none of the chosen."""
+    found = {}
+    for group in ("step", "collect", "hydra/launcher"):
+        having = [choice for choice in options(group) if key in _own_keys(group, choice)]
+        if having and not key.startswith("_"):
+            # A method brings the protocol of its paper along; the step alone would be trained by another's.
+            names = [name for name in options("method") if name in having] if group != "hydra/launcher" else []
+            chosen = f"method={' or '.join(names)}" if names else f"{group}={' or '.join(having)}"
+            found[f"{group.replace('/', '.')}.{key}"] = chosen
+    return "".join(f"; {name} is a key of {chosen}" for name, chosen in found.items())
+
+
+def known_keys(arguments: list[str]) -> list[str]:
     """Every key of the config that the command line's groups make, or of the default one where they make none."""
     from hydra.core.global_hydra import GlobalHydra
 
@@ -154,11 +194,16 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
             yield from _flat(child, f"{prefix}{key}.")
 
 
-def unknown_option(option: str, valid: Iterable[str]) -> InputError:
-    """The error of an option that Hydra does not have; keys are often given like options."""
+def unknown_option(option: str, valid: Iterable[str], following: str = "") -> InputError:
+    """The error of an option that Hydra does not have; keys are often given like options, their values `following`."""
     key, _, value = option.lstrip("-").partition("=")
-    if value:
-        return InputError(f"unknown option {option}: a key is given without dashes, {key}={value}")
+    keys = sorted({*RULES, *(rule.split(".")[0] for rule in RULES), *COMPOSED, "experiment", "repeat"})
+    about = nearest(key, keys, cutoff=1) or from_habit(key)
+    if about.startswith(":"):
+        return InputError(f"unknown option {option}{about}")
+    if about or value:
+        meant = (re.findall('"(.*?)"', about) or [key])[0]
+        return InputError(f"unknown option {option}: a key is given without dashes, {meant}={value or following}")
     return InputError(f"unknown option {option}{nearest(option, valid)}")
 
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from broadopt.config.habits import about_value
 from broadopt.errors import InputError
 
 
@@ -19,6 +21,9 @@ class Rule:
     test: Callable[[Any], bool]
     words: str
     optional: bool = False
+    names: tuple[str, ...] = ()
+    """The values, where they can be counted, as they are typed."""
+    is_path: bool = False
 
 
 def _number(low: float, words: str, *, above: bool = False, high: float = math.inf, optional: bool = False) -> Rule:
@@ -29,7 +34,7 @@ def _number(low: float, words: str, *, above: bool = False, high: float = math.i
 
 
 def _choice(*names: str) -> Rule:
-    return Rule(str, lambda value: value in names, "one of " + ", ".join(names))
+    return Rule(str, lambda value: value in names, "one of " + ", ".join(names), names=names)
 
 
 def _numbers(words: str) -> Rule:
@@ -45,8 +50,12 @@ def _name() -> Rule:
     )
 
 
+def _folder() -> Rule:
+    return Rule(str, bool, "a folder", is_path=True)
+
+
 def _flag() -> Rule:
-    return Rule(bool, lambda value: True, "true or false")
+    return Rule(bool, lambda value: True, "true or false", names=("true", "false"))
 
 
 RULES = {
@@ -60,13 +69,15 @@ RULES = {
     "label_smoothing": _number(0, "a number from 0 to 1", high=1),
     "evaluate_every": Rule(int, lambda value: value >= 1, "a whole number of epochs >= 1"),
     "precision": _choice("auto", "fp32", "tf32", "bf16"),
-    "device": Rule(str, lambda value: _is_device(value), "auto, cpu, cuda or cuda:N"),
+    "device": Rule(
+        str, lambda value: _is_device(value), "auto, cpu, cuda or cuda:N", names=("auto", "cpu", "cuda", "cuda:0")
+    ),
     "memory_format": _choice("auto", "channels_last", "contiguous"),
     "compile": _flag(),
     "cuda_graphs": _flag(),
     "deterministic": _flag(),
-    "data_dir": Rule(str, bool, "a folder"),
-    "results_dir": Rule(str, bool, "a folder"),
+    "data_dir": _folder(),
+    "results_dir": _folder(),
     "force": _flag(),
     "wait": _flag(),
     "plan": _flag(),
@@ -78,7 +89,8 @@ RULES = {
     "dataset.label_noise": _number(0, "a share from 0 to 1", high=1),
     "dataset.validation": Rule(int, lambda value: value >= 0, "a whole number of images >= 0"),
     "dataset.verify": _flag(),
-    "dataset.path": Rule(str, bool, "a folder"),
+    "dataset.path": _folder(),
+    "dataset.data_dir": _folder(),
     "augmentation.pad": Rule(int, lambda value: value >= 0, "a whole number of pixels >= 0"),
     "augmentation.border": _choice("black", "mean"),
     "augmentation.flip": _flag(),
@@ -118,7 +130,7 @@ def _is_device(name: str) -> bool:
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of nested config values, each held against its rule; whole numbers are floats where a float is meant,
-    infinity is "inf". Raises InputError.
+    infinity is "inf", a path begins with no ~. Raises InputError.
     """
     copy = deepcopy(dict(values))
     for key, rule in RULES.items():
@@ -131,9 +143,21 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not rule.kind or not rule.test(value):
-            raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}")
-        parent[leaf] = "inf" if value == math.inf else value
+            hint = about_value(key, parent[leaf], rule.names) if rule.kind is not list else ""
+            raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}{hint}")
+        parent[leaf] = expanded(str(value), key) if rule.is_path else "inf" if value == math.inf else value
     return copy
+
+
+def expanded(path: str, key: str) -> str:
+    """`path` with the home folder in the place of a leading `~`. Raises InputError, which names the `key`, where there
+    is none: a folder called ~ is what nobody wants.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        home = path.partition("/")[0]
+        raise InputError(f"{key}={path}: there is no home folder {home}; ./{path} for a folder of that name")
+    return found
 
 
 def _find(values: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:

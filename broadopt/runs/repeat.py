@@ -9,7 +9,7 @@ from typing import Any
 from yaml import YAMLError, safe_load
 
 from broadopt.config.own_code import refuse_foreign
-from broadopt.config.rules import RULES
+from broadopt.config.rules import RULES, expanded
 from broadopt.config.run_config import EXECUTION, RECIPE, RunConfig
 from broadopt.errors import InputError, nearest
 from broadopt.files import MEBIBYTE, read_yaml, reason
@@ -56,7 +56,7 @@ def repeated(arguments: Sequence[str]) -> Repeat:
 
 def _parted(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     folders = [
-        Path(argument.partition("=")[2]).expanduser() for argument in arguments if argument.startswith("repeat=")
+        Path(expanded(argument.partition("=")[2], "repeat")) for argument in arguments if argument.startswith("repeat=")
     ]
     return folders, [argument for argument in arguments if not argument.startswith("repeat=")]
 

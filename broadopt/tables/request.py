@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from broadopt.errors import InputError, nearest
+from broadopt.config.rules import expanded
+from broadopt.errors import InputError, as_typed, nearest
 
 if TYPE_CHECKING:
     from broadopt.tables.published import Metric
@@ -18,6 +19,20 @@ METRICS = ("last", "best", "collected")
 FORMATS = ("markdown", "latex", "csv", "html")
 ADDED = ("data_dir", "device", "precision", "wait", "checkpoint.minutes")
 """Keys that --missing adds to its commands: the run remains one of the table."""
+
+LONGEST_WATCH = 86_400
+"""Seconds between two looks: a day."""
+
+INSTEAD = {
+    **dict.fromkeys(("o", "out", "outfile", "file"), "--output"),
+    **dict.fromkeys(("dir", "folder", "path", "resultsdir", "r"), "--results"),
+    **dict.fromkeys(("f", "fmt", "md", "markdown", "tex", "latex", "csv", "html"), "--format"),
+    **dict.fromkeys(("swa", "1"), "table1"),
+    **dict.fromkeys(("asam", "sam", "3"), "table3"),
+    **dict.fromkeys(("all", "results", "list"), "runs"),
+    **{"md": "markdown", "tex": "latex", "htm": "html"},
+}
+"""What people type for an option, a table or a format, as `nearest` compares names."""
 
 HELP = """\
 table1   Table 1 of the SWA paper: SGD, FGE and SWA; SGD by its last weights, FGE and SWA by what they collected
@@ -42,6 +57,8 @@ status:
                     precision, wait, checkpoint.minutes and hydra/..., hydra...:
                     broadopt-table table3 --missing data_dir=/data/cifar | sh
 
+tab completion:  eval "$(broadopt-table --completion bash)"   (or zsh; broadopt-table --completion fish | source)
+
 exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input
 """
 
@@ -50,7 +67,26 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its errors in the form of all of broadopt's: one line."""
 
     def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
+            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            hint = _nearest(unknown[1].partition("=")[0], options)
+            raise InputError(f"unknown option {unknown[1]}{hint or '; see broadopt-table --help'}")
         raise InputError(f"{message}; see broadopt-table --help")
+
+
+class Completion(argparse.Action):
+    """--completion SHELL: prints what a shell evaluates to complete the options, tables and values of the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        """Raise InputError for a shell that is not known, else end the process with 0."""
+        from broadopt.completion import SHELLS, script  # imports Hydra, which a table does not need
+
+        _one_of("--completion", values, SHELLS)
+        options = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        known = {"--format": FORMATS, "--metric": METRICS, "--completion": SHELLS}
+        files = ("--results", "--output")
+        print(script(values, "broadopt-table", words=TABLES, options=options, values=known, files=files))
+        parser.exit()
 
 
 @dataclass(frozen=True)
@@ -100,6 +136,7 @@ def parse(arguments: Sequence[str]) -> Request:
     parser.add_argument(
         "--tflops", metavar="X", help="10^12 operations a second of a device, for networks that no run has measured"
     )
+    parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
     given = parser.parse_intermixed_args(arguments)
     view = "status" if given.status or given.watch else "missing" if given.missing else "table"
     if not given.table:
@@ -110,15 +147,15 @@ def parse(arguments: Sequence[str]) -> Request:
     _fits(given, view)
     return Request(
         given.table,
-        Path(given.results),
+        Path(expanded(given.results, "--results")),
         given.metric,
         given.format or "markdown",
-        Path(given.output) if given.output else None,
+        Path(expanded(given.output, "--output")) if given.output else None,
         given.strict,
         view=view,
         seeds=_seeds(given.seeds) if given.seeds else None,
         tflops=_positive("--tflops", given.tflops) if given.tflops else None,
-        watch=_positive("--watch", given.watch) if given.watch else None,
+        watch=_positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
         overrides=tuple(map(_override, given.overrides)),
     )
 
@@ -141,6 +178,11 @@ def _fits(given: argparse.Namespace, view: str) -> None:
         "--tflops": given.tflops and view != "status",
         " ".join(given.overrides): given.overrides and view != "missing",
     }
+    for word in given.overrides if view != "missing" else ():
+        key, equals, _ = word.partition("=")
+        hint = _nearest(f"--{key}", ("--results", "--output", "--format", "--metric", "--seeds")) if equals else ""
+        if hint or Path(word).is_dir():
+            raise InputError(f"{word}: expected an option{hint or f'; the folder of results is --results {word}'}")
     for option in (option for option, given_in_vain in unfit.items() if given_in_vain):
         shown = "--watch" if given.watch else f"--{view}" if view != "table" else "a table of results"
         raise InputError(f"{option} does not go with {shown}; see broadopt-table --help")
@@ -157,13 +199,14 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(sorted(seeds))
 
 
-def _positive(option: str, text: str) -> float:
+def _positive(option: str, text: str, *, most: float = math.inf) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise InputError(f"{option} {text}: expected a number > 0")
+    if not 0 < value <= most or value == math.inf:
+        limit = f" and <= {most:g}" if most < math.inf else ""
+        raise InputError(f"{option} {text}: expected a number > 0{limit}")
     return value
 
 
@@ -171,10 +214,18 @@ def _override(text: str) -> str:
     """An override that may be added to a printed command: it must not make it another run."""
     key = text.partition("=")[0]
     if "=" not in text or not (key in ADDED or key.startswith("hydra")):
-        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra...{nearest(key, ADDED)}")
+        hint = nearest(key, ADDED) or "; --results names it" * (key == "results_dir")
+        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra...{hint}")
     return text
 
 
 def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
     if value not in valid:
-        raise InputError(f'{name} "{value}" is none of {", ".join(valid)}{nearest(value, valid)}')
+        raise InputError(f'{name} "{value}" is none of {", ".join(valid)}{_nearest(value, valid)}')
+
+
+def _nearest(word: str, valid: Sequence[str]) -> str:
+    """The hint of `nearest`, or of INSTEAD; none where several are equally near, since all are listed already."""
+    meant = INSTEAD.get(as_typed(word))
+    hint = f'; did you mean "{meant}"?' if meant in valid else nearest(word, valid)
+    return "" if " or " in hint else hint

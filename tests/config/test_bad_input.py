@@ -44,7 +44,7 @@ OF_THE_CONFIG = {
         "dataset=cifar11",
     ): 'dataset=cifar11: expected one of cifar10, cifar100, digits, image_folder; did you mean "cifar10"?',
     ("model=resnet57",): '; did you mean "resnet56"?',
-    ("method=smg",): 'method=smg: expected one of asam, fge, sam, sgd, swa; did you mean "sgd"?',
+    ("method=smg",): 'method=smg: expected one of asam, fge, sam, sgd, swa; did you mean "sam" or "sgd"?',
     ("step=asma",): 'step=asma: expected one of asam, sam, sgd; did you mean "asam"?',
     ("collect=swo",): 'collect=swo: expected one of fge, none, swa, swa_paper; did you mean "swa"?',
     ("schedule=cosin",): '; did you mean "cosine"?',

@@ -1,20 +1,12 @@
 """Whatever is typed: no traceback, one line, a known exit code, and nothing trained."""
 
-import contextlib
-import io
-import logging
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from in_process import said
 
-from broadopt import run
-from broadopt import table as tables
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import options
 
@@ -121,38 +113,6 @@ option = st.sampled_from(
 line = st.lists(st.one_of(override, override, override, option), max_size=4)
 
 
-@contextlib.contextmanager
-def captured(cwd: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    """stdout and stderr of a command that is run in this process, in the folder `cwd`."""
-    before, root = os.getcwd(), logging.getLogger()
-    handlers, argv, environment = root.handlers[:], sys.argv[:], dict(os.environ)
-    GlobalHydra.instance().clear()
-    root.handlers = []
-    os.chdir(cwd)
-    output, errors = io.StringIO(), io.StringIO()
-    output.fileno = errors.fileno = lambda: os.open(os.devnull, os.O_WRONLY)  # type: ignore[method-assign]
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            yield output, errors
-    finally:
-        os.chdir(before)
-        os.environ.clear()
-        os.environ.update(environment)
-        root.handlers, sys.argv = handlers, argv
-        GlobalHydra.instance().clear()
-
-
-def exit_code(program: str, arguments: list[str], cwd: Path) -> tuple[int, str]:
-    """The exit code and stderr of broadopt-run or broadopt-table; whatever else it raises comes out here."""
-    with captured(cwd) as (_, errors):
-        sys.argv = [program, *arguments]
-        try:
-            (run.main if program == "broadopt-run" else tables.main)()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else 0 if end.code is None else 1, errors.getvalue()
-    return 0, errors.getvalue()
-
-
 def said_in_one_line(code: int, errors: str) -> None:
     assert code in (0, 1, 2), (code, errors)
     assert "Traceback" not in errors
@@ -162,13 +122,15 @@ def said_in_one_line(code: int, errors: str) -> None:
 
 
 def odd_run(arguments: list[str], cwd: Path) -> None:
-    said_in_one_line(*exit_code("broadopt-run", [*arguments, "plan=true"], cwd))
+    code, _, errors = said("broadopt-run", *arguments, "plan=true", cwd=cwd)
+    said_in_one_line(code, errors)
     assert not list(cwd.rglob("result.json"))
     assert not list(cwd.rglob("checkpoint*"))
 
 
 def odd_table(arguments: list[str], cwd: Path) -> None:
-    said_in_one_line(*exit_code("broadopt-table", arguments, cwd))
+    code, _, errors = said("broadopt-table", *arguments, cwd=cwd)
+    said_in_one_line(code, errors)
 
 
 FIXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}

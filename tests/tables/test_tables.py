@@ -101,6 +101,23 @@ def test_differences_are_named_by_key_with_both_values(expected, actual, lines):
     assert differences(expected, actual) == lines
 
 
+@pytest.mark.parametrize(
+    ("override", "line", "other_way_round"),
+    [
+        (
+            "schedule.count_from=0",
+            "schedule.count_from 0 instead of 1",
+            "schedule.count_from 1 instead of 0",
+        ),
+        ("model.gamma=ones", "model.gamma ones instead of uniform", "model.gamma uniform instead of ones"),
+    ],
+)
+def test_a_value_that_is_not_recorded_is_named_all_the_same(override, line, other_way_round):
+    row = ["experiment=table1/wrn28_10_cifar100", "method=fge"]
+    assert differences(recipe_of(row), recipe_of([*row, override])) == [line]
+    assert differences(recipe_of([*row, override]), recipe_of(row)) == [other_way_round]
+
+
 def test_a_recorded_recipe_does_not_differ_from_itself_after_a_round_trip_through_json():
     for method in ("sgd", "swa", "fge", "sam", "asam"):
         recipe = recipe_of([RESNET20, f"method={method}"])

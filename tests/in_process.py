@@ -1,0 +1,48 @@
+"""The commands, many of them in one process: what they say of a command line and how they end."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+
+from broadopt import run
+from broadopt import table as tables
+
+
+@contextlib.contextmanager
+def captured(cwd: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """stdout and stderr of a command that is run in this process, in the folder `cwd`."""
+    before, root = os.getcwd(), logging.getLogger()
+    handlers, argv, environment = root.handlers[:], sys.argv[:], dict(os.environ)
+    GlobalHydra.instance().clear()
+    root.handlers = []
+    os.chdir(cwd)
+    output, errors = io.StringIO(), io.StringIO()
+    output.fileno = errors.fileno = lambda: os.open(os.devnull, os.O_WRONLY)  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            yield output, errors
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
+        root.handlers, sys.argv = handlers, argv
+        GlobalHydra.instance().clear()
+
+
+def said(program: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of broadopt-run or broadopt-table; whatever else it raises comes out here."""
+    code: object = None
+    with captured(cwd) as (output, errors):
+        os.environ.update(environment)
+        sys.argv = [program, *arguments]
+        try:
+            (run.main if program == "broadopt-run" else tables.main)()
+        except SystemExit as end:
+            code = end.code
+    return (code if isinstance(code, int) else 0 if code is None else 1), output.getvalue(), errors.getvalue()

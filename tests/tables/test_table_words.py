@@ -1,0 +1,40 @@
+"""What a newcomer types to broadopt-table, and the one right answer to it."""
+
+from pathlib import Path
+
+import pytest
+from in_process import said
+
+LINES = {
+    "table2": 'table "table2" is none of table1, table3, runs',
+    "tables": 'table "tables" is none of table1, table3, runs',
+    "Table3": 'table "Table3" is none of table1, table3, runs; did you mean "table3"?',
+    "asam": 'table "asam" is none of table1, table3, runs; did you mean "table3"?',
+    "all": 'table "all" is none of table1, table3, runs; did you mean "runs"?',
+    "runs --result x": 'unknown option --result; did you mean "--results"?',
+    "runs --result=x": 'unknown option --result=x; did you mean "--results"?',
+    "runs --results-dir x": 'unknown option --results-dir; did you mean "--results"?',
+    "runs -o x": 'unknown option -o; did you mean "--output"?',
+    "table3 --seed 3": 'unknown option --seed; did you mean "--seeds"?',
+    "table3 --csv": 'unknown option --csv; did you mean "--format"?',
+    "table3 --Format csv": 'unknown option --Format; did you mean "--format"?',
+    "table3 --verbose": "unknown option --verbose; see broadopt-table --help",
+    "table3 --format md": '--format "md" is none of markdown, latex, csv, html; did you mean "markdown"?',
+    "table3 --format json": '--format "json" is none of markdown, latex, csv, html',
+    "table3 --metric accuracy": '--metric "accuracy" is none of last, best, collected',
+    "table3 folder": "folder: expected an option; the folder of results is --results folder",
+    "table3 results_dir=folder": 'results_dir=folder: expected an option; did you mean "--results"?',
+    "table3 format=csv": 'format=csv: expected an option; did you mean "--format"?',
+    "table3 x=1": "x=1 does not go with a table of results; see broadopt-table --help",
+    "table3 --missing results_dir=folder": "results_dir=folder: expected KEY=VALUE with one of data_dir, device, "
+    "precision, wait, checkpoint.minutes or hydra...; --results names it",
+    "table3 --watch 1e10": "--watch 1e10: expected a number > 0 and <= 86400",
+    "table3 --watch nan": "--watch nan: expected a number > 0 and <= 86400",
+    "table3 --status --tflops 1e400": "--tflops 1e400: expected a number > 0",
+}
+
+
+@pytest.mark.parametrize("typed", LINES)
+def test_a_word_of_a_newcomer_is_answered(typed: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert said("broadopt-table", *typed.split(), cwd=tmp_path) == (2, "", f"broadopt-table: {LINES[typed]}\n")
