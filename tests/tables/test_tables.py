@@ -28,7 +28,7 @@ def command(*arguments, expect=0, **environment):
     """The same from the installed command, in a process of its own."""
     program = Path(sys.executable).with_name("broadopt-table")
     done = subprocess.run(
-        [program, *map(str, arguments)], capture_output=True, env={**os.environ, **environment}, timeout=120
+        [program, *map(str, arguments)], capture_output=True, env={**os.environ, **environment}, timeout=600
     )
     assert done.returncode == expect, done.stderr
     return done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
@@ -524,7 +524,7 @@ try:
 finally:
     print("imported:", [name for name in {without!r} if name in sys.modules], file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert "imported: []" in done.stderr
 
 
