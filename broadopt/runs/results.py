@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -79,6 +80,7 @@ def set_aside(folder: Path) -> None:
     if history.exists():
         with replacing(folder / f"history.{number}.csv") as file:
             file.write(history.read_bytes())
+        shutil.copystat(history, folder / f"history.{number}.csv")
     if (folder / NAME).exists():
         os.replace(folder / NAME, folder / f"result.{number}.json")
     history.unlink(missing_ok=True)

@@ -223,6 +223,7 @@ def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
     import torch
 
     from broadopt.config.instantiate import instantiated
+    from broadopt.config.run_config import DatasetConfig
     from broadopt.training import plan
 
     found = {}
@@ -235,8 +236,10 @@ def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
     assert plan.GRADIENT == estimate.GRADIENT
     cifar, digits = record(RESNET20)["dataset"], record("experiment=quickstart")["dataset"]
     for dataset in (cifar, digits):
-        given = {key: value for key, value in dataset.items() if key in ("_target_", "name")}
-        assert estimate.IMAGES[dataset["_target_"]] == size(given)[1]
+        config = DatasetConfig(
+            name=dataset["name"], label_noise=0.0, validation=0, target={"_target_": dataset["_target_"]}
+        )
+        assert estimate.IMAGES[dataset["_target_"]] == size(config)[1]
 
 
 @pytest.mark.parametrize("view", [["table3", "--status"], ["runs", "--status"], ["table3", "--missing"]])
