@@ -362,6 +362,20 @@ def test_numbers_at_the_edge_of_what_is_allowed_are_shown(tmp_path: Path) -> Non
     assert all(views(tmp_path).values())
 
 
+def test_values_of_any_length_are_shown_in_part_and_at_once(tmp_path: Path) -> None:
+    own = record(RESNET20, "method=sgd")
+    long = "x " * 100_000
+    keys = {f"key{number}": number for number in range(20_000)}
+    for seed, model in enumerate(({long: long}, keys, {"list": [long] * 3}, {"spaces": " " * 300_000})):
+        store(tmp_path, {**own, "seed": seed, "model": {**own["model"], **model}}, state="interrupted")
+        store(tmp_path, {**own, "seed": seed + 10, "model": {**own["model"], **model}})
+    failed = store(tmp_path, {**own, "seed": 30}, state="failed")
+    reseal(failed, put("failure", value={"reason": long}))
+    for view, text in views(tmp_path).items():
+        assert len(text) < 200_000, view
+    assert "and more" in views(tmp_path)["runs",]
+
+
 # ---- what lies there in place of a file
 
 
