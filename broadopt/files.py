@@ -8,12 +8,12 @@ of one line.
 
 import contextlib
 import json
-import math
 import os
 import re
 import stat
 from collections.abc import Iterator
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -82,12 +82,18 @@ def _refuse_constant(name: str) -> NoReturn:
 def _check_bounds(value: Any) -> None:
     level = [value]
     for _ in range(DEPTH + 1):
-        if any(isinstance(item, float) and not math.isfinite(item) for item in level):  # 1e999, which JSON allows
-            raise ValueError("not JSON: it has a number that no float can hold")
-        containers = [item for item in level if isinstance(item, dict | list)]
-        level = [item for one in containers for item in (one.values() if isinstance(one, dict) else one)]
-        if not level:
+        inner: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is dict:
+                inner += item.values()
+            elif kind is list:
+                inner += item
+            elif kind is float and not isfinite(item):  # 1e999, which JSON allows
+                raise ValueError("not JSON: it has a number that no float can hold")
+        if not inner:
             return
+        level = inner
     raise ValueError(f"nested more than {DEPTH} deep")
 
 

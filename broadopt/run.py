@@ -156,7 +156,7 @@ class Session:
         self.stop.check()  # a signal after the last batch of a run still ends a sweep
 
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> None:
-        """Keep a failure for the end; said at once as well in a sweep, which goes on."""
+        """Keep a failure for the summary; a sweep, which goes on, reports it at once as well."""
         where = printable(" ".join(overrides)) if sweep else ""
         if sweep:
             print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)

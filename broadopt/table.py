@@ -65,7 +65,7 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     """The document as text, and a line on all that is not in it.
 
     These lines begin with `not counted` (unfinished runs) or `left out` (files that cannot be used). `compose` gives
-    the recipes that runs are compared with: broadopt.config.compose.recipe_of unless told otherwise.
+    the recipes that runs are compared with: broadopt.config.compose.recipe_of by default.
     """
     from broadopt.tables.match import Recipes
     from broadopt.tables.stored_recipes import StoredRecipes

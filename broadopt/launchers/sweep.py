@@ -1,4 +1,4 @@
-"""What both launchers share: which runs of a sweep are left to do, as commands, and how their ends are told."""
+"""What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
 import json
 import shlex
@@ -45,7 +45,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """What tells it from every other run of a sweep."""
+        """A name that no other run of the sweep has."""
         return identity_of({"key": self.key, "precision": self.precision, "dataset": self.dataset.values()})
 
     def is_among(self, runs: Runs) -> bool:
@@ -170,16 +170,16 @@ def known(root: Path) -> tuple[Runs, Runs]:
     finished, running = defaultdict(set), defaultdict(set)
     for result in results.read_all(root, folders)[0]:
         if result["state"] == "finished":
-            finished[key(result["config"])].add(told(result["config"]))
+            finished[key(result["config"])].add(variant(result["config"]))
     for folder in folders:
-        with suppress(ValueError, OSError):  # a sign of life that cannot be read is none
+        with suppress(ValueError, OSError):  # a heartbeat that cannot be read is none
             progress = heartbeat.read(folder)
             if progress is not None and heartbeat.is_alive(folder, progress):
-                running[key(progress["config"])].add(told(progress["config"]))
+                running[key(progress["config"])].add(variant(progress["config"]))
     return finished, running
 
 
-def told(record: dict[str, Any]) -> tuple[str, str | None]:
+def variant(record: dict[str, Any]) -> tuple[str, str | None]:
     """The precision and the fingerprint of the data of a recorded config."""
     return record["precision"], record["dataset"]["fingerprint"]
 

@@ -26,15 +26,21 @@ S = TypeVar("S")
 
 def run_folder(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
     """`<results_dir>/runs/<dataset>/<model>/<method>/seed<k>-<first 8 of the identity>` for a recorded config."""
+    return Path(results_dir, "runs", _place(config, identity_of(config)))
+
+
+def check_place(folder: Path, config: Mapping[str, Any], identity: str) -> None:
+    """Raise ValueError where a run folder is not called as that of this recorded config, whose identity this is: its
+    files were copied.
+    """
+    place = _place(config, identity)
+    if not os.path.abspath(folder).endswith(f"/{place}"):
+        raise ValueError(f"it belongs to another run, whose folder is {place}")
+
+
+def _place(config: Mapping[str, Any], identity: str) -> str:
     names = (config["dataset"]["name"], config["model"]["name"], config["method"])
-    return Path(results_dir, "runs", *names, f"seed{config['seed']}-{identity_of(config)[:8]}")
-
-
-def check_place(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ValueError where a run folder is not called as that of this recorded config is: its files were copied."""
-    _, *names = run_folder("", config).parts
-    if Path(os.path.abspath(folder)).parts[-len(names) :] != tuple(names):
-        raise ValueError(f"it belongs to another run, whose folder is {'/'.join(names)}")
+    return "/".join((*names, f"seed{config['seed']}-{identity[:8]}"))
 
 
 def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:

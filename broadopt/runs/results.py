@@ -132,7 +132,7 @@ def _content(folder: Path) -> bytes | OSError | ValueError | None:
 def _parsed(content: bytes, folder: Path) -> dict[str, Any]:
     result = parse_json(content)
     _verify(result)
-    check_place(folder, result["config"])
+    check_place(folder, result["config"], result["identity"])
     return dict(result)
 
 
@@ -173,7 +173,7 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
 
 
 def checksum(result: Mapping[str, Any]) -> str:
-    """SHA-256 (16 hex digits) over a result without its checksum: tells an edited file, not a forged one."""
+    """SHA-256 (16 hex digits) over a result without its checksum: reveals an edited file, not a forged one."""
     content = {key: value for key, value in result.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 

@@ -37,7 +37,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Device seconds an epoch, None where nothing tells them, and what they are estimated from."""
+    """Device seconds an epoch, None where they are unknown, and what they are estimated from."""
 
     seconds_per_epoch: float | None
     source: str
@@ -96,7 +96,7 @@ class Estimates:
         return Estimate(seconds, "flops", f"operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s")
 
     def _epoch(self, record: Record) -> int | None:
-        """Training images an epoch, None where nothing tells them."""
+        """Training images an epoch, None where they are unknown."""
         dataset = record["dataset"]
         published = IMAGES.get(public(dataset.get("_target_", ""))) if dataset["fingerprint"] is None else None
         if published is None:
@@ -104,7 +104,7 @@ class Estimates:
         return max(1, published - dataset.get("validation", 0))
 
     def _gradients(self, step: str) -> int | None:
-        """Gradients that a step takes, None where nothing tells them; `step` is a config's node as JSON."""
+        """Gradients that a step takes, None where they are unknown; `step` is a config's node as JSON."""
         return self._passes.get(step) or PASSES.get(public(_target(step)))
 
     def _flops(self, record: Record, images: int | None, *, shipped: bool) -> float | None:

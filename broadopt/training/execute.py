@@ -94,7 +94,7 @@ def built(
 def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> bool:
     """Whether `folder` holds the finished result of this run, which is then shown, or set aside with force=true.
 
-    A result that cannot be trusted is set aside too, which is said, by the process that holds the folder `alone`.
+    A result that cannot be trusted is set aside too, with a warning, by the process that holds the folder `alone`.
     """
     try:
         result = results.read(folder, identity=recipe.identity)
@@ -204,7 +204,7 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
 
 
 def opening(parts: Parts, run: RunConfig, folder: Path) -> str:
-    """The lines that say which run this is, where its files are and what was decided for it."""
+    """The opening lines of a run: its name, its folder, and what was decided for it."""
     values = run.values()
     autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"]
     device = "GPU" if parts.device.type == "cuda" else "CPU"

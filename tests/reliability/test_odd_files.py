@@ -65,7 +65,7 @@ def changed(content: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         elif what == 2:
             node[path[-1]] = copy.deepcopy(content)
         else:
-            node[path[-1]] = draw.choice(ODD)
+            node[path[-1]] = copy.deepcopy(draw.choice(ODD))
     return content
 
 
