@@ -200,6 +200,8 @@ def become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    import torch._inductor  # noqa: F401 - by set_flags in every run
+
     import broadopt.run
     import broadopt.training.execute
     import broadopt.training.plan  # noqa: F401 - all that runs and plans import

@@ -14,6 +14,7 @@ from command import folders, result, same_outcome, until
 from forked import ended, forked, one_run, run_of
 
 from broadopt.config.run_config import RunConfig
+from broadopt.errors import LeftToAnother
 from broadopt.runs import results
 from broadopt.table import main as table
 
@@ -27,7 +28,10 @@ def sweep(runs: list[RunConfig], cwd: Path, *, halt: str = "") -> Any:
 
     def work() -> None:
         for one in runs:
-            one_run(one, cwd, halt=halt, file=cwd / "held")()
+            try:
+                one_run(one, cwd, halt=halt, file=cwd / "held")()
+            except LeftToAnother as left:
+                print(left, flush=True)
 
     return work
 

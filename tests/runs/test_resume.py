@@ -101,7 +101,7 @@ def test_checkpoints_that_cannot_be_trusted_are_passed_over_for_an_older_one(fiv
     flipped[-1000] ^= 1
     legacy, zipped = pickle.dumps(Touch(executed), protocol=2), archive(Touch(executed))
     damaged = {
-        30: (b"", "Expecting value"),
+        30: (b"", "not JSON, perhaps truncated (Expecting value: "),
         31: (b"\x80 garbage", "not JSON, perhaps truncated ('utf-8' codec can't decode byte"),
         32: (valid[:-100], "truncated or damaged"),
         33: (bytes(flipped), "truncated or damaged"),
