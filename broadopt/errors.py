@@ -1,4 +1,4 @@
-"""The three ways in which a run ends early, each with its exit code."""
+"""The ways in which a run ends early, each with its exit code."""
 
 import re
 from collections.abc import Iterable
@@ -12,10 +12,21 @@ class RunFailed(Exception):
     """The run itself failed (non-finite loss, disk full): state "failed", exit code 1."""
 
 
+class LeftToAnother(Exception):
+    """Another process is on the run, which so is not finished by this one: exit code 3."""
+
+
 class Interrupted(BaseException):
     """A signal asked the run to stop: exit code 75. Like KeyboardInterrupt it passes through `except Exception`, so it
     ends a sweep.
     """
+
+
+def printable(text: str) -> str:
+    """`text` on one line, each character that cannot be printed as Python writes it: no line break and no terminal
+    escape of a file or a name that anyone may have made comes through.
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def as_typed(name: str) -> str:

@@ -1,5 +1,7 @@
-"""The network that a finished run reports, in a file that holds no code: predictor.safetensors beside config.yaml."""
+"""The network that a finished run reports, in one file that holds no code: predictor.safetensors."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
-from torch import nn
-from torchvision.transforms import Normalize
+from torch import Tensor, nn
 
-from broadopt.config.run_config import RunConfig
+from broadopt.config.identity import identity_of
+from broadopt.config.own_code import refuse_foreign
+from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.errors import InputError
 from broadopt.files import replacing
 from broadopt.models.build import network
@@ -18,33 +21,84 @@ from broadopt.models.build import network
 NAME = "predictor.safetensors"
 
 
-def save(folder: Path, model: nn.Module, *, classes: int, identity: str) -> None:
-    """Write the weights and buffers of `model`, whole or not at all. Raises OSError (disk full, ...)."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(folder / NAME) as file:
-        file.write(safetensors.save(tensors, metadata={"classes": str(classes), "identity": identity}))
+class Predictor(nn.Module):
+    """float images [B, 3, 32, 32] from 0 to 1 -> logits [B, classes]; the images are normalised as in the training.
 
-
-def load(folder: str | Path) -> nn.Module:
-    """The network of a run folder, in evaluation mode on the CPU: float images [B, 3, H, W] from 0 to 1, which it
-    normalises as in the training, to logits [B, classes].
-
-    Raises InputError where the run has left none or its files cannot be read.
+    classes: names of the classes, in the order of the logits. It can be exported (torch.export).
     """
-    folder = Path(folder)
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, *, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.model, self.classes = model, tuple(classes)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch."""
+        logits: Tensor = self.model((images - self.mean) / self.std)
+        return logits
+
+
+def save(folder: Path, model: nn.Module, *, recipe: Recipe, classes: Sequence[str]) -> None:
+    """Write the weights and buffers of `model` with the recipe and the names of the classes, whole or not at all.
+
+    Raises OSError (disk full, ...).
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {
+        "identity": recipe.identity,
+        "recipe": json.dumps(recipe.record()),
+        "classes": json.dumps(list(classes)),
+        "image_size": "32",
+        "mean": json.dumps(list(recipe.augmentation["mean"])),
+        "std": json.dumps(list(recipe.augmentation["std"])),
+    }
+    with replacing(folder / NAME) as file:
+        file.write(safetensors.save(tensors, metadata=metadata))
+
+
+def load(folder: str | Path, *, trust: str | Sequence[str] = ()) -> Predictor:
+    """The predictor of a run folder, in evaluation mode on the CPU.
+
+    Only networks of broadopt and torchvision are built; `trust` names the modules, beside these, that a network's code
+    may come from. Raises InputError where the run has left none, its files cannot be read, or its network is foreign.
+    """
+    path = Path(folder) / NAME
+    trusted = [trust] if isinstance(trust, str) else list(trust)
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        with safe_open(folder / NAME, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-            classes = int(file.metadata()["classes"])
+            metadata = dict(file.metadata() or {})
+        recipe, classes = _described(path, metadata)
+        refuse_foreign(dict(recipe.model.target), trusted=trusted, place=path)
+        model = network(recipe.model, len(classes))
+        model.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder}: expected config.yaml and {NAME}, which a run with checkpoint.predictor=true leaves"
+            f"{folder}: expected {NAME}, which a finished run leaves (not FGE, whose ensemble is not one network, nor "
+            "with checkpoint.predictor=false)"
         ) from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / NAME}: {error}") from error
-    recipe = RunConfig.of(values).recipe
-    model = network(recipe.model, classes)
-    model.load_state_dict(tensors)
-    augmentation = recipe.augmentation
-    return nn.Sequential(Normalize(augmentation["mean"], augmentation["std"]), model.to(torch.float32)).eval()
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+    return _predictor(model, recipe, classes)
+
+
+def _predictor(model: nn.Module, recipe: Recipe, classes: Sequence[str]) -> Predictor:
+    mean, std = recipe.augmentation["mean"], recipe.augmentation["std"]
+    return Predictor(model.to(torch.float32), mean=mean, std=std, classes=classes).eval()
+
+
+def _described(path: Path, metadata: Mapping[str, str]) -> tuple[Recipe, list[str]]:
+    """The recipe and the classes' names, as the file itself records them; an older file leaves that to config.yaml."""
+    if "recipe" not in metadata:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path.with_name("config.yaml")))
+        return RunConfig.of(values).recipe, [str(number) for number in range(int(metadata["classes"]))]
+    record = json.loads(metadata["recipe"])
+    if identity_of(record) != metadata.get("identity"):
+        raise ValueError("its identity is not that of its recipe")
+    return Recipe.of_record(record), [str(name) for name in json.loads(metadata["classes"])]

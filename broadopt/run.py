@@ -4,7 +4,8 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,19 @@ from broadopt.completion import completion
 from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line, printable
-from broadopt.config.repeat import repeated
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.config.shipped import config_dir
-from broadopt.errors import InputError, Interrupted, RunFailed
+from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
+from broadopt.runs.repeat import repeated
+from broadopt.signals import Stop
 
 if TYPE_CHECKING:
     from broadopt.training.plan import Cost
 
 
 def main() -> None:
-    """The entry point of broadopt-run. Exit codes: 0 finished, 1 failed, 2 bad input, 75 interrupted with the state
-    saved.
+    """The entry point of broadopt-run. Exit codes: 0 finished, 1 failed, 2 bad input, 3 left to another process, 75
+    interrupted with the state saved.
     """
     level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
@@ -35,6 +37,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # Composing makes a million small objects that stay: to look through them at every 700 is a quarter of its time.
     gc.set_threshold(200_000, 20, 20)
+    session = Session(show_traces=os.environ.get("HYDRA_FULL_ERROR") == "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole and leave as one line
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait spin for some microseconds and then sleep. Without the first a free machine is half as fast,
@@ -42,25 +45,12 @@ def main() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     register_resolvers()
-    session = Session()
     try:
-        if "--version" in sys.argv[1:]:
-            print(f"broadopt {__version__}")
-            return
-        if any(argument.startswith("repeat=") for argument in sys.argv[1:]):
-            session.carry_out(lambda: repeated(sys.argv[1:]), [], sweep=False)
-            return session.conclude()
-        sys.argv[1:] = prepared(sys.argv[1:])
-        if (offered := completion(sys.argv[1:], os.environ.get("COMP_LINE", ""))) is not None:
-            print(offered)
-            return
-        launchers.register()
-        hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
-        if session.runs == 0 and is_sweep(sys.argv[1:]):
-            raise InputError("-m: the sweep has no runs; expected one value at least of each key")
-    except (Interrupted, KeyboardInterrupt) as signal:  # the latter: before the first run or between two of a sweep
-        leave(f"stopped by {str(signal) or 'SIGINT'}: run the same command to go on", 75)
-    except BrokenPipeError:  # the reader of the output, head for example, has left
+        with session.stop:
+            command(session)
+    except Interrupted as signal:
+        leave(f"stopped by {signal}: run the same command to go on", 75)
+    except BrokenPipeError:  # stdout is a closed pipe, as behind `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(75)
     except Exception as error:
@@ -69,6 +59,21 @@ def main() -> None:
             raise
         leave(line, 2)
     session.conclude()
+
+
+def command(session: "Session") -> None:
+    """Carry out what the command line asks for."""
+    if "--version" in sys.argv[1:]:
+        return print(f"broadopt {__version__}")
+    if any(argument.startswith("repeat=") for argument in sys.argv[1:]):
+        return session.repeat(sys.argv[1:])
+    sys.argv[1:] = prepared(sys.argv[1:])
+    if (offered := completion(sys.argv[1:], os.environ.get("COMP_LINE", ""))) is not None:
+        return print(offered)
+    launchers.register()
+    hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
+    if session.runs == 0 and is_sweep(sys.argv[1:]):
+        raise InputError("-m: the sweep has no runs; expected one value at least of each key")
 
 
 def is_first() -> bool:
@@ -89,7 +94,14 @@ class Session:
     sweep.
     """
 
+    show_traces: bool = False
+    """Whether an error that nobody foresaw is shown with its traceback."""
+    stop: Stop = field(default_factory=Stop)
+    first_environment: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run that is repeated."""
     runs: int = 0
+    elsewhere: int = 0
+    """Runs that another process is on."""
     failed: list[tuple[str, InputError | RunFailed]] = field(default_factory=list)
     planned: list[float] = field(default_factory=list)
     latest: "tuple[Recipe, Cost] | None" = None
@@ -107,6 +119,16 @@ class Session:
         overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         self.carry_out(lambda: run_config(composed), overrides, sweep=sweep, composed=composed)
 
+    def repeat(self, arguments: list[str]) -> None:
+        """The run of a folder once more."""
+
+        def checked() -> RunConfig:
+            once_more = repeated(arguments)
+            self.first_environment = once_more.environment
+            return once_more.run
+
+        self.carry_out(checked, [], sweep=False)
+
     def carry_out(
         self,
         checked: Callable[[], RunConfig],
@@ -116,28 +138,32 @@ class Session:
         composed: DictConfig | None = None,
     ) -> None:
         """Carry out, or plan where it was `composed`, the run that `checked` gives; keep its failure."""
-        from broadopt.signals import Stop
-
         self.runs += 1
-        with Stop() as stop:
-            try:
-                run = checked()
-                if run.execution.plan and composed is not None:
-                    cost = show_plan(composed, run, overrides, brief=sweep)
-                    self.planned.append(cost.flops)
-                    self.latest = run.recipe, cost
-                else:
-                    from broadopt.training.execute import execute  # imports torch: --help answers without it
+        try:
+            run = checked()
+            if run.execution.plan and composed is not None:
+                cost = show_plan(composed, run, overrides, brief=sweep)
+                self.planned.append(cost.flops)
+                self.latest = run.recipe, cost
+            else:
+                from broadopt.training.execute import execute  # imports torch: --help answers without it
 
-                    execute(run, stop)
-            except (InputError, RunFailed) as error:
-                self.note(error, overrides, sweep=sweep)
-            except BrokenPipeError:
-                raise
-            except OSError as error:  # the disk is full, or the folder has gone
-                self.note(RunFailed(str(error)), overrides, sweep=sweep)
-            if sweep:
-                stop.check()  # a signal after the last batch of a run still ends the sweep
+                execute(run, self.stop, first=self.first_environment)
+        except LeftToAnother as left:
+            self.elsewhere += 1
+            print(left, flush=True)
+        except (InputError, RunFailed) as error:
+            self.note(error, overrides, sweep=sweep)
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # the disk is full, or the folder has gone
+            self.note(RunFailed(str(error)), overrides, sweep=sweep)
+        except Exception as error:  # noqa: BLE001 - nobody foresaw it; the other runs of a sweep go on all the same
+            if self.show_traces:
+                traceback.print_exc()
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)"
+            self.note(RunFailed(reason), overrides, sweep=sweep)
+        self.stop.check()  # a signal after the last batch of a run still ends a sweep
 
     def plan_like(self, planned: "tuple[Recipe, Cost]", seed: int) -> None:
         """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""
@@ -149,7 +175,7 @@ class Session:
         print(line(replace(recipe, seed=seed), cost), flush=True)
 
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> None:
-        """Keep a failure for the end; said at once as well in a sweep, which goes on."""
+        """Keep a failure for the summary; a sweep, which goes on, reports it at once as well."""
         where = printable(" ".join(overrides)) if sweep else ""
         if sweep:
             print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)
@@ -161,6 +187,9 @@ class Session:
             from broadopt.training.plan import petaflops
 
             print(f"{len(self.planned)} runs, {petaflops(sum(self.planned))}")
+        if not self.failed and self.elsewhere:
+            runs = "1 run is" if self.elsewhere == 1 else f"{self.elsewhere} runs are"
+            leave(f"{runs} not finished: another process is on it; give the same command later", 3)
         if not self.failed:
             return
         code = 2 if all(isinstance(error, InputError) for _, error in self.failed) else 1

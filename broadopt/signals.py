@@ -1,25 +1,36 @@
-"""Signals that ask a run to stop: noted here, obeyed by the loop at the next batch."""
+"""Signals that ask a command to stop: obeyed at once, or, where a training has to be saved first, at its next batch."""
 
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from broadopt.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+SAME_REQUEST = 1.0
+"""Seconds within which further signals, Ctrl-C apart, belong to the first: a terminal that is closed sends SIGHUP
+twice, a scheduler SIGTERM along with its own.
+"""
 
 
 class Stop:
-    """Within the `with` block the four signals set `requested`; afterwards the previous handlers are back.
+    """Within the `with` block the signals raise Interrupted; afterwards the previous handlers are back.
 
-    A second SIGINT ends the process at once. A forked child (a data worker) takes the signals as if nobody had asked
-    for them.
+    Inside `deferred()` they are noted in `requested` instead. Once one has arrived, the next one ends the process at
+    once, without saving. SIGHUP is left alone where it is ignored, as it is under nohup. A forked child (a data worker)
+    takes the signals as if nobody had asked for them.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self._deferred = 0
+        self._arrived = 0.0
         self._process = os.getpid()
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -28,9 +39,23 @@ class Stop:
         if self.requested is not None:
             raise Interrupted(self.requested)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal is noted only; what runs there looks at `requested`, or calls `check`, by itself."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heeded = [
+                number
+                for number in SIGNALS
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+            ]
+            self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(
@@ -40,8 +65,17 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT and self.requested == "SIGINT"
-        if again or os.getpid() != self._process:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.requested = signal.Signals(number).name
+        if os.getpid() != self._process:
+            return _as_if_unheeded(number)
+        if self.requested is not None:
+            if number == signal.SIGINT or time.monotonic() - self._arrived > SAME_REQUEST:
+                _as_if_unheeded(number)
+            return
+        self.requested, self._arrived = signal.Signals(number).name, time.monotonic()
+        if not self._deferred:
+            raise Interrupted(self.requested)
+
+
+def _as_if_unheeded(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -10,27 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from broadopt.errors import InputError
+from broadopt.errors import InputError, printable
 from broadopt.tables.request import Request, parse
 
 if TYPE_CHECKING:
     from broadopt.tables.match import Compose, Recipes
-
-REQUIRED = (
-    "identity",
-    "state",
-    "dataset",
-    "model",
-    "method",
-    "protocol",
-    "seed",
-    "config",
-    "epochs",
-    "budget",
-    "metrics",
-    "cost",
-    "environment",
-)
 
 
 def main() -> None:
@@ -43,13 +27,15 @@ def main() -> None:
             watch(request)
         document, left_out = make(request)
         _write(document, request.output)
+    except BrokenPipeError:
+        _leave_closed_pipe()
     except InputError as error:
-        print(f"broadopt-table: {error}", file=sys.stderr)
+        print(f"broadopt-table: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     # A CSV and commands have no room for remarks, and a file may be read by nobody for a while.
     if request.output or request.format == "csv" or request.view == "missing":
         for line in left_out:
-            print(f"broadopt-table: {line}", file=sys.stderr)
+            print(f"broadopt-table: {printable(line)}", file=sys.stderr)
     sys.exit(1 if request.strict and any(line.startswith("left out") for line in left_out) else 0)
 
 
@@ -64,27 +50,32 @@ def watch(request: Request) -> NoReturn:
             time.sleep(request.watch)
     except KeyboardInterrupt:
         sys.exit(0)
-    except BrokenPipeError:  # the reader of the output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except BrokenPipeError:
+        _leave_closed_pipe()
+
+
+def _leave_closed_pipe() -> NoReturn:
+    """End well: whoever read the output, head for example, had enough of it."""
+    # Python writes out what is left on its way to the end, and would complain once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, list[str]]:
     """The document as text, and a line on all that is not in it.
 
     These lines begin with `not counted` (unfinished runs) or `left out` (files that cannot be used). `compose` gives
-    the recipes that runs are compared with: broadopt.config.compose.recipe_of unless told otherwise.
+    the recipes that runs are compared with: broadopt.config.compose.recipe_of by default.
     """
-    from broadopt.config.shipped import config_dir
     from broadopt.tables.match import Recipes
     from broadopt.tables.stored_recipes import StoredRecipes
 
-    if not request.results.is_dir() and request.view == "table":
+    if not os.path.isdir(request.results) and request.view == "table":
         raise InputError(
-            f"results folder {request.results} does not exist: --results names the folder that holds runs/"
+            f"results folder {request.results} {_absent(request.results)}: --results names the folder that holds runs/"
         )
     stored = StoredRecipes()
-    recipes = Recipes(compose or stored, methods=config_dir() / "method")
+    recipes = Recipes(compose or stored)
     document, remarks = (_table if request.view == "table" else _status)(request, recipes)
     stored.save()
     return document, remarks
@@ -97,10 +88,8 @@ def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     from broadopt.tables.cells import Context
 
     results, unusable = read_all(request.results)
-    complete = [result for result in results if not _lacks(result)]
-    unusable += [f"{result['folder']}: without {', '.join(_lacks(result))}" for result in results if _lacks(result)]
-    finished = [result for result in complete if result["state"] == "finished"]
-    remarks = _unfinished(complete) + [f"left out: {line}" for line in sorted(unusable)]
+    finished = [result for result in results if result["state"] == "finished"]
+    remarks = _unfinished(results) + [f"left out: {line}" for line in unusable]
     if request.table == "runs":
         document = runs_table.build(finished, recipes=recipes)
     else:
@@ -118,8 +107,10 @@ def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
 
     folder = state.look(request.results)
     remarks = [f"left out: {line}" for line in folder.left_out]
-    if not request.results.is_dir():
-        remarks.append(f"results folder {request.results} does not exist (yet): every run counts as missing")
+    if not os.path.isdir(request.results):
+        remarks.append(
+            f"results folder {request.results} {_absent(request.results)} (yet): every run counts as missing"
+        )
     if request.table == "runs":
         found, titles = cells.of_runs(folder, recipes), ("Data", "Network", "Method", "Protocol and what differs")
         caption = f"Every run in {request.results}."
@@ -131,7 +122,7 @@ def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
             return "".join(f"{line}\n" for line in cells.commands(found, request.results, request.overrides)), remarks
         several = len({row.dataset for row in table.rows}) > 1
         titles = (*(("Data",) if several else ()), "Network", "Method")
-        caption = f"{table.title}: where its runs stand. Seeds {_ranges(seeds)} of each cell (--seeds)."
+        caption = f"{table.title}: the status of its runs. Seeds {_ranges(seeds)} of each cell (--seeds)."
     estimates = Estimates(folder, tflops=request.tflops)
     document = page.build(found, estimates, table=request.table, titles=titles, caption=caption)
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
@@ -146,8 +137,9 @@ def _ranges(seeds: Sequence[int]) -> str:
     )
 
 
-def _lacks(result: dict[str, Any]) -> list[str]:
-    return [key for key in REQUIRED if key not in result]
+def _absent(folder: Path) -> str:
+    """In which way a folder is not there."""
+    return "is not a folder" if os.path.lexists(folder) else "does not exist"
 
 
 def _unfinished(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -162,14 +154,19 @@ def _unfinished(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _write(document: str, output: Path | None) -> None:
+    """To stdout or to a file. Raises InputError where it cannot be written, BrokenPipeError where nobody reads on."""
     if output is None:
-        sys.stdout.write(document)
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(document)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk behind a redirection
+            raise InputError(f"the table cannot be written: {error.strerror or error}") from error
         return
-    from broadopt.files import replacing
+    from broadopt.files import write_output
 
     try:
-        with replacing(output) as file:
-            file.write(document.encode("utf-8"))
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror or error}") from error
+        write_output(output, document.encode("utf-8"))
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise InputError(f"--output {output} cannot be written: {getattr(error, 'strerror', None) or error}") from error

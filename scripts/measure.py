@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
-from broadopt.devices.device import choose_device, choose_precision, environment, set_flags
+from broadopt.devices.device import choose_device, choose_precision, set_flags
+from broadopt.devices.provenance import environment
 from broadopt.errors import InputError
 from broadopt.models.build import network
 from broadopt.signals import Stop

@@ -15,8 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from broadopt import files
 from broadopt.config.identity import identity_of
-from broadopt.runs import heartbeat, results
+from broadopt.runs import folders, heartbeat, results
+from broadopt.runs.schema import check_result
 from broadopt.status import state as standing
 
 
@@ -37,6 +39,7 @@ def main() -> None:
         "parse it": lambda number: json.loads(contents[number]),
         "check its checksum": lambda number: results.checksum(found[number]),
         "check its identity": lambda number: identity_of(found[number]["config"]),
+        "check its fields": lambda number: check_result(found[number]),
         "look at a lock": lambda number: heartbeat.is_held(paths[number].parent),
     }
     for name, piece in pieces.items():
@@ -47,14 +50,14 @@ def main() -> None:
     )
     taken = seconds(lambda: [lock.acquire().lock.release() for _ in range(1000)])
     print(f"{'take and release a lock':28} {taken * 1e3:8.0f} µs")
-    print(f"{'write a sign of life':28} {seconds(lambda: [beat._write({}) for _ in range(1000)]) * 1e3:8.0f} µs")
+    print(f"{'write a heartbeat':28} {seconds(lambda: [beat._write({}) for _ in range(1000)]) * 1e3:8.0f} µs")
     (paths[0].parent / heartbeat.NAME).unlink()
     if given.latency:
         slow_down(given.latency)
-    for readers in (1, results.READERS):
-        results.READERS = readers
+    for readers in (1, folders.READERS):
+        folders.READERS = readers
         print(f"all {len(paths)} results, {readers:2} readers {seconds(lambda: results.read_all(given.folder)):6.2f} s")
-    print(f"all, with signs of life      {seconds(lambda: standing.look(given.folder)):6.2f} s")
+    print(f"all, with heartbeats         {seconds(lambda: standing.look(given.folder)):6.2f} s")
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -65,17 +68,17 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def slow_down(latency: float) -> None:
     """Let every listing and every reading wait."""
-    list_folder, read_bytes = os.scandir, Path.read_bytes
+    list_folder, open_regular = os.scandir, files.open_regular
 
     def listing(path: Any) -> Any:
         time.sleep(latency)
         return list_folder(path)
 
-    def reading(path: Path) -> bytes:
+    def opening(path: Path) -> Any:
         time.sleep(latency)
-        return read_bytes(path)
+        return open_regular(path)
 
-    os.scandir, Path.read_bytes = listing, reading  # type: ignore[assignment, method-assign]
+    os.scandir, files.open_regular = listing, opening  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

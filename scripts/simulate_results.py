@@ -17,6 +17,7 @@ from typing import Any
 from broadopt.config.identity import SEMANTICS, identity_of
 from broadopt.config.shipped import paper_dir
 from broadopt.runs import heartbeat, results
+from broadopt.runs.schema import STATES
 from broadopt.tables import published
 from broadopt.tables.stored_recipes import StoredRecipes
 
@@ -50,7 +51,7 @@ def main() -> None:
         if number >= given.runs - given.running:
             in_progress(folder, record, draw)
         else:
-            state = draw.choices(results.STATES, weights=(96, 1, 3))[0]
+            state = draw.choices(STATES, weights=(96, 1, 3))[0]
             ended(folder, record, draw, state)
 
 

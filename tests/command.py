@@ -1,4 +1,7 @@
-"""The real commands, each in a process of its own, as a user starts them."""
+"""The real commands, each in a process of its own, as a user starts them.
+
+Where nothing in the environment speaks against it the process is forked from one that has torch imported already.
+"""
 
 import csv
 import json
@@ -6,16 +9,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import fork_server
+
+Process: TypeAlias = "subprocess.Popen[str] | fork_server.Forked"
 BIN = Path(sys.executable).parent
 OWN = Path(__file__).parent / "own"
 SMALL = ("--config-dir", str(OWN), "experiment=quickstart", "model=small", "device=cpu", "precision=fp32")
 """Half a second of training an epoch: 45 steps of 32 digits."""
+PATIENCE = 600
+"""Seconds after which a process counts as one that never does what is waited for, on however busy a machine."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +35,27 @@ class Sweep:
     folders: Mapping[str, Path]
 
 
-def start(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
-    """Start broadopt-run in the folder `cwd`."""
+def start(*arguments: str, cwd: Path, session: bool = False, **environment: str) -> Process:
+    """Start broadopt-run in the folder `cwd`, in a `session` of its own where that is asked for."""
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
     command = [str(BIN / "broadopt-run"), *arguments]
-    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if fork_server.takes(variables):
+        return fork_server.Forked(command, cwd=cwd, env=variables, start_new_session=session)
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=session,
+    )
 
 
-def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+def finish(process: Process) -> "subprocess.CompletedProcess[str]":
     """Wait for a process's end."""
     try:
-        output, errors = process.communicate(timeout=150)
+        output, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -49,17 +67,25 @@ def run(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Completed
 
 
 @contextmanager
-def halted(*arguments: str, cwd: Path, at: str) -> Iterator["subprocess.Popen[str]"]:
+def halted(*arguments: str, cwd: Path, at: str) -> Iterator[Process]:
     """broadopt-run with the small network, standing still at the pass `at` until `go_on(cwd)`; killed at the end."""
     process = start(*arguments, cwd=cwd, HALT=at, HALT_FILE=str(cwd / "halted"))
     try:
-        while not (cwd / "halted").exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        until((cwd / "halted").exists, process)
         yield process
     finally:
         process.kill()
         process.communicate()
+
+
+def until(condition: Callable[[], object], *processes: Process) -> None:
+    """Wait for what one of `processes`, which have not ended, does; raises AssertionError where one ends before."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        for process in processes:
+            assert process.poll() is None or condition(), process.communicate()
+        assert time.monotonic() < deadline, f"nothing has happened for {PATIENCE} seconds"
+        time.sleep(0.01)
 
 
 def go_on(cwd: Path) -> None:

@@ -15,6 +15,7 @@ FLOORS = (
     {"errors", "seeds"},
     {"signals", "files"},
     {"config"},
+    {"completion"},
     {"data", "devices"},
     {"methods", "models"},
     {"runs"},

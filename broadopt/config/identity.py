@@ -18,12 +18,20 @@ MODULES = {
     "broadopt.datasets": "broadopt.data.datasets",
     "broadopt.methods": "broadopt.methods",
     "broadopt.models": "broadopt.models",
-    "broadopt.schedule": "broadopt.training.schedule",
+    "broadopt.schedule": "broadopt.methods.schedule",
 }
 """Public module, or package with all that is below it: where its code is today."""
 
-AS_WITHOUT = {"step.perturbation": "global", "step.chunk": None}
-"""Keys that came later, and the values that leave a run as it was before: so valued they are not recorded."""
+AS_WITHOUT = {
+    "step.perturbation": "global",
+    "step.chunk": None,
+    "schedule.count_from": 0,
+    "schedule.replay_from": None,
+    "augmentation.border": "black",
+    "model.gamma": "ones",
+}
+"""Keys that came later than the first results, and the values that compute what was computed without them: a key with
+this value is not recorded, so that the identities of earlier runs stay what they are."""
 
 
 def recorded_node(key: str, value: Any) -> Any:
@@ -60,7 +68,7 @@ def _canonical(value: Any) -> Any:
 
 
 def public(target: str) -> str:
-    """The name under which a `_target_` is recorded: `broadopt.training.schedule.Schedule` is
+    """The name under which a `_target_` is recorded: `broadopt.methods.schedule.Schedule` is
     `broadopt.schedule.Schedule`, a user's own target is its own name.
     """
     return _renamed(target, {place: name for name, place in MODULES.items()})
@@ -77,7 +85,7 @@ def importable(node: Any) -> Any:
 
 
 def _renamed(target: str, modules: Mapping[str, str]) -> str:
-    for old, new in modules.items():
+    for old, new in sorted(modules.items(), key=lambda names: -len(names[0])):  # the most particular one first
         if target.startswith(f"{old}."):
             return new + target[len(old) :]
     return target

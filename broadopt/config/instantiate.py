@@ -8,14 +8,25 @@ from hydra.utils import instantiate
 
 from broadopt.config.identity import importable
 from broadopt.config.messages import instantiation_error
-from broadopt.errors import InputError
+from broadopt.errors import InputError, RunFailed
 
 
 def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
-    """What a config node with a `_target_` makes. Raises InputError, in one line, where it cannot be made."""
+    """What a config node with a `_target_` makes. Raises InputError, in one line, where it cannot be
+    made, and RunFailed where memory was short.
+    """
     if not isinstance(node.get("_target_"), str):
         raise InputError(f"{group}: expected a _target_, the dotted name of what is to be called, among its keys")
     try:
         return instantiate(importable(node), *arguments, _convert_="all", **options)
     except InstantiationException as error:
+        if _is_lack_of_memory(error.__cause__):
+            raise RunFailed(f"{group}._target_={node['_target_']}: {' '.join(str(error.__cause__).split())}") from error
         raise instantiation_error(error, group, node) from error
+
+
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    """torch raises OutOfMemoryError on a GPU and a plain RuntimeError on a CPU."""
+    return error is not None and bool(
+        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+    )

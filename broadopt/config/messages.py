@@ -24,7 +24,7 @@ from broadopt.errors import InputError, nearest
 
 
 def one_line(error: BaseException, arguments: list[str]) -> str | None:
-    """What a user is told of `error` raised for the command line `arguments`; None where it is not about the input."""
+    """The line that reports `error`, raised for the command line `arguments`; None where it is not about the input."""
     line = _line(error, arguments)
     return None if line is None else printable(line)
 
@@ -77,7 +77,9 @@ def _missing_config(error: MissingConfigException) -> str:
 
 
 def _malformed(arguments: list[str]) -> str | None:
-    """The first override that says nothing: not of the form KEY=VALUE, without a key, or a group without a choice."""
+    """The message about the first malformed override: not of the form KEY=VALUE, without a key, or a group without a
+    choice.
+    """
     for argument in get_args_parser().parse_known_args(arguments)[0].overrides:
         try:
             override = OverridesParser.create().parse_override(argument)

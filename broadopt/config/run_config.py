@@ -1,10 +1,11 @@
 """One run, typed. The recipe decides the result and has the identity; the execution says how it is carried out."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from broadopt.config.identity import identity_of, recorded_node
+from broadopt.config.own_code import own_code
 from broadopt.config.rules import checked
 from broadopt.errors import InputError, nearest
 
@@ -12,7 +13,7 @@ Node = Mapping[str, Any]
 """An open node: `_target_`, the public name of what is built, and its arguments. Only the target knows its keys."""
 
 LOCATION = ("data_dir", "path", "verify")
-"""Keys of a data set's target that say where it lies; what lies there is told by its fingerprint."""
+"""Keys of a data set's target that locate it; what it contains is recorded as its fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class DatasetConfig:
 
     @property
     def reader(self) -> Node:
-        """The node that reads the data set: its target is told the name as well."""
+        """The node that reads the data set: its target takes the name as well."""
         return {"name": self.name, **self.target}
 
     def values(self) -> dict[str, Any]:
@@ -84,6 +85,8 @@ class Recipe:
     collect: Node
     processes: int = 1
     """Processes that share each batch: BN normalises the share of each."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Modules of the user's own that the targets come from, with a hash of their source."""
 
     def decided(self, *, precision: str, fingerprint: str | None, processes: int = 1) -> "Recipe":
         """The recipe with what only the machine and the data on it decide."""
@@ -92,7 +95,7 @@ class Recipe:
 
     def values(self) -> dict[str, Any]:
         """The plain nested values of a config, those of the execution apart."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "processes"}
+        plain = {key: getattr(self, key) for key in RECIPE}
         return plain | {"dataset": self.dataset.values(), "model": self.model.values()}
 
     def record(self) -> dict[str, Any]:
@@ -100,8 +103,9 @@ class Recipe:
         values = self.values()
         dataset = {key: value for key, value in values["dataset"].items() if key not in LOCATION}
         values["dataset"] = dataset | {"fingerprint": self.dataset.fingerprint}
-        shared = {"processes": self.processes} if self.processes > 1 else {}
-        return {key: recorded_node(key, value) for key, value in values.items()} | shared
+        found: dict[str, Any] = {"processes": self.processes} if self.processes > 1 else {}
+        found |= {"code": dict(self.code)} if self.code else {}
+        return {key: recorded_node(key, value) for key, value in values.items()} | found
 
     @property
     def identity(self) -> str:
@@ -173,6 +177,8 @@ class RunConfig:
         """
         _check_shape(values)
         values = checked(values)
+        if values["nesterov"] and values["momentum"] == 0:
+            raise InputError("nesterov=true: expected momentum > 0 with it, or nesterov=false")
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
         typed = {
@@ -180,17 +186,18 @@ class RunConfig:
             "model": ModelConfig(name=model.pop("name"), target=model),
             "checkpoint": CheckpointConfig(**values["checkpoint"]),
         }
+        recipe_nodes = [values[key] for key in GROUPS]
         values |= typed
         recipe, execution = ({key: values[key] for key in keys} for keys in (RECIPE, EXECUTION))
-        return cls(recipe=Recipe(**recipe), execution=Execution(**execution))
+        return cls(recipe=Recipe(**recipe, code=own_code(recipe_nodes)), execution=Execution(**execution))
 
     def values(self) -> dict[str, Any]:
         """The plain nested values that `of` takes, as they stand in config.yaml."""
         return self.recipe.values() | asdict(self.execution)
 
 
-RECIPE = tuple(field.name for field in fields(Recipe) if field.name != "processes")
-"""Keys of a config that decide a result."""
+RECIPE = tuple(field.name for field in fields(Recipe) if field.name not in ("processes", "code"))
+"""Keys of a config that decide a result; number of processes and own code are found, not given."""
 
 EXECUTION = tuple(field.name for field in fields(Execution))
 """Keys of a config that are no part of an identity."""

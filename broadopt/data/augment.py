@@ -1,9 +1,9 @@
 """Random crops and flips of whole batches of uint8 images, and their normalisation, on any device.
 
 One pass over the training images draws everything random at once (`draw`); then each batch is cropped and flipped
-(`crop_and_flip`), goes through AutoAugment where asked, is normalised (`Normalisation`), and loses or exchanges a
-square (`cut_out`, `cut_mix`) where asked. An option's draws come after those of the options before it, which so stay
-what they are.
+(`crop_and_flip`), goes through AutoAugment where asked, is normalised (`Normalisation`), and where asked gets a border
+of the mean colour (`mean_border`) and loses or exchanges a square (`cut_out`, `cut_mix`). An option's draws come after
+those of the options before it, which so stay what they are.
 """
 
 import math
@@ -13,23 +13,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from broadopt.errors import InputError
+from broadopt.errors import InputError, nearest
 
 SIDE = 32
+BORDERS = ("black", "mean")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a protocol fixes: zeros added on each side before a random crop, flips with probability 1/2, normalisation.
+    """What a protocol fixes: `pad` pixels added on each side before a random crop, flips with probability 1/2,
+    normalisation.
 
-    `mean` and `std` are of red, green and blue on a scale from 0 to 1. `autoaugment` applies AutoAugment's CIFAR-10
-    policy to the cropped and flipped image, `cutout` sets a square of that side to the mean colour (0: none), `cutmix`
-    is the probability that a batch is mixed. Raises InputError for values out of range.
+    `mean` and `std` are of red, green and blue on a scale from 0 to 1. `border` is the colour of the added pixels:
+    black where a code pads before it normalises, the mean colour, which is 0 then, where it pads after. `autoaugment`
+    applies AutoAugment's CIFAR-10 policy to the cropped and flipped image, `cutout` sets a square of that side to the
+    mean colour (0: none), `cutmix` is the probability that a batch is mixed. Raises InputError for values out of range.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     pad: int = 4
+    border: str = "black"
     flip: bool = True
     autoaugment: bool = False
     cutout: int = 0
@@ -42,6 +46,11 @@ class Augmentation:
             raise InputError(f"augmentation.cutmix={self.cutmix}: expected a probability from 0 to 1")
         if not isinstance(self.pad, int) or self.pad < 0:
             raise InputError(f"augmentation.pad={self.pad}: expected a whole number of pixels, 0 or more")
+        if self.border not in BORDERS:
+            hint = nearest(str(self.border), BORDERS)
+            raise InputError(f"augmentation.border={self.border}: expected one of {', '.join(BORDERS)}{hint}")
+        if self.border == "mean" and self.autoaugment:  # its operations move the border, which then is not known
+            raise InputError("augmentation.border=mean: expected black with augmentation.autoaugment=true")
         for key, values in (("mean", tuple(self.mean)), ("std", tuple(self.std))):
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
                 raise InputError(f"augmentation.{key}={list(values)}: expected three numbers, for red, green and blue")
@@ -106,7 +115,7 @@ def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> 
 def padded(pixels: Tensor, pad: int) -> Tensor:
     """uint8 [N, 3, 32, 32] with `pad` zeros on each side, stored as rows of pixels: [N, 32 + 2 pad, 32 + 2 pad, 3].
 
-    Zero here is black. Padding after the normalisation would put the mean colour there, which is another recipe.
+    Zero here is black. No uint8 value is the mean colour, so `mean_border` puts that there after the normalisation.
     """
     width = SIDE + 2 * pad
     frame = pixels.new_zeros(len(pixels), width, width, 3)
@@ -121,9 +130,7 @@ def crop_and_flip(frames: Tensor, draws: Draws) -> Tensor:
     and both are uniform on 0..2 pad. So one order serves the recipes that crop first and those that flip first.
     """
     width = frames.shape[1]
-    steps = torch.arange(SIDE, device=frames.device)
-    rows = draws.tops[:, None] + steps
-    columns = draws.lefts[:, None] + torch.where(draws.flips[:, None], SIDE - 1 - steps, steps)
+    rows, columns = _rows_and_columns(draws)
     corners = draws.images * (width * width)
     # One gather of 3-byte pixels: several times faster on a CPU than indexing by image, row and column.
     positions = (corners[:, None] + rows * width)[:, :, None] + columns[:, None, :]
@@ -150,6 +157,16 @@ class Normalisation:
 
     def _normalised(self, values: Tensor) -> Tensor:
         return values.div_(255).sub_(self.mean).div_(self.std)
+
+
+def mean_border(images: Tensor, draws: Draws, pad: int) -> Tensor:
+    """`images` (normalised, [B, 3, 32, 32]) in which every pixel of the drawn crop that was padded is 0, the mean
+    colour, in place.
+
+    They become what a code makes that normalises first and then pads with zeros (fb.resnet.torch, cifar10.lua).
+    """
+    rows, columns = ((places < pad) | (places >= pad + SIDE) for places in _rows_and_columns(draws))  # bool [B, 32]
+    return images.masked_fill_((rows[:, :, None] | columns[:, None, :])[:, None], 0.0)
 
 
 def cut_out(images: Tensor, holes: Tensor, side: int) -> Tensor:
@@ -184,6 +201,15 @@ def cut_mix(
     share = 1 - box.float().mean()
     one_hot = torch.nn.functional.one_hot(labels, classes).float()
     return torch.where(box, images[partner], images), share * one_hot + (1 - share) * one_hot[partner]
+
+
+def _rows_and_columns(draws: Draws) -> tuple[Tensor, Tensor]:
+    """The rows and the columns of the padded image that a crop takes, int64 [B, 32] each, the columns mirrored where
+    drawn.
+    """
+    steps = torch.arange(SIDE, device=draws.tops.device)
+    mirrored = torch.where(draws.flips[:, None], SIDE - 1 - steps, steps)
+    return draws.tops[:, None] + steps, draws.lefts[:, None] + mirrored
 
 
 def _span(start: Tensor, length: int) -> Tensor:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from broadopt.data.augment import Augmentation, Draws, Normalisation, crop_and_flip, cut_mix, cut_out, draw, padded
+from broadopt.data.augment import (
+    Augmentation,
+    Draws,
+    Normalisation,
+    crop_and_flip,
+    cut_mix,
+    cut_out,
+    draw,
+    mean_border,
+    padded,
+)
 from broadopt.data.datasets import Dataset, Images, stratified
 from broadopt.errors import InputError
 from broadopt.seeds import derive
@@ -52,7 +62,7 @@ class Data:
         train, held_out = _hold_out(dataset.train, validation, seed)
         _check_batch_size(batch_size, len(train.labels))
         labels = _with_noise(train.labels, label_noise, len(dataset.classes), seed)
-        self.num_classes = len(dataset.classes)
+        self.classes, self.num_classes = dataset.classes, len(dataset.classes)
         self.train_size = len(labels)
         self.steps_per_epoch = -(-self.train_size // batch_size)
         self._seed, self._batch_size, self._augmentation = seed, batch_size, augmentation
@@ -113,6 +123,8 @@ class Data:
             planes = self._policies(pixels.permute(0, 3, 1, 2).contiguous(), *batch.operations)
             pixels = planes.permute(0, 2, 3, 1).contiguous()
         images = self._normalise(pixels)
+        if self._augmentation.border == "mean":
+            images = mean_border(images, batch, self._augmentation.pad)
         if batch.holes is not None:
             images = cut_out(images, batch.holes, self._augmentation.cutout)
         if batch.mixes is not None:

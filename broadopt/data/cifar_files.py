@@ -1,11 +1,9 @@
-"""The CIFAR files on disk: found or downloaded once, checked, and read without trusting their pickles."""
+"""The CIFAR files on disk: found or downloaded once, and checked."""
 
 import hashlib
 import http.client
-import io
 import logging
 import os
-import pickle
 import shutil
 import socket
 import tarfile
@@ -15,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
+from broadopt import files
 from broadopt.errors import InputError
 
 log = logging.getLogger("broadopt")
@@ -50,112 +48,16 @@ def md5(blob: bytes) -> str:
     return hashlib.md5(blob, usedforsecurity=False).hexdigest()
 
 
+LARGEST = 1 << 30
+"""Bytes of a file of images; the largest of the published ones has 155 million."""
+
+
 def read_bytes(path: Path) -> bytes:
-    """The content of `path`; raises InputError where it cannot be read."""
+    """The content of `path`; raises InputError where it cannot be read, is no regular file or larger than LARGEST."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def unpickle(path: Path, blob: bytes) -> dict[str, Any]:
-    """The dictionary pickled in `blob`, its keys as str, its arrays as read-only uint8; `path` is for messages only.
-
-    Nothing but dicts, lists, numbers, strings, bytes and uint8 arrays is ever built: a pickle that asks for
-    anything else is refused. Raises InputError for those, and for truncated or malformed ones.
-    """
-    try:
-        # The unpickler reads one operation at a time and is slow on a stream without a buffer to peek into.
-        content = _Unpickler(io.BufferedReader(io.BytesIO(blob)), encoding="bytes").load()
-    except _UNPICKLING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: truncated, or not a file of the CIFAR layout ({reason})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a pickled dictionary, found {type(content).__name__}")
-    entries = {text(key): value for key, value in content.items() if isinstance(key, str | bytes)}
-    return {key: value.values if isinstance(value, _Array) else value for key, value in entries.items()}
-
-
-def text(value: str | bytes) -> str:
-    """`value` as str: Python 2's pickles hold bytes where Python 3's hold str."""
-    return value.decode("latin1") if isinstance(value, bytes) else value
-
-
-# What the unpickler raises on bytes that are no pickle, beside the UnpicklingError of a refusal.
-_UNPICKLING_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    IndexError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-)
-
-
-class _Uint8:
-    """Stands for numpy.dtype in a pickle and can be nothing but uint8."""
-
-    def __init__(self, code: Any, *flags: Any) -> None:
-        if code not in (b"u1", "u1"):
-            raise pickle.UnpicklingError("refused: its pickle asks for an array that is not of uint8")
-
-    def __setstate__(self, state: Any) -> None:
-        """A pickled dtype's state is its byte order, of which single bytes have none."""
-
-
-class _Array:
-    """Stands for numpy.ndarray in a pickle: one uint8 array, a read-only view of the pickled bytes."""
-
-    values: np.ndarray
-
-    def __setstate__(self, state: Any) -> None:
-        _version, shape, dtype, fortran_order, raw = state
-        self.fill(raw, dtype, shape, "F" if fortran_order else "C")
-
-    def fill(self, raw: Any, dtype: Any, shape: Any, order: str) -> None:
-        if not isinstance(dtype, _Uint8) or not isinstance(raw, bytes | bytearray):
-            raise pickle.UnpicklingError("refused: its pickle asks for an array that is not of uint8")
-        self.values = np.frombuffer(raw, dtype=np.uint8).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _empty_array(kind: Any, shape: Any, code: Any) -> _Array:
-    """Stands for numpy's _reconstruct, whose arguments are placeholders for the state that follows."""
-    return _Array()
-
-
-def _array_from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    """Stands for numpy's _frombuffer, which pickles of protocol 5 use."""
-    array = _Array()
-    array.fill(raw, dtype, shape, order)
-    return array
-
-
-def _bytes_from_text(characters: Any, encoding: Any) -> bytes:
-    """Stands for _codecs.encode, the way in which Python 3 writes bytes into pickles of protocol 2."""
-    if encoding not in (b"latin1", "latin1"):
-        raise pickle.UnpicklingError("refused: its pickle asks for another encoding than latin1")
-    return characters if isinstance(characters, bytes) else str(characters).encode("latin1")
-
-
-# numpy 2 moved numpy.core to numpy._core; copies of the data exist that were written by either.
-_STAND_INS = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Uint8,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.numeric", "_frombuffer"): _array_from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _array_from_buffer,
-    ("_codecs", "encode"): _bytes_from_text,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"refused: its pickle asks for {module}.{name}")
-        return _STAND_INS[module, name]
+        return files.read_bytes(path, limit=LARGEST)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {files.reason(error)}") from error
 
 
 # RuntimeError is torchvision's, for an archive of another MD5; KeyError is tarfile's, for one that lacks a file.

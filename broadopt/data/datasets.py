@@ -1,4 +1,4 @@
-"""The data sets, read into memory: CIFAR-10 and CIFAR-100, scikit-learn's digits, and folders of pictures."""
+"""The data sets, read into memory: CIFAR-10 and CIFAR-100, scikit-learn's digits, and image folders."""
 
 import gzip
 import hashlib
@@ -18,7 +18,8 @@ from torch import Tensor
 from broadopt.config.identity import public
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import DatasetConfig
-from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes, text, unpickle
+from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes
+from broadopt.data.cifar_pickles import text, unpickle
 from broadopt.errors import InputError, nearest
 
 log = logging.getLogger("broadopt")
@@ -72,7 +73,7 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -
     """CIFAR-10 or CIFAR-100 (`name`: "cifar10", "cifar100") from torchvision's own folders under `data_dir`.
 
     Missing files are downloaded. Each file's MD5 is compared with the published one before it is unpickled; with
-    `verify=False` other files, also fewer images, are accepted, said in a warning and told by the fingerprint.
+    `verify=False` other files, also fewer images, are accepted, reported in a warning and known by their fingerprint.
     Raises InputError for anything that is not a whole, valid copy of the data set.
     """
     publisher = _publisher(name)
@@ -136,13 +137,13 @@ def digits(*, name: str = "digits") -> Dataset:
 
 
 def image_folder(*, path: str | Path, name: str = "image_folder") -> Dataset:
-    """Pictures in `path`/train/<class>/* and `path`/test/<class>/*, resized to 32x32 RGB (bilinear, antialiased).
+    """Images in `path`/train/<class>/* and `path`/test/<class>/*: the square in the middle of each as 32x32 RGB.
 
-    They are decoded once and cached. Raises InputError naming the picture or folder that cannot be used.
+    They are decoded once and cached. Raises InputError naming the image or folder that cannot be used.
     """
-    from broadopt.data.image_folder import read_pictures
+    from broadopt.data.image_folder import read_image_folder
 
-    classes, arrays = read_pictures(Path(path).expanduser())
+    classes, arrays = read_image_folder(Path(path).expanduser())
     train, test = (Images(*map(torch.from_numpy, arrays[split])) for split in ("train", "test"))
     return Dataset(name, classes, train, test, fingerprint(classes, train, test))
 

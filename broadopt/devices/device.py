@@ -1,16 +1,12 @@
-"""Which device and which precision a run uses, and the facts of the machine that go into its result."""
+"""Which device, precision and memory format a run uses."""
 
 import ctypes
 import os
 import platform
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import broadopt
 from broadopt.errors import InputError
 
 SLOWER_BY_CHANNELS_LAST = ("vgg16", "vgg19_bn")
@@ -81,23 +77,6 @@ def _gains_by_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def environment(device: torch.device, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a result comes from: versions, device, threads, `settings` (precision, memory format, ...) and, in a
-    checkout, the commit.
-    """
-    return {
-        "broadopt": broadopt.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "device": device_name(device),
-        **settings,
-        "threads": torch.get_num_threads(),
-        "git_commit": _commit(),
-    }
-
-
 def device_name(device: torch.device) -> str:
     """What a device is: the GPU's or the processor's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
@@ -110,21 +89,6 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"CPU ({name})"
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with a + where its files differ from it; None for an installed package."""
-    top = Path(broadopt.__file__).resolve().parent.parent
-    if not (top / ".git").exists():
-        return None
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=top, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "broadopt", "configs"], cwd=top).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + "+" * (changed != 0)
 
 
 def peak_memory(device: torch.device) -> int:

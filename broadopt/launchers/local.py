@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,9 @@ class LocalLauncher(SweepLauncher):
 
     def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
         """Carry the runs out, `n_jobs` at a time."""
-        outputs = root / "local" / time.strftime("%Y-%m-%d_%H-%M-%S")
-        outputs.mkdir(parents=True, exist_ok=True)
+        outputs = new_folder(root / "local" / time.strftime("%Y-%m-%d_%H-%M-%S"))
         gpus: Sequence[int | str] = visible_gpus() if self.gpus is None else self.gpus
-        threads = max(1, len(os.sched_getaffinity(0)) // self.n_jobs)
+        threads = threads_of_a_run(self.n_jobs)
         device = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else f"{threads} CPU threads each"
         opening = f"{len(planned)} runs, {self.n_jobs} at a time, {device}; what they print is in {outputs}"
         children = Children()
@@ -49,28 +50,46 @@ class LocalLauncher(SweepLauncher):
                 print(line, end="", flush=True)  # in one write, since threads share stdout
             return Ended(one, code, output)
 
-        with Stop() as stop, ThreadPoolExecutor(self.n_jobs) as pool:
+        with Stop() as stop, stop.deferred(), ThreadPoolExecutor(self.n_jobs) as pool:
             print(opening, flush=True)
             waiting = [pool.submit(carry_out, place) for place in range(len(planned))]
             while wait(waiting, timeout=0.2).not_done:
-                if stop.requested and not children.told:
+                if stop.requested and not children.signalled:
                     children.stop()
                     print(f"{stop.requested}: the runs save their state and end", flush=True)
         return [future.result() for future in waiting]
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder that no other sweep has, `path` or `path`-2, -3, ..."""
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("count does not end")
+
+
+def threads_of_a_run(n_jobs: int) -> int:
+    """OMP_NUM_THREADS where it is set, else one run's share, of `n_jobs`, of the cores that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if given.isdigit() and int(given) >= 1:
+        return int(given)
+    return max(1, len(os.sched_getaffinity(0)) // n_jobs)
 
 
 def state(code: int) -> str:
     """What the exit code of a run means."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    return {0: "finished", 75: "interrupted"}.get(code, "failed")
+    return {0: "finished", 3: "left to another process", 75: "interrupted"}.get(code, "failed")
 
 
 class Children:
-    """The processes that carry out runs. When one of them, or all, have been told to stop, no other is started."""
+    """The processes that carry out runs. Once one was interrupted, or all were signalled, no other is started."""
 
     def __init__(self) -> None:
-        self.stopped, self.told = False, False
+        self.stopped, self.signalled = False, False
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
 
@@ -92,7 +111,7 @@ class Children:
         with self._lock:
             for child in self._running:
                 child.send_signal(signal.SIGTERM)
-            self.stopped = self.told = True
+            self.stopped = self.signalled = True
 
 
 def run(planned: Planned, output: Path, gpus: Sequence[int | str], threads: int, children: Children) -> int | None:

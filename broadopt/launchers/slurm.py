@@ -15,7 +15,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from broadopt.errors import InputError
+from broadopt.errors import InputError, Interrupted
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
 
 SCRIPT = """#!/bin/bash
@@ -38,7 +38,7 @@ while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
 if [ -n "$asked" ] && [ "$code" != 0 ]; then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$task" && exit 0
 fi
-case $code in 0|1|2) echo "$code" > "$folder/$task.exit";; esac
+case $code in 0|1|2|3) echo "$code" > "$folder/$task.exit";; esac
 exit "$code"
 """
 
@@ -51,10 +51,10 @@ class SlurmLauncher(SweepLauncher):
     """One array job, one task a run; more than a thousand runs are several jobs.
 
     partition, account, qos: as of sbatch. gpus, cpus, memory: of each run. hours: time limit of each start; a run that
-    needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long ahead of its end a run is told.
-    setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example. extra:
-    further options of sbatch. processes: of one run, by torchrun. wait: stay until all have ended, looking every `poll`
-    seconds.
+    needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long before the time limit a run gets
+    the signal. setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example.
+    extra: further options of sbatch. processes: of one run, by torchrun. wait: stay until all have ended, looking every
+    `poll` seconds.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SlurmLauncher(SweepLauncher):
             return []
         try:
             self._wait_for(list(tasks.values()))
-        except KeyboardInterrupt:
+        except (Interrupted, KeyboardInterrupt):
             print("the jobs go on without this command; give it again to see how they stand", flush=True)
             raise
         return [Ended(one, tasks[one.name].code(), tasks[one.name].output) for one in planned]
@@ -118,7 +118,7 @@ class SlurmLauncher(SweepLauncher):
         commands = [quoted(one.command(processes=self.processes)) for one in planned]
         (draft / "commands.txt").write_text("".join(f"{command}\n" for command in commands))
         (draft / "runs.json").write_text(json.dumps([one.name for one in planned]))
-        # Held until the folder has its name: the script is told that by the job's own number.
+        # Held until the folder has its name, which the script derives from the job's own number.
         (draft / "job.sh").write_text(self._script(root, len(planned)))
         job = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh")).split(";")[0].strip()
         folder = root / "slurm" / job
@@ -151,7 +151,7 @@ class SlurmLauncher(SweepLauncher):
 
     def _wait_for(self, tasks: list["Task"]) -> None:
         """Until none of the tasks is in the queue any more; each change is a line."""
-        told = ""
+        reported = ""
         while True:
             states = queue()
             here = [states[task.name] for task in tasks if task.name in states]
@@ -160,9 +160,9 @@ class SlurmLauncher(SweepLauncher):
             line = ", ".join(
                 [f"{ended} of {len(tasks)} ended", *(f"{n} {state}" for state, n in sorted(counts.items()))]
             )
-            if line != told:
+            if line != reported:
                 print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
-                told = line
+                reported = line
             if not here:
                 return
             time.sleep(self.poll)

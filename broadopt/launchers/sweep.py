@@ -1,4 +1,4 @@
-"""What both launchers share: which runs of a sweep are left to do, as commands, and how their ends are told."""
+"""What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
 import json
 import shlex
@@ -45,7 +45,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """What tells it from every other run of a sweep."""
+        """A name that no other run of the sweep has."""
         return identity_of({"key": self.key, "precision": self.precision, "dataset": self.dataset.values()})
 
     def is_among(self, runs: Runs) -> bool:
@@ -98,15 +98,17 @@ class SweepLauncher(BasicLauncher):
         root = Path(runs[0].execution.results_dir)
         under_way = self.look(root)
         finished, running = known(root)
-        left = []
+        left, elsewhere = [], 0
         for one, run in zip(planned, runs, strict=True):
             if one.is_among(finished) and not run.execution.force:
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
             elif one.name not in under_way and one.is_among(running):
                 print(f"running already: {' '.join(one.overrides)}", flush=True)
+                elsewhere += 1
             else:
                 left.append(one)
-        self.tell(session, self.launch_elsewhere(left, root) if left else [])
+        session.elsewhere += elsewhere
+        self.report(session, self.launch_elsewhere(left, root) if left else [])
         return []
 
     def look(self, root: Path) -> Container[str]:
@@ -119,7 +121,7 @@ class SweepLauncher(BasicLauncher):
         """Carry out runs whose results go below `root`; returns those that have ended."""
         raise NotImplementedError
 
-    def tell(self, session: Any, ended: Iterable[Ended]) -> None:
+    def report(self, session: Any, ended: Iterable[Ended]) -> None:
         """Keep failures as if the runs had been carried out here. Raises Interrupted where a run can go on."""
         stopped = 0
         for one in ended:
@@ -127,6 +129,8 @@ class SweepLauncher(BasicLauncher):
                 session.note(InputError(one.line()), list(one.planned.overrides), sweep=True)
             elif one.code == 1:
                 session.note(RunFailed(one.line()), list(one.planned.overrides), sweep=True)
+            elif one.code == 3:
+                session.elsewhere += 1
             elif one.code != 0:
                 stopped += 1
         if stopped and not session.failed:
@@ -166,16 +170,16 @@ def known(root: Path) -> tuple[Runs, Runs]:
     finished, running = defaultdict(set), defaultdict(set)
     for result in results.read_all(root, folders)[0]:
         if result["state"] == "finished":
-            finished[key(result["config"])].add(told(result["config"]))
+            finished[key(result["config"])].add(variant(result["config"]))
     for folder in folders:
-        with suppress(ValueError, OSError):  # a sign of life that cannot be read is none
+        with suppress(ValueError, OSError):  # a heartbeat that cannot be read is none
             progress = heartbeat.read(folder)
             if progress is not None and heartbeat.is_alive(folder, progress):
-                running[key(progress["config"])].add(told(progress["config"]))
+                running[key(progress["config"])].add(variant(progress["config"]))
     return finished, running
 
 
-def told(record: dict[str, Any]) -> tuple[str, str | None]:
+def variant(record: dict[str, Any]) -> tuple[str, str | None]:
     """The precision and the fingerprint of the data of a recorded config."""
     return record["precision"], record["dataset"]["fingerprint"]
 

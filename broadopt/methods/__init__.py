@@ -1,1 +1,2 @@
-"""How one batch changes the weights (steps), and what is evaluated besides the last weights (collectors)."""
+"""How one batch changes the weights (steps), how the learning rate moves (schedules), and what is evaluated besides the
+last weights (collectors)."""

@@ -45,7 +45,7 @@ def asam(
 
 def scale_of(name: str, parameter: Tensor, normalisation: str) -> str:
     """Which scale a parameter has: "one", "element" or "filter" (convolutions, one filter an output channel)."""
-    if "weight" not in name:
+    if "weight" not in name:  # ASAM code, asam.py:22-26: by the name, so that BN's gamma is scaled and beta is not
         return "one"
     return "filter" if normalisation == "filter" and parameter.dim() > 2 else "element"
 
@@ -64,6 +64,8 @@ def asam_perturbation(
 
     Overwrites the gradients.
     """
+    # T is applied twice: T g is the gradient in the coordinates T^-1 w, in which the ball is round, and T takes the
+    # direction that was found there back to w.
     scaled = [i for i, weight in enumerate(weights) if scales[weight] != "one"]
     T = [_size(weights[i], scales[weights[i]]) for i in scaled]
     torch._foreach_add_(T, eta)

@@ -35,4 +35,5 @@ class Batch:
     @property
     def passes(self) -> int:
         """Gradients of the whole batch that were made, in one piece or in parts."""
+        # Every part makes as many passes as the last one, together as many as the whole batch would.
         return self.calls + (self.parts[-1].calls if self.parts else 0)

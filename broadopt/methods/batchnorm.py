@@ -19,6 +19,7 @@ def keep_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, passes in training mode normalise by their batch as ever; the running statistics are afterwards what they
     were.
     """
+    # Copied and put back, since a momentum of 0 would still count the batch and has no meaning where momentum is None.
     buffers = [buffer for layer in _tracking(model) for buffer in layer.buffers(recurse=False)]
     saved = [buffer.clone() for buffer in buffers]
     try:
@@ -47,7 +48,7 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], processes: Processes
     seen = 0
     try:
         for images in processes.dealt(batches):
-            seen += len(images)
+            seen += len(images)  # before the momenta: the first batch has b / b = 1 and replaces the reset statistics
             for layer in layers:
                 layer.momentum = len(images) / seen
             model(images)

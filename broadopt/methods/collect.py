@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from broadopt.errors import InputError
+
 Predict = Callable[[nn.Module], dict[str, Tensor]]
 """Log of the class probabilities of a network on each held-out split: {"test": float64 [N, C], ...}."""
 
@@ -12,21 +14,32 @@ Reestimate = Callable[[nn.Module], None]
 """Computes a network's BN statistics anew on training batches, in place."""
 
 
+MOST_POINTS = 1_000_000
+"""Collection points of a run; more is a slip in collect.cycle."""
+
+
+def number_of_points(count: float) -> int:
+    """`count` rounded down, 0 for a negative one. Raises InputError for more than MOST_POINTS."""
+    if not count <= MOST_POINTS:
+        raise InputError(f"collect.cycle: gives {count:.4g} collection points; expected {MOST_POINTS:,} at most")
+    return max(0, int(count))
+
+
 class Collector(Protocol):
-    """Gathers something at given moments of the training and predicts with it at given read-outs; never changes the
-    training.
+    """Collects weights or predictions at its collection points and predicts with them at its evaluation points; never
+    changes the training.
     """
 
     is_ensemble: bool
     """Whether it predicts with more than one network."""
 
-    def moments(self, budget: float) -> list[float]:
-        """When `collect` is due, in epochs, ascending, for a budget in epochs."""
+    def collection_points(self, budget: float) -> list[float]:
+        """The moments at which `collect` is due, in epochs, ascending, for a budget in epochs."""
         ...
 
-    def readouts(self, budget: float) -> dict[str, float]:
-        """When `predict` is due, in epochs, by the budgets spent ("1", "1.25", ...). The training ends with the last,
-        or with the budget.
+    def evaluation_points(self, budget: float) -> dict[str, float]:
+        """The moments at which `predict` is due, in epochs, by the budgets spent ("1", "1.25", ...). The training ends
+        with the last of them, or with the budget where that is later.
         """
         ...
 
@@ -39,14 +52,14 @@ class Collector(Protocol):
         ...
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
-        """Log-probabilities of what was gathered, as `predict` gives them; `model` serves as a pattern and is left as
-        it is.
+        """Log-probabilities of what was collected, as `predict` gives them; `model` gives the network its form and is
+        left as it is.
         """
         ...
 
     @property
     def members(self) -> int:
-        """How many weights were gathered so far."""
+        """The number of weights collected so far."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,11 +77,11 @@ class Nothing:
     is_ensemble = False
     members = 0
 
-    def moments(self, budget: float) -> list[float]:
-        """Never."""
+    def collection_points(self, budget: float) -> list[float]:
+        """None."""
         return []
 
-    def readouts(self, budget: float) -> dict[str, float]:
+    def evaluation_points(self, budget: float) -> dict[str, float]:
         """None."""
         return {}
 

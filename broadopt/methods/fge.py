@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate
+from broadopt.methods.collect import Predict, Reestimate, number_of_points
 
 
 class SnapshotEnsemble:
@@ -33,18 +33,19 @@ class SnapshotEnsemble:
         self.members = 0
         self.total: dict[str, Tensor] = {}
 
-    def moments(self, budget: float) -> list[float]:
+    def collection_points(self, budget: float) -> list[float]:
         """The middles of the cycles."""
-        cycles = int(round((1 - self.start) / self.cycle, 6))
+        cycles = number_of_points(round((1 - self.start) / self.cycle, 6))  # (1 - 0.8) / 0.01 is 19.999999999999996
         return [(self.start + (k + 0.5) * self.cycle) * budget for k in range(cycles)]
 
-    def readouts(self, budget: float) -> dict[str, float]:
+    def evaluation_points(self, budget: float) -> dict[str, float]:
         """One, when the budget is spent."""
         return {"1": budget}
 
     def collect(self, model: nn.Module, predict: Predict) -> None:
         """Add the network's probabilities to the sum."""
         outputs = predict(model)
+        # Summed as logarithms: a probability that is 0 in float64 still has a logarithm, and the NLL needs it.
         self.total = (
             {split: torch.logaddexp(self.total[split], output) for split, output in outputs.items()}
             if self.total

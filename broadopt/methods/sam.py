@@ -46,17 +46,16 @@ def steepest(gradients: list[Tensor], *, p: float) -> list[Tensor]:
         for gradient in gradients:
             gradient.copy_(gradient.sign() * (gradient.abs() == largest))
         ties = torch.stack([gradient.abs().sum() for gradient in gradients]).sum()
-        torch._foreach_div_(gradients, ties.clamp_min(1))
+        torch._foreach_div_(gradients, ties.clamp_min(1))  # shared out over ties, the 1-norm is 1; without any, it is 0
         return gradients
     q = p / (p - 1)
     if p != 2:  # sizes do not change the direction, but their q-th powers leave the range of float32: 1e-4 ** 21
         largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
-        torch._foreach_div_(gradients, torch.where(largest > 0, largest, 1))
+        torch._foreach_div_(gradients, torch.where(largest > 0, largest, 1))  # a tensor: no value is read back
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, q)), q)
     torch._foreach_div_(gradients, norm.clamp_min(1e-16))  # ASAM code, asam.py: below, float32 squares round to zero
-    if (
-        p != 2
-    ):  # with u = g / ||g||_q, sign(g) |g|^(q-1) / ||g||_q^(q-1) = sign(u) |u|^(q-1), and ||g||_q^(q/p) = ||g||_q^(q-1)
+    # With u = g / ||g||_q, sign(g) |g|^(q-1) / ||g||_q^(q-1) = sign(u) |u|^(q-1), and ||g||_q^(q/p) = ||g||_q^(q-1).
+    if p != 2:
         for gradient in gradients:
             gradient.copy_(gradient.sign() * gradient.abs().pow_(q - 1))
     return gradients

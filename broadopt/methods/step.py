@@ -18,7 +18,6 @@ Closure = Callable[[], Tensor]
 
 Perturbation = Callable[[Sequence[Tensor], list[Tensor]], list[Tensor]]
 """(weights, gradients) -> perturbation, one tensor a weight; it may overwrite the gradients, which are not used again.
-
 """
 
 
@@ -88,9 +87,8 @@ class SharpnessAware:
         self.model, self.optimizer, self.epsilon = model, optimizer, epsilon
         self.bn, self.noise, self.perturbation, self.chunk = bn, noise, perturbation, chunk
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._copies: dict[
-            Tensor, Tensor
-        ] = {}  # the one extra copy of the weights, kept to spare its allocation at every step
+        # The one extra copy of the weights, kept to spare its allocation at every step.
+        self._copies: dict[Tensor, Tensor] = {}
 
     def __call__(self, closure: Closure) -> Tensor:
         loss = self._gradient(closure) if self.chunk is None else self._mean_over_chunks(closure, self.chunk)
@@ -106,8 +104,8 @@ class SharpnessAware:
             loss = closure()
         weights = [parameter for parameter in self.parameters if parameter.grad is not None]
         copies = self._perturb(weights)
-        self.optimizer.zero_grad()
-        if drawn_from is not None:
+        self.optimizer.zero_grad()  # the descent step is on grad L(w + eps) alone
+        if drawn_from is not None:  # networks draw their backward noise in the forward pass: both are replayed
             noise.set_state(drawn_from)
         try:
             with keep_statistics(self.model) if self.bn == "first" else nullcontext():
@@ -122,7 +120,7 @@ class SharpnessAware:
             raise TypeError("step.chunk needs a closure that can be taken apart: a broadopt.methods.batch.Batch")
         losses, total = [], dict[Tensor, Tensor]()
         for share, part in closure.split(chunk):
-            losses.append(share * self._gradient(part))
+            losses.append(share * self._gradient(part))  # shares: the last chunk may be smaller
             gradients = {weight: weight.grad for weight in self.parameters if weight.grad is not None}
             if total:
                 torch._foreach_add_(list(total.values()), [gradients[weight] for weight in total], alpha=share)
@@ -139,6 +137,7 @@ class SharpnessAware:
         for weight in weights:
             if weight not in self._copies:
                 self._copies[weight] = torch.empty_like(weight)
+        # Restored from a copy: w + eps - eps is not w in floating point, and the error would grow step by step.
         copies = [self._copies[weight] for weight in weights]
         torch._foreach_copy_(copies, weights)
         torch._foreach_add_(weights, perturbation)

@@ -9,26 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate
+from broadopt.methods.collect import Predict, Reestimate, number_of_points
 
 
 class WeightAverage:
     """The running mean of the weights, w_SWA <- (w_SWA n + w) / (n + 1) (Algorithm 1); the starting weights count once.
 
     start: budgets spent at the first average. cycle: budgets between two averaged weights; None averages at the end of
-    every epoch, from the first that is complete at `start` (SWA code, train.py:154-156). budgets: the read-outs. Only
-    parameters are averaged; the network that is evaluated is a copy whose BN statistics are re-estimated, so evaluating
-    leaves the training as it is.
+    every epoch, from the first that is complete at `start` (SWA code, train.py:154-156). budgets: the evaluation
+    points. Only parameters are averaged; the network that is evaluated is a copy whose BN statistics are re-estimated,
+    so an evaluation leaves the training as it is.
     """
 
     is_ensemble = False
 
     def __init__(self, *, start: float, cycle: float | None = None, budgets: Sequence[float] = (1, 1.25, 1.5)) -> None:
-        if not budgets or any(not 0 < value < math.inf for value in budgets) or list(budgets) != sorted(set(budgets)):
-            raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0 in ascending order")
+        if not budgets or any(not 0 < value <= 1000 for value in budgets) or list(budgets) != sorted(set(budgets)):
+            raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0, at most 1000, in ascending order")
         if not 0 <= start <= budgets[0]:
             raise InputError(
-                f"collect.start={start}: expected 0 to {budgets[0]:g}, the first read-out of collect.budgets"
+                f"collect.start={start}: expected 0 to {budgets[0]:g}, the first evaluation point of collect.budgets"
             )
         if cycle is not None and cycle <= 0:
             raise InputError(f"collect.cycle={cycle}: expected a number of budgets > 0, or null")
@@ -36,16 +36,17 @@ class WeightAverage:
         self.members = 0
         self.average: list[Tensor] = []
 
-    def moments(self, budget: float) -> list[float]:
-        """Epoch ends from `start` on, or the ends of the cycles; also the first read-out where none comes before it."""
-        start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)
+    def collection_points(self, budget: float) -> list[float]:
+        """Ends of epochs from `start` on, or of cycles; also the first evaluation point where none comes before it."""
+        start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)  # 0.805 * 200 is 161
         every, first = (1.0, float(math.ceil(start))) if self.cycle is None else (self.cycle * budget, start)
-        moments = [first + k * every for k in range(math.floor(round((end - first) / every, 6)) + 1)]
+        count = number_of_points(round((end - first) / every, 6) + 1)
+        moments = [first + k * every for k in range(count)]
         earliest = round(self.budgets[0] * budget, 9)
         return moments if moments and moments[0] <= earliest else [earliest, *moments]
 
-    def readouts(self, budget: float) -> dict[str, float]:
-        """One a budget of `budgets`."""
+    def evaluation_points(self, budget: float) -> dict[str, float]:
+        """One for each budget of `budgets`."""
         return {f"{value:g}": value * budget for value in self.budgets}
 
     @torch.no_grad()
@@ -57,6 +58,7 @@ class WeightAverage:
         if self.members == 0:
             torch._foreach_copy_(self.average, weights)
         else:
+            # mean + (w - mean) / (n + 1): in place, and exact where w equals the mean
             torch._foreach_lerp_(self.average, weights, 1 / (self.members + 1))
         self.members += 1
 

@@ -34,7 +34,7 @@ class PreActivationBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H / stride, W / stride]."""
-        residual = self.conv1(F.relu(self.bn1(x), inplace=True))
+        residual = self.conv1(F.relu(self.bn1(x), inplace=True))  # in place on BN's output; x itself is the shortcut's
         residual = self.conv2(F.relu(self.bn2(residual), inplace=True))
         residual = self.conv3(F.relu(self.bn3(residual), inplace=True))
         return residual + self.shortcut(x)

@@ -100,7 +100,7 @@ class PyramidBottleneck(nn.Module):
         residual = self.conv1(self.bn1(x))
         residual = self.conv2(F.relu(self.bn2(residual), inplace=True))
         residual = self.conv3(F.relu(self.bn3(residual), inplace=True))
-        residual = self.noise(self.bn4(residual))
+        residual = self.noise(self.bn4(residual))  # ShakeDrop scales what is added, after the last BN
         return residual + F.pad(self.pool(x), (0, 0, 0, 0, 0, self.new_channels))
 
 

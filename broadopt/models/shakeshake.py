@@ -101,7 +101,7 @@ class ShakeShakeBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H / stride, W / stride]."""
-        activated = F.relu(x)
+        activated = F.relu(x)  # not in place: where the width stays, the shortcut is x before its ReLU
         a, b = self.branch1(activated), self.branch2(activated)
         mixture = shake_shake(a, b) if self.training else (a + b) / 2
         return mixture + (x if self.shortcut is None else self.shortcut(activated))

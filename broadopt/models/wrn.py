@@ -11,8 +11,11 @@
     multiply-adds of WRN-28-10       5.243 G                  5.951 G
     initialisation                   N(0, 2 / (k² · out))     torch's default
     momentum of the last BN          0.1                      0.9: its statistics follow the last few batches
+    gamma of BN at the start         1                        U(0, 1), torch's default up to version 1.1
 
-Both pass the raw x, before BN and ReLU, to the shortcut, and use no dropout in the tables.
+Both pass the raw x, before BN and ReLU, to the shortcut, and use no dropout in the tables. The SWA repository has an
+initialisation of its own for this network, `conv_init`, but never calls it. gamma is a choice of its own, as the other
+four differences are fixed by the repositories' files and this one by the torch of the time.
 """
 
 import torch.nn.functional as F
@@ -29,6 +32,7 @@ from broadopt.models.parts import (
 )
 
 VARIANTS = ("homura", "swa2018")
+GAMMAS = ("ones", "uniform")
 
 
 class WideBlock(nn.Module):
@@ -54,13 +58,16 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-`depth`-`widen_factor`. Raises InputError unless depth = 6n + 4, factor >= 1 and the variant is known."""
+    """WRN-`depth`-`widen_factor`. Raises InputError unless depth = 6n + 4, factor >= 1, and variant and gamma are among
+    the above.
+    """
 
-    def __init__(self, *, num_classes: int, depth: int, widen_factor: int, variant: str) -> None:
+    def __init__(self, *, num_classes: int, depth: int, widen_factor: int, variant: str, gamma: str = "ones") -> None:
         super().__init__()
         blocks = blocks_per_stage("WideResNet", depth, layers_per_block=2, other_layers=4)
         require_positive("widen_factor", widen_factor)
         require_choice("variant", variant, VARIANTS)
+        require_choice("gamma", gamma, GAMMAS)
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv = conv3x3(3, 16, bias=variant == "swa2018")
         self.blocks = nn.Sequential(
@@ -70,8 +77,17 @@ class WideResNet(nn.Module):
         self.linear = nn.Linear(widths[-1], num_classes)
         if variant == "homura":
             initialise_fan_out(self)
+        if gamma == "uniform":
+            _draw_gammas(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """float images [B, 3, 32, 32] -> logits [B, num_classes]."""
         x = self.blocks(self.conv(images))
         return self.linear(F.relu(self.bn(x), inplace=True).mean((2, 3)))
+
+
+def _draw_gammas(network: nn.Module) -> None:
+    """Draw every BN's gamma from U(0, 1); last of all, so that the other weights are those of gamma = 1."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)

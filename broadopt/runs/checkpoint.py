@@ -9,15 +9,23 @@ import io
 import json
 import logging
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
-from broadopt.files import replacing
+from broadopt.errors import printable
+from broadopt.files import open_regular, parse_json, reason, replacing
 
 log = logging.getLogger("broadopt")
 
 FORMAT = 2
 KEPT = 2
+
+UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError),
+    *(LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, AssertionError, struct.error),
+)
+"""What torch raises on bytes that are no archive of tensors: whoever can compute a SHA-256 can give it any."""
 
 
 def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> None:
@@ -45,17 +53,15 @@ def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> No
 
 def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
     """The newest valid state of `folder` with its tensors on `device`, or None. What is found and what is passed over
-    is said, a line each.
+    is reported, one line each.
     """
     for path in files(folder):
         try:
             state = _read(path, identity, device)
-        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            log.warning(
-                "checkpoint %s is passed over: %s",
-                path,
-                str(error).splitlines()[0] if str(error) else type(error).__name__,
-            )
+        except UNREADABLE as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            why = reason(error) if isinstance(error, OSError | ValueError) else printable(first)
+            log.warning("checkpoint %s is passed over: %s", path, why)
             continue
         log.warning("going on from %s", path)
         return state
@@ -70,8 +76,8 @@ def files(folder: Path) -> list[Path]:
 def _read(path: Path, identity: str, device: Any) -> dict[str, Any]:
     import torch
 
-    with open(path, "rb") as file:
-        header = json.loads(file.readline(4096))
+    with open_regular(path) as file:
+        header = parse_json(file.readline(4096))
         payload = file.read()
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"not of format {FORMAT}")
@@ -79,5 +85,7 @@ def _read(path: Path, identity: str, device: Any) -> dict[str, Any]:
         raise ValueError("it belongs to another run")
     if header.get("length") != len(payload) or header.get("sha256") != hashlib.sha256(payload).hexdigest():
         raise ValueError("truncated or damaged")
-    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state of a training")
     return state

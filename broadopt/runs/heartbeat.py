@@ -1,4 +1,4 @@
-"""The sign of life of a run: progress.json in its folder, written anew while the run lives and removed when it ends.
+"""The heartbeat of a run: progress.json in its folder, written anew while the run lives and removed when it ends.
 
 A thread of its own writes it, so an evaluation of minutes does not make a run look dead and the loop never waits for a
 file system. It reads plain numbers alone: nothing here waits for a device.
@@ -12,26 +12,30 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from broadopt.config.identity import identity_of
+from broadopt.files import MEBIBYTE, read_json
+from broadopt.runs.folders import check_place
+from broadopt.runs.schema import SCHEMA, check_progress
 
 log = logging.getLogger("broadopt")
 
 NAME = "progress.json"
-SCHEMA = 1
 INTERVAL = 10.0
-"""Seconds between two signs of life; the second comes after one, so that a rate is known soon."""
+"""Seconds between two heartbeats; the second comes after one, so that a rate is known soon."""
 
 AGE_LIMIT = 120.0
-"""Seconds after which a sign of life from another machine is one no more: room for a few that were late or cached by a
+"""Seconds after which a heartbeat from another machine is one no more: room for a few that were late or cached by a
 network file system, and for clocks that differ by up to a minute.
 """
 
-FIELDS = ("config", "host", "machine", "pid", "device", "time", "epoch", "epochs", "images_per_epoch")
+LIMIT = MEBIBYTE
+"""Bytes of a progress.json, which has 2 to 4 thousand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +51,12 @@ class Position:
 
 
 class Heartbeat:
-    """Within the `with` block `folder` holds a sign of life; with figures once a training is followed."""
+    """Within the `with` block `folder` holds a heartbeat; with figures once a training is followed."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *, device: str) -> None:
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], *, device: str, size: Mapping[str, int] | None = None
+    ) -> None:
+        """`size`: what estimates of cost need, as a result's cost has it."""
         self._file = folder / NAME
         self._temporary = folder / f".{NAME}.{os.getpid()}.tmp"
         self._ended = threading.Event()
@@ -63,14 +70,15 @@ class Heartbeat:
             "pid": os.getpid(),
             "device": device,
             "config": config,
+            **(size or {}),
         }
 
     def __enter__(self) -> "Heartbeat":
-        self._write({"epoch": None, "epochs": None, "images_per_epoch": None})
+        self._write({"epoch": None, "epochs": None, "images_per_epoch": self._fixed.get("images_per_epoch")})
         return self
 
     def follow(self, position: Callable[[], Position]) -> None:
-        """Tell from now on where the training is."""
+        """Report from now on where the training is."""
         self._thread = threading.Thread(target=self._beat, args=(position,), name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -104,14 +112,14 @@ class Heartbeat:
             self._warn(problem)
 
     def _warn(self, problem: OSError) -> None:
-        """Say once that there is no sign of life: the run itself goes on."""
+        """Say once that there is no heartbeat: the run itself goes on."""
         if not self._warned:
             log.warning("%s cannot be written, other machines take this run for dead: %s", self._file, problem)
         self._warned = True
 
 
 def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any]:
-    """What progress.json says of a training that was at `first` and is at `now`, `seconds` later."""
+    """The figures of progress.json for a training that was at `first` and is at `now`, `seconds` later."""
     pace = (now.step - first.step) / seconds if seconds > 0 else 0.0  # evaluations and checkpoints included
     so_far = pace / now.steps_per_epoch * now.images_per_epoch
     return {
@@ -126,51 +134,60 @@ def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any
 
 
 def machine() -> str:
-    """This machine since it was started: two of one name, or one before and after a crash, are told apart."""
+    """This machine since it was started: it distinguishes two of one name, and one before and after a crash."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()} {boot.read_text().strip() if boot.exists() else ''}".strip()
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """The newest sign of life in a run folder, or None where there is none. Raises ValueError, saying why, for a file
-    that is none.
+def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:
+    """The newest heartbeat in a run folder, or None where there is none.
+
+    Raises ValueError, saying why, for a file that is none or is that of another run than the folder's or, where it is
+    given, that of `identity`; OSError for one that cannot be read.
     """
     try:
-        content = (folder / NAME).read_bytes()
-    except FileNotFoundError:
+        progress = read_json(folder / NAME, limit=LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    progress = json.loads(content)
     if not isinstance(progress, dict) or progress.get("schema") != SCHEMA:
         raise ValueError(f"not of schema {SCHEMA}")
-    if lacking := [field for field in FIELDS if field not in progress]:
-        raise ValueError(f"without {', '.join(lacking)}")
-    if progress.get("identity") != identity_of(progress["config"]):
+    check_progress(progress)
+    if progress["identity"] != identity_of(progress["config"]):
         raise ValueError("its identity is not that of its config")
+    check_place(folder, progress["config"], progress["identity"])
+    if identity not in (None, progress["identity"]):
+        raise ValueError(f"it belongs to another run, of identity {progress['identity'][:8]}")
     return dict(progress)
 
 
 def is_alive(folder: Path, progress: Mapping[str, Any] | None) -> bool:
-    """Whether a process is on this run: by its lock where it was started on this machine (or has left no sign of
-    life), else by the age of its sign of life.
+    """Whether a process is on this run: by its lock where it was started on this machine (or has left no heartbeat),
+    else by the age of its heartbeat.
     """
     if progress is None or progress["machine"] == machine():
         return is_held(folder)
     # The clock of its writer or that of the file server: whichever agrees with ours.
-    stamps = (progress["time"], (folder / NAME).stat().st_mtime)
+    stamps = [progress["time"]]
+    with suppress(OSError):  # the run has ended since and has taken its heartbeat along
+        stamps.append((folder / NAME).stat().st_mtime)
     return any(abs(time.time() - stamp) <= AGE_LIMIT for stamp in stamps)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process of this machine holds the lock of a run folder; a lock file is neither made nor changed."""
+    """Whether a process of this machine holds the lock of a run folder; a lock file is neither made nor changed. One
+    that cannot be opened, or that is no file, is held by none that we know of.
+    """
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDONLY)
-    except FileNotFoundError:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK)  # a FIFO in its place does not make us wait
+    except OSError:
         return False
     try:
         # Shared, so that two who look at the same time do not take each other for the run.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks
+        return False
     finally:
         os.close(descriptor)
     return False

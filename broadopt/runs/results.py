@@ -6,31 +6,25 @@ import io
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from broadopt.config.identity import SEMANTICS, identity_of
-from broadopt.files import replacing
+from broadopt.files import MEBIBYTE, parse_json, read_bytes, reason, replacing
+from broadopt.runs.folders import at_once, check_place, run_folder, scan
+from broadopt.runs.schema import SCHEMA, check_result
 
-SCHEMA = 1
-STATES = ("finished", "failed", "interrupted")
-READERS = 16
-"""Threads that list folders and read files."""
+__all__ = ["SCHEMA", "run_folder"]  # names that belong to a result as well
 
-T = TypeVar("T")
-
-
-def run_folder(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
-    """`<results_dir>/runs/<dataset>/<model>/<method>/seed<k>-<first 8 of the identity>` for a recorded config."""
-    names = (config["dataset"]["name"], config["model"]["name"], config["method"])
-    return Path(results_dir, "runs", *names, f"seed{config['seed']}-{identity_of(config)[:8]}")
+NAME = "result.json"
+LIMIT = MEBIBYTE
+"""Bytes of a result.json, which has 2 to 4 thousand."""
 
 
 def metrics(history: Sequence[Mapping[str, float]], collected: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """last, best and collected of a history (rows of history.csv) and of a collector's read-outs; on a validation set
+    """last, best and collected of a history (rows of history.csv) and of a collector's evaluations; on a validation set
     apart from the test set.
     """
     rows = [row for row in history if "test_accuracy" in row]
@@ -59,8 +53,9 @@ def summary(result: Mapping[str, Any]) -> str:
         f"  best  {_percent(found['best'])} in epoch {found['best']['epoch']:g}",
     ]
     for budgets, values in found["collected"].items():
+        members = f" ({values['members']:g} members)" if "members" in values else ""
         lines.append(
-            f"  collected after {budgets} budgets ({values['members']:g} members)  {_percent(values)}, "
+            f"  collected after {budgets} budgets{members}  {_percent(values)}, "
             f"nll {values['test_nll']:.4f}, ece {values['test_ece']:.4f}"
         )
     cost, epochs = result["cost"], result["epochs"]
@@ -79,9 +74,14 @@ def set_aside(folder: Path) -> None:
     number = next(
         number for number in count(1) if not [*folder.glob(f"*.{number}.json"), *folder.glob(f"*.{number}.csv")]
     )
-    for name, suffix in (("result", "json"), ("history", "csv")):
-        if (folder / f"{name}.{suffix}").exists():
-            os.replace(folder / f"{name}.{suffix}", folder / f"{name}.{number}.{suffix}")
+    # The history is copied first and removed last: killed at any moment, a result stands beside its own history.
+    history = folder / "history.csv"
+    if history.exists():
+        with replacing(folder / f"history.{number}.csv") as file:
+            file.write(history.read_bytes())
+    if (folder / NAME).exists():
+        os.replace(folder / NAME, folder / f"result.{number}.json")
+    history.unlink(missing_ok=True)
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
     or infinity.
     """
     sealed = {**result, "checksum": checksum(result)}
-    with replacing(folder / "result.json") as file:
+    with replacing(folder / NAME) as file:
         file.write(json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
@@ -104,59 +104,41 @@ def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(text.getvalue().encode())
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:
     """The result of one run folder, or None where there is none. Raises ValueError, saying why, for a file that cannot
-    be trusted.
+    be trusted or is that of another run than the folder's or, where it is given, that of `identity`; OSError for one
+    that cannot be read.
     """
     content = _content(folder)
-    if isinstance(content, OSError):
+    if isinstance(content, OSError | ValueError):
         raise content
-    return None if content is None else _parsed(content)
+    if content is None:
+        return None
+    result = _parsed(content, folder)
+    if identity not in (None, result["identity"]):
+        raise ValueError(f"it belongs to another run, of identity {result['identity'][:8]}")
+    return result
 
 
-def _content(folder: Path) -> bytes | OSError | None:
+def _content(folder: Path) -> bytes | OSError | ValueError | None:
     try:
-        return (folder / "result.json").read_bytes()
+        return read_bytes(folder / NAME, limit=LIMIT)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return error
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
-    try:
-        result = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"not JSON, perhaps truncated ({error})") from error
+def _parsed(content: bytes, folder: Path) -> dict[str, Any]:
+    result = parse_json(content)
     _verify(result)
+    check_place(folder, result["config"], result["identity"])
     return dict(result)
 
 
 def find(results_dir: str | Path, *names: str) -> list[Path]:
-    """The files of these names below `results_dir`/runs, sorted."""
-    found: list[Path] = []
-    level = [Path(results_dir, "runs")]
-    while level:
-        entries = [entry for listing in _at_once(_entries, level) for entry in listing]
-        found += [Path(entry.path) for entry in entries if entry.name in names]
-        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sorted(found)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:  # removed since, or nothing has run yet
-        return []
-
-
-def _at_once(look: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
-    """`look` at each path, in several threads: on a network file system each waits for an answer most of the time."""
-    share = max(1, -(-len(paths) // READERS))
-    shares = [paths[first : first + share] for first in range(0, len(paths), share)]
-    with ThreadPoolExecutor(READERS) as pool:
-        return [seen for done in pool.map(lambda some: list(map(look, some)), shares) for seen in done]
+    """As `scan`, without a word on what cannot be listed."""
+    return scan(results_dir, *names)[0]
 
 
 def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -164,19 +146,20 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
     that is left out. `folders`: the run folders to look into where they are known.
     """
     root = Path(results_dir)
-    if folders is None:
-        folders = [path.parent for path in find(root, "result.json")]
-    valid: list[dict[str, Any]] = []
     left_out: list[str] = []
-    for path, content in zip(folders, _at_once(_content, folders), strict=True):
+    if folders is None:
+        paths, left_out = scan(root, NAME)
+        folders = [path.parent for path in paths]
+    valid: list[dict[str, Any]] = []
+    for path, content in zip(folders, at_once(_content, folders), strict=True):
         folder = path.relative_to(root).as_posix()
         try:
-            if isinstance(content, OSError):
+            if isinstance(content, OSError | ValueError):
                 raise content
             if content is not None:
-                valid.append({**_parsed(content), "folder": folder})
+                valid.append({**_parsed(content, path), "folder": folder})
         except (ValueError, OSError) as error:
-            left_out.append(f"{folder}: {error}")
+            left_out.append(f"{folder}: {reason(error)}")
     by_identity = defaultdict(list)
     for result in valid:
         by_identity[result["identity"]].append(result["folder"])
@@ -190,7 +173,7 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
 
 
 def checksum(result: Mapping[str, Any]) -> str:
-    """SHA-256 (16 hex digits) over a result without its checksum: tells an edited file, not a forged one."""
+    """SHA-256 (16 hex digits) over a result without its checksum: reveals an edited file, not a forged one."""
     content = {key: value for key, value in result.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
@@ -200,7 +183,9 @@ def _verify(result: Any) -> None:
         raise ValueError(f"not of schema {SCHEMA}")
     if result.get("checksum") != checksum(result):
         raise ValueError("its checksum does not fit: edited or damaged")
-    if result.get("semantics") != SEMANTICS:
-        raise ValueError(f"computed under semantics {result.get('semantics')}, this broadopt computes {SEMANTICS}")
-    if result.get("state") not in STATES or result.get("identity") != identity_of(result.get("config", {})):
+    if (semantics := result.get("semantics")) != SEMANTICS:
+        which = f"semantics {semantics}" if type(semantics) is int else "no known semantics"
+        raise ValueError(f"computed under {which}, this broadopt computes {SEMANTICS}")
+    check_result(result)
+    if result["identity"] != identity_of(result["config"]):
         raise ValueError("its identity is not that of its config")

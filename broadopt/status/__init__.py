@@ -1,1 +1,1 @@
-"""Where the runs of a table or of a folder stand: finished, running, interrupted, failed or missing, and their cost."""
+"""The status of a table's or a folder's runs: finished, running, interrupted, failed or missing, and their cost."""

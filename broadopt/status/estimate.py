@@ -1,4 +1,8 @@
-"""What a run costs: from the measured rate of its network, else from its floating-point operations."""
+"""What a run costs: from the measured rate of its network, else from its floating-point operations.
+
+All of it is worked out from plain numbers that results and heartbeats hold, and nothing that they name is ever built:
+whoever made the folder would choose what is called. Only the recipes that broadopt ships are planned from themselves.
+"""
 
 import json
 import statistics
@@ -8,11 +12,17 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from broadopt.config.run_config import Recipe
+from broadopt.config.identity import public
 from broadopt.status.state import Folder, Record, total_epochs
 
-CIFAR_IMAGES = 50_000
-"""Known here without torch, which takes seconds to import."""
+IMAGES = {"broadopt.datasets.cifar": 50_000, "broadopt.datasets.digits": 1_438}
+"""Training images of the data sets that are always the same, before any are held out."""
+
+PASSES = {"broadopt.methods.step.Plain": 1, "broadopt.methods.sam.sam": 2, "broadopt.methods.asam.asam": 2}
+"""Gradients that each of broadopt's own steps takes; known here without torch, which takes seconds to import."""
+
+GRADIENT = 3
+"""Forward passes that a gradient costs, as in broadopt.training.plan."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +37,15 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Device seconds an epoch, None where nothing tells them, and what they are estimated from."""
+    """Device seconds an epoch, None where they are unknown, and what they are estimated from."""
 
     seconds_per_epoch: float | None
     source: str
     """`measured`, `other method`, `flops` or `unknown`."""
     words: str
+
+
+UNKNOWN = Estimate(None, "unknown", "")
 
 
 class Estimates:
@@ -42,57 +55,79 @@ class Estimates:
 
     def __init__(self, folder: Folder, *, tflops: float | None) -> None:
         self._tflops = tflops
-        self._images = dict(_images(folder))
+        self._images: dict[str, int] = {}
+        self._passes: dict[str, int] = {}
+        self._macs: dict[str, int] = {}
+        for record, numbers in _sizes(folder):
+            for known, node, name in (
+                (self._images, record["dataset"], "images_per_epoch"),
+                (self._passes, record["step"], "passes"),
+                (self._macs, [record["model"], record["dataset"]["name"]], "macs"),
+            ):
+                if numbers.get(name):
+                    known[_key(node)] = numbers[name]
+        for dataset, images in _images_by_rate(folder):
+            self._images.setdefault(dataset, images)
         self._rates: dict[str, dict[str, Rate]] = {}
         for (network, step), measured in _measured(folder).items():
             self._rates.setdefault(network, {})[step] = _usual(measured)
 
-    def of(self, record: Record) -> Estimate:
+    def of(self, record: Record, *, shipped: bool) -> Estimate:
         """By runs of the same network and step, else of the same network with another step (in proportion to the
-        gradients of a step), else by FLOPs.
+        gradients of a step), else by FLOPs; `shipped`: the record is a recipe of broadopt's own.
         """
-        steps = self._rates.get(_key(record["model"]), {})
+        images, steps = self._epoch(record), self._rates.get(_key(record["model"]), {})
         own = _key(record["step"])
         same = [rate for step, rate in steps.items() if _target(step) == _target(own)]
-        if same:
+        if same and images:
             rate = max(same, key=lambda rate: rate.runs)
-            return Estimate(
-                self._epoch(record) / rate.images_per_second,
-                "measured",
-                f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}",
-            )
-        if steps:
-            step, rate = max(steps.items(), key=lambda item: item[1].runs)
-            speed = rate.images_per_second * passes(step) / passes(own)
+            words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
+            return Estimate(images / rate.images_per_second, "measured", words)
+        others = [(rate, passes) for step, rate in steps.items() if (passes := self._gradients(step))]
+        if others and images and (gradients := self._gradients(own)):
+            rate, passes = max(others, key=lambda other: other[0].runs)
+            speed = rate.images_per_second * passes / gradients
             words = f"rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
-            return Estimate(self._epoch(record) / speed, "other method", words)
-        if self._tflops is not None:
-            flops = _flops(json.dumps(record, sort_keys=True))
-            seconds = flops / total_epochs(record) / (self._tflops * 1e12)
-            return Estimate(seconds, "flops", f"operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s")
-        return Estimate(None, "unknown", "")
+            return Estimate(images / speed, "other method", words)
+        flops = self._flops(record, images, shipped=shipped) if self._tflops is not None else None
+        if flops is None or self._tflops is None:
+            return UNKNOWN
+        seconds = flops / total_epochs(record) / (self._tflops * 1e12)
+        return Estimate(seconds, "flops", f"operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s")
 
-    def _epoch(self, record: Record) -> int:
-        """Training images an epoch."""
+    def _epoch(self, record: Record) -> int | None:
+        """Training images an epoch, None where they are unknown."""
         dataset = record["dataset"]
-        if dataset["name"] in ("cifar10", "cifar100"):
-            return CIFAR_IMAGES - int(dataset["validation"])
-        if (measured := self._images.get(_key(dataset))) is not None:
-            return measured
-        from broadopt.data.datasets import size
+        published = IMAGES.get(public(dataset.get("_target_", ""))) if dataset["fingerprint"] is None else None
+        if published is None:
+            return self._images.get(_key(dataset))
+        return max(1, published - dataset.get("validation", 0))
 
-        return size(Recipe.of_record(record).dataset)[1] - int(dataset["validation"])
+    def _gradients(self, step: str) -> int | None:
+        """Gradients that a step takes, None where they are unknown; `step` is a config's node as JSON."""
+        return self._passes.get(step) or PASSES.get(public(_target(step)))
+
+    def _flops(self, record: Record, images: int | None, *, shipped: bool) -> float | None:
+        """Operations of a whole run."""
+        macs = self._macs.get(_key([record["model"], record["dataset"]["name"]]))
+        passes = self._gradients(_key(record["step"]))
+        if macs and passes and images:
+            return 2.0 * macs * GRADIENT * passes * images * total_epochs(record)
+        return _planned(json.dumps(record, sort_keys=True)) if shipped and _is_own(record) else None
 
 
-def _images(folder: Folder) -> Iterator[tuple[str, int]]:
-    """Training images an epoch, by data set."""
+def _sizes(folder: Folder) -> Iterator[tuple[Record, Mapping[str, Any]]]:
+    """Of each run its recorded config and the numbers that tell its size."""
+    yield from ((result["config"], result["cost"]) for result in folder.results.values())
+    yield from ((progress["config"], progress) for _, progress in folder.progress.values())
+
+
+def _images_by_rate(folder: Folder) -> Iterator[tuple[str, int]]:
+    """Training images an epoch, by data set: what results say that were written before their images were counted."""
     for result in folder.results.values():
-        if result["epochs"]:
-            images = result["cost"]["images_per_second"] * result["cost"]["train_seconds"] / result["epochs"]
-            yield _key(result["config"]["dataset"]), round(images)
-    for _, progress in folder.progress.values():
-        if progress["images_per_epoch"]:
-            yield _key(progress["config"]["dataset"]), progress["images_per_epoch"]
+        cost, epochs = result["cost"], result["epochs"]
+        if epochs and (images := round(cost["images_per_second"] * cost["train_seconds"] / epochs)):
+            yield _key(result["config"]["dataset"]), images
 
 
 Measured = list[tuple[str, float, str]]
@@ -125,27 +160,24 @@ def _usual(measured: Measured) -> Rate:
     return Rate(statistics.median(rates), len(rates), where, measured[0][2])
 
 
-def _key(node: Mapping[str, Any]) -> str:
+def _key(node: Any) -> str:
     return json.dumps(node, sort_keys=True)
 
 
-def _target(step: str) -> Any:
-    return json.loads(step).get("_target_")
+def _target(step: str) -> str:
+    return str(json.loads(step).get("_target_", ""))
+
+
+def _is_own(node: Any) -> bool:
+    """Whether every target in a config is broadopt's."""
+    if isinstance(node, Mapping):
+        return str(node.get("_target_", "broadopt.")).startswith("broadopt.") and all(map(_is_own, node.values()))
+    return all(map(_is_own, node)) if isinstance(node, list | tuple) else True
 
 
 @cache
-def passes(step: str) -> int:
-    """Gradients that a step takes; `step` is a config's node as JSON."""
-    from torch import nn, optim
-
-    from broadopt.config.instantiate import instantiated
-
-    model = nn.Linear(1, 1)
-    return int(instantiated("step", json.loads(step), model, optim.SGD(model.parameters(), lr=0.1)).passes)
-
-
-@cache
-def _flops(record: str) -> float:
+def _planned(record: str) -> float:
+    from broadopt.config.run_config import Recipe
     from broadopt.training.plan import price
 
     return price(Recipe.of_record(json.loads(record))).flops

@@ -20,8 +20,8 @@ SHOWN = 20
 """Runs of each state that are listed one by one; the CSV lists all."""
 
 NOTES = (
-    "running: a process holds the run's lock, on this machine, or gave a sign of life on another one within "
-    f"{AGE_LIMIT:g} seconds. interrupted and failed runs go on from their checkpoint where there is one.",
+    "running: a process holds the run's lock, on this machine, or its heartbeat on another one is at most "
+    f"{AGE_LIMIT:g} seconds old. interrupted and failed runs go on from their checkpoint where there is one.",
     "Device hours are those of training steps; evaluations come on top. A rate is the median over the runs of the "
     "same network on the kind of device that most of them had.",
 )
@@ -29,7 +29,10 @@ NOTES = (
 
 def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[str], caption: str) -> Document:
     """`titles`: of what names a cell; `caption`: what is looked at."""
-    prices = {id(cell): estimates.of(cell.record) if _unfinished(cell) else None for cell in status.cells}
+    prices = {
+        id(cell): estimates.of(cell.record, shipped=cell.shipped) if _unfinished(cell) else None
+        for cell in status.cells
+    }
     priced = [(cell, prices[id(cell)]) for cell in status.cells]
     main = Block(
         heading="",
@@ -58,7 +61,7 @@ def _totals(priced: Sequence[Priced]) -> str:
     spent = sum(run.seconds for cell, _ in priced for run in cell.runs) / 3600
     needed = [_needed(run, price) for cell, price in priced for run in cell.runs]
     known = sum(hours for hours in needed if hours is not None)
-    open_ = f" and those of {_runs_in_words(needed.count(None))} that nothing tells" if None in needed else ""
+    open_ = f" and those of {_runs_in_words(needed.count(None))} that are unknown" if None in needed else ""
     runs = _runs_in_words(sum(counts.values()))
     return f"{runs}: {states}. Device hours: {spent:,.1f} spent, {known:,.1f} needed{open_}."
 
@@ -68,7 +71,7 @@ def _runs_in_words(number: int) -> str:
 
 
 def _needed(run: Run, price: Estimate | None) -> float | None:
-    """Device hours that a run still takes, None where nothing tells them."""
+    """Device hours that a run still takes, None where they are unknown."""
     if run.state == "finished":
         return 0.0
     if price is None or price.seconds_per_epoch is None:
@@ -93,8 +96,8 @@ def _unknown(priced: Sequence[Priced]) -> tuple[str, ...]:
     if not any(price and price.source == "unknown" for _, price in priced):
         return ()
     return (
-        "?: no run of this network has measured its rate yet; --tflops X estimates from its floating-point operations "
-        "and a device that does X times 10^12 of them a second.",
+        "?: no run of this network has measured its rate yet; --tflops X estimates from its floating-point operations, "
+        "where they are known, and a device that does X times 10^12 of them a second.",
     )
 
 
@@ -107,7 +110,7 @@ def _runs(listed: Sequence[tuple[Cell, Run]], titles: Sequence[str]) -> Block:
     return Block(
         heading="Runs",
         caption="",
-        header=(*titles, "seed", "state", "where it stands"),
+        header=(*titles, "seed", "state", "where it is"),
         rows=tuple((*cell.labels, str(run.seed), run.state, run.words) for cell, run in shown),
         labels=0,
         notes=(f"{', '.join(more)}: --format csv lists every run.",) if more else (),

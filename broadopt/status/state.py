@@ -1,13 +1,18 @@
-"""Where each run stands: finished, running, interrupted, failed or missing; from what the run folders hold alone."""
+"""The status of each run: finished, running, interrupted, failed or missing; from what the run folders hold alone."""
 
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broadopt.files import reason
 from broadopt.runs import heartbeat, results
+from broadopt.runs.folders import run_folder, scan
 
 STATES = ("finished", "running", "interrupted", "failed", "missing")
+
 
 Record = Mapping[str, Any]
 
@@ -24,7 +29,7 @@ class Run:
     seconds: float
     """Device time spent so far, in training steps."""
     words: str
-    """Where it stands, for people."""
+    """Where it is, for people."""
 
     @property
     def seed(self) -> int:
@@ -38,7 +43,7 @@ class Folder:
     root: Path
     results: Mapping[str, dict[str, Any]]
     progress: Mapping[str, tuple[Path, dict[str, Any]]]
-    """Run folder and sign of life of the runs that have left one."""
+    """Run folder and heartbeat of the runs that have left one."""
     left_out: tuple[str, ...]
 
     def records(self) -> Iterator[tuple[str, Record]]:
@@ -48,28 +53,27 @@ class Folder:
 
 
 def look(root: Path) -> Folder:
-    """Read every sign of life and every result below `root`."""
-    paths = results.find(root, "result.json", heartbeat.NAME)
+    """Read every heartbeat and every result below `root`."""
+    paths, unusable = scan(root, results.NAME, heartbeat.NAME)
     progress: dict[str, tuple[Path, dict[str, Any]]] = {}
-    unusable = []
     for path in paths:
         if path.name != heartbeat.NAME:
             continue
         try:
             seen = heartbeat.read(path.parent)
         except (ValueError, OSError) as error:
-            unusable.append(f"{path.relative_to(root).as_posix()}: {error}")
+            unusable.append(f"{path.relative_to(root).as_posix()}: {reason(error)}")
             continue
         if seen is not None:
             progress[seen["identity"]] = (path.parent, seen)
     # Results come last, also those that were not there when the folders were listed: a run that has ended since its
-    # sign of life was looked for has a result by now.
+    # heartbeat was looked for has a result by now.
     found, left_out = results.read_all(root, sorted({path.parent for path in paths}))
     return Folder(root, {result["identity"]: result for result in found}, progress, (*unusable, *left_out))
 
 
 def run_of(folder: Folder, record: Record, identity: str) -> Run:
-    """Where the run of a recorded config, whose identity this is, stands in a results folder."""
+    """The status, in a results folder, of the run of a recorded config whose identity this is."""
     result = folder.results.get(identity)
     if result is not None and result["state"] == "finished":
         return Run(record, "finished", result["epochs"], result["epochs"], _seconds(result), "")
@@ -77,7 +81,7 @@ def run_of(folder: Folder, record: Record, identity: str) -> Run:
         return _in_progress(record, *folder.progress[identity], result)
     if result is not None:
         return _ended(record, folder.root / result["folder"], result)
-    return _without_figures(record, results.run_folder(folder.root, record))
+    return _without_figures(record, run_folder(folder.root, record))
 
 
 def total_epochs(record: Record) -> float:
@@ -90,10 +94,11 @@ def _seconds(result: Mapping[str, Any]) -> float:
 
 
 def _in_progress(record: Record, path: Path, progress: Mapping[str, Any], result: Mapping[str, Any] | None) -> Run:
-    """A run that has left a sign of life: it is running, or died without a word."""
+    """A run that has left a heartbeat: it is running, or died without a word."""
     epochs, rate = progress["epochs"] or total_epochs(record), progress.get("images_per_second")
     epoch = progress["epoch"] if progress["epoch"] is not None else _saved(path, result, epochs, steps=None)
-    seconds = epoch * progress["images_per_epoch"] / rate if rate else 0.0
+    images = progress["images_per_epoch"]
+    seconds = epoch * images / rate if rate and images else 0.0
     if result is not None:
         seconds = max(seconds, _seconds(result))
     place = f"on {progress['host']}"
@@ -101,15 +106,15 @@ def _in_progress(record: Record, path: Path, progress: Mapping[str, Any], result
         left = progress.get("seconds_left")
         words = f"epoch {epoch:.1f} of {epochs:g}" + (f", {duration(left)} left" if left is not None else "")
         still = progress["time"] - progress.get("moved", progress["time"])
-        stands = f", no step for {duration(still)}" if still > STILL else ""
-        return Run(record, "running", epoch, epochs, seconds, f"{words}, {place}{stands}")
+        stuck = f", no step for {duration(still)}" if still > STILL else ""
+        return Run(record, "running", epoch, epochs, seconds, f"{words}, {place}{stuck}")
     saved = _saved(path, result, epochs, steps=progress.get("steps"))
     words = f"died {place} in epoch {epoch:.1f}; {_goes_on(saved, epochs)}"
     return Run(record, "interrupted", saved, epochs, seconds, words)
 
 
 STILL = 300.0
-"""Seconds without a step after which a running run is said to stand still."""
+"""Seconds without a step that are worth a word."""
 
 
 def _ended(record: Record, path: Path, result: Mapping[str, Any]) -> Run:
@@ -117,19 +122,22 @@ def _ended(record: Record, path: Path, result: Mapping[str, Any]) -> Run:
     epochs = total_epochs(record)
     saved = _saved(path, result, epochs, steps=None)
     if result["state"] == "failed":
-        reason = result.get("failure", {}).get("reason", "no reason given")
-        return Run(record, "failed", saved, epochs, _seconds(result), str(reason).splitlines()[0])
+        why = result.get("failure", {}).get("reason", "no reason given")
+        return Run(record, "failed", saved, epochs, _seconds(result), why.strip().splitlines()[0])
     return Run(record, "interrupted", saved, epochs, _seconds(result), _goes_on(saved, epochs))
 
 
 def _without_figures(record: Record, path: Path) -> Run:
     """A run of which there is no more than a folder, if that."""
     epochs = total_epochs(record)
-    if (path / "result.json").exists():
+    # os.path says no, where pathlib raises, of what lies in a folder that cannot be read.
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        return Run(record, "missing", 0.0, epochs, 0.0, "its folder cannot be read")
+    if os.path.lexists(path / results.NAME):
         return Run(record, "missing", 0.0, epochs, 0.0, "its result.json is left out, see below")
     if heartbeat.is_alive(path, None):
         return Run(record, "running", 0.0, epochs, 0.0, "begins")
-    if (path / ".lock").exists():
+    if os.path.lexists(path / ".lock"):
         saved = _saved(path, None, epochs, steps=None)
         return Run(record, "interrupted", saved, epochs, 0.0, _goes_on(saved, epochs))
     return Run(record, "missing", 0.0, epochs, 0.0, "")
@@ -137,11 +145,12 @@ def _without_figures(record: Record, path: Path) -> Run:
 
 def _saved(path: Path, result: Mapping[str, Any] | None, epochs: float, *, steps: int | None) -> float:
     """The epoch of the newest checkpoint, as far as it is known; 0 where there is none."""
-    newest = max(path.glob("checkpoint-*.ckpt"), default=None)
-    if newest is None:
+    names = (re.fullmatch(r"checkpoint-(\d{10})\.ckpt", file.name) for file in path.glob("checkpoint-*.ckpt"))
+    saved = [int(name[1]) for name in names if name]
+    if not saved:
         return 0.0
     if steps:
-        return int(newest.stem.rpartition("-")[2]) / steps * epochs
+        return min(max(saved) / steps, 1.0) * epochs
     return float(result["epochs"]) if result is not None else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX, HTML or CSV. The same document gives the same bytes, whatever stands in its cells."""
+"""Tables as Markdown, LaTeX, HTML or CSV. The same document gives the same bytes, whatever is in its cells."""
 
 import csv
 import html
@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from broadopt.errors import printable
 
 if TYPE_CHECKING:
     import pandas
@@ -109,11 +111,6 @@ FORMATS: Mapping[str, Callable[[Document], str]] = {
 }
 
 
-def _plain(text: str) -> str:
-    """One line of printable characters: a line break or an escape sequence in a config value shows as its code."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
 def _blanked(rows: Sequence[tuple[str, ...]], labels: int) -> list[tuple[str, ...]]:
     """The rows with each label left blank where it and those before it repeat the line above."""
     above: tuple[str, ...] = ()
@@ -185,7 +182,7 @@ LATEX = str.maketrans(
 
 
 def _markdown(text: str) -> str:
-    return _plain(text).translate(MARKDOWN).replace("](", "]\\(")
+    return printable(text).translate(MARKDOWN).replace("](", "]\\(")
 
 
 def _wrapped(text: str, *, bullet: str = "") -> str:
@@ -202,11 +199,11 @@ def _wrapped(text: str, *, bullet: str = "") -> str:
 
 
 def _latex(text: str) -> str:
-    return re.sub(r"^-(?=\d)", "$-$", _plain(text).translate(LATEX))
+    return re.sub(r"^-(?=\d)", "$-$", printable(text).translate(LATEX))
 
 
 def _html(text: str) -> str:
-    return html.escape(_plain(text))
+    return html.escape(printable(text))
 
 
 def _html_list(notes: Sequence[str]) -> str:
@@ -214,7 +211,7 @@ def _html_list(notes: Sequence[str]) -> str:
 
 
 def _html_table(block: Block) -> str:
-    return str(_frame(block, _plain).to_html(border=0, escape=True, index=False, justify="left"))
+    return str(_frame(block, printable).to_html(border=0, escape=True, index=False, justify="left"))
 
 
 def _latex_lines(notes: Sequence[str]) -> list[str]:
@@ -224,4 +221,12 @@ def _latex_lines(notes: Sequence[str]) -> list[str]:
 def _csv(value: Any) -> Any:
     if isinstance(value, float):
         return repr(round(value, 6)).removesuffix(".0")
-    return _plain(value) if isinstance(value, str) else value
+    return _no_formula(printable(value)) if isinstance(value, str) else value
+
+
+def _no_formula(text: str) -> str:
+    """`text` as a spreadsheet shows it: one that begins like a formula is computed, or may start a program, unless a
+    quote, which is not shown, is ahead of it. Numbers stay as they are.
+    """
+    is_number = re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", text, re.ASCII)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) and not is_number else text

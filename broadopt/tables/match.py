@@ -1,12 +1,13 @@
 """Which runs repeat a recipe, and in what the others differ from it. Works on the dicts of result.json alone."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
+from broadopt.config.identity import AS_WITHOUT
+from broadopt.config.shipped import options
 from broadopt.errors import InputError
 
 Result = dict[str, Any]
@@ -51,8 +52,9 @@ def _walk(expected: Mapping[str, Any], actual: Mapping[str, Any], *, path: str) 
     for key in dict.fromkeys([*expected, *actual]):
         if key.startswith("_"):
             continue
-        wanted, got = expected.get(key, _NOTHING), actual.get(key, _NOTHING)
         inner = f"{path}.{key}" if path else key
+        unrecorded = AS_WITHOUT.get(inner, _NOTHING)
+        wanted, got = expected.get(key, unrecorded), actual.get(key, unrecorded)
         if isinstance(wanted, Mapping) and isinstance(got, Mapping):
             yield from _walk(wanted, got, path=inner)
         elif not _same(wanted, got):
@@ -131,33 +133,37 @@ def rank(method: str) -> tuple[int, str]:
 class Recipes:
     """What experiments and protocols prescribe, each composed once and only when asked for.
 
-    `compose` turns overrides into a resolved config, as broadopt.config.compose.recipe_of does; `methods` holds the
-    method files.
+    `compose` turns overrides into a resolved config, as broadopt.config.compose.recipe_of does.
     """
 
-    def __init__(self, compose: Compose, *, methods: Path) -> None:
+    def __init__(self, compose: Compose) -> None:
         self._compose = compose
-        self._methods = methods
         self._known: dict[tuple[str, ...], dict[str, Any] | None] = {}
 
     def of_experiment(self, experiment: str, method: str) -> dict[str, Any] | None:
         """The recipe of a row of a table, or None where there is none for `method`."""
-        return self._recipe(f"experiment={experiment}", *self._method(method)) if _is_name(method) else None
+        words = self._method(method)
+        return self._recipe(f"experiment={experiment}", *words) if words else None
 
     def of_protocol(self, group: Group) -> dict[str, Any] | None:
         """The recipe of the group's protocol for its data set, network and method, or None where there is none."""
-        if not all(map(_is_name, (group.dataset, group.model, group.method, group.protocol))):
+        words = self._method(group.method)
+        if not words or not _are_shipped(dataset=group.dataset, model=group.model, protocol=group.protocol):
             return None
-        # Where pictures lie is no part of a recipe, but Hydra wants it said.
+        # Where images lie is no part of a recipe, but Hydra wants it said.
         place = ("dataset.path=.",) if group.dataset == "image_folder" else ()
         names = (f"dataset={group.dataset}", f"model={group.model}", f"protocol={group.protocol}")
-        return self._recipe(*names, *self._method(group.method), *place)
+        return self._recipe(*names, *words, *place)
 
     def _method(self, method: str) -> tuple[str, ...]:
-        """The overrides of a method file, or of the step and the collector of a composition."""
-        if (self._methods / f"{method}.yaml").is_file():
+        """The overrides of a method file, or of the step and the collector of a composition; none where there is no
+        such method.
+        """
+        if _are_shipped(method=method):
             return (f"method={method}",)
         step, _, collector = method.rpartition("+")
+        if not _are_shipped(method=step or "sgd", collect=collector):
+            return ()
         return (f"method={step or 'sgd'}", f"collect={collector}")
 
     def _recipe(self, *overrides: str) -> dict[str, Any] | None:
@@ -171,6 +177,13 @@ class Recipes:
         return self._known[overrides]
 
 
-def _is_name(text: Any) -> bool:
-    # The names come from a file that anyone may have written: nothing but plain words reaches Hydra's grammar.
-    return re.fullmatch(r"[\w+][\w.+-]*", str(text)) is not None
+@cache
+def _choices(group: str) -> frozenset[str]:
+    return frozenset(options(group))
+
+
+def _are_shipped(**names: str) -> bool:
+    """Whether broadopt has a config of this name in each group: names come from files that anyone may have written, and
+    no other reaches Hydra's grammar.
+    """
+    return all(name in _choices(group) for group, name in names.items())

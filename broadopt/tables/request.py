@@ -48,9 +48,9 @@ the numbers:
   best       test accuracy of the best epoch, chosen on the test set; never to be compared with last
   collected  test accuracy of SWA's averaged weights or FGE's ensemble after 1, 1.25 or 1.5 budgets
 
-A run that differs from its recipe (fewer epochs, other data) stands in a table of its own, with what differs.
+A run that differs from its recipe (fewer epochs, other data) is in a table of its own, with what differs.
 
-where a table stands:
+status:
   --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
   --watch           the same, anew every few seconds until Ctrl-C
   --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,

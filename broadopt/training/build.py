@@ -1,6 +1,10 @@
 """The parts of a run, made from its config; nothing else makes them."""
 
+import logging
+
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import RunConfig
@@ -9,9 +13,11 @@ from broadopt.data.datasets import Dataset
 from broadopt.devices.device import choose_memory_format
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
-from broadopt.models.build import network
+from broadopt.models.build import macs, network
 from broadopt.seeds import derive
 from broadopt.training.parts import Parts
+
+log = logging.getLogger("broadopt")
 
 
 def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Processes = ALONE) -> Parts:
@@ -33,6 +39,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     torch.manual_seed(derive(recipe.seed, "weights"))
     model = network(recipe.model, data.num_classes)
     model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    forward = macs(model, num_classes=data.num_classes)
+    _say_of_last_batch(model, data, recipe.batch_size)
     if execution.compile or execution.cuda_graphs:
         model.compile(dynamic=False, mode="reduce-overhead" if execution.cuda_graphs else "default")
     optimizer = torch.optim.SGD(
@@ -43,10 +51,12 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+    step, collector = instantiated("step", recipe.step, model, optimizer), instantiated("collect", recipe.collect)
+    collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
     return Parts(
         model=model,
-        step=instantiated("step", recipe.step, model, optimizer),
-        collector=instantiated("collect", recipe.collect),
+        step=step,
+        collector=collector,
         schedule=instantiated("schedule", recipe.schedule),
         data=data,
         seed=recipe.seed,
@@ -64,7 +74,22 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
             "cuda_graphs": execution.cuda_graphs,
             "deterministic": execution.deterministic,
         },
+        size={
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "macs": forward,
+            "images_per_epoch": data.train_size,
+            "passes": step.passes,
+        },
     )
+
+
+def _say_of_last_batch(model: nn.Module, data: Data, batch_size: int) -> None:
+    if data.train_size % batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        log.warning(
+            "batch_size=%d: the last batch of each epoch has a single image, by which BN normalises it (and fails "
+            "where its feature maps are one pixel); another batch_size avoids that",
+            batch_size,
+        )
 
 
 def _sharing(processes: Processes, run: RunConfig, data: Data) -> Processes:

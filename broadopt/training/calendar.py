@@ -29,7 +29,7 @@ class Calendar:
         def step_at(epochs: float) -> int:
             return max(1, math.floor(epochs * steps_per_epoch + 0.5))
 
-        points, moments = collector.readouts(budget), collector.moments(budget)
+        points, moments = collector.evaluation_points(budget), collector.collection_points(budget)
         collection = frozenset(map(step_at, moments))
         if len(collection) < len(moments):
             log.warning("%d collection points fall on %d steps: that many are made", len(moments), len(collection))

@@ -2,33 +2,30 @@
 
 import logging
 import os
-import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from broadopt import predictor
-from broadopt.config.identity import SEMANTICS
+from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import Recipe, RunConfig
-from broadopt.data.datasets import read
+from broadopt.data.datasets import Dataset, read
 from broadopt.devices import processes as distributed
-from broadopt.devices.device import (
-    choose_device,
-    choose_precision,
-    device_name,
-    environment,
-    peak_memory,
-    set_flags,
-)
-from broadopt.errors import InputError, Interrupted, RunFailed
+from broadopt.devices.device import choose_device, choose_precision, device_name, set_flags
+from broadopt.devices.processes import Processes
+from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
+from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
 from broadopt.training.build import build
+from broadopt.training.conclude import conclude, conclude_unbuilt, reported
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import reporter
@@ -36,8 +33,12 @@ from broadopt.training.progress import reporter
 log = logging.getLogger("broadopt")
 
 
-def execute(run: RunConfig, stop: Stop) -> None:
-    """Carry out one run, or show the result of one that is finished. Raises InputError, RunFailed, Interrupted."""
+def execute(run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = None) -> None:
+    """Carry out one run, or show the result of one that is finished. `first`: where it repeats another, the environment
+    of that one's result.
+
+    Raises InputError, RunFailed, Interrupted, and LeftToAnother where another process is on the run.
+    """
     execution = run.execution
     device = choose_device(distributed.device_of(execution.device))
     processes = distributed.join(device)
@@ -45,37 +46,58 @@ def execute(run: RunConfig, stop: Stop) -> None:
     if execution.cuda_graphs and device.type != "cuda":
         raise InputError(f"cuda_graphs=true: expected a CUDA device, this run is on {device}")
     set_flags(precision, deterministic=execution.deterministic)
+    say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
     recipe = run.recipe.decided(precision=precision, fingerprint=dataset.fingerprint, processes=processes.count)
-    run = replace(run, recipe=recipe)
     folder = results.run_folder(execution.results_dir, recipe.record())
-    if processes.from_first(processes.is_first and not execution.force and already_finished(folder)):
+    if processes.from_first(processes.is_first and not execution.force and already_finished(folder, run, recipe)):
         if processes.is_first and leftovers(folder):
             with only_writer(folder, wait=False, stop=stop) as alone:
                 remove(leftovers(folder) if alone else [])
         return
-    parts = build(run, dataset, device, processes)
-    if execution.checkpoint.predictor and parts.collector.is_ensemble:
-        raise InputError(f"checkpoint.predictor=true: {recipe.method} reports an ensemble, which is not one network")
+    parts = built(replace(run, recipe=recipe), folder, dataset, device, processes, stop)
     if not processes.is_first:
         if processes.from_first(False):
-            train(parts, run, folder, stop, None)
+            with stop.deferred():
+                train(parts, run, recipe, folder, stop, None)
         return
     with only_writer(folder, wait=execution.wait, stop=stop) as alone:
+        if processes.from_first(alone and not already_finished(folder, run, recipe, alone=True)):
+            # From here on a signal is obeyed where the state can be saved first.
+            with (
+                stop.deferred(),
+                Heartbeat(folder, recipe.record(), device=device_name(device), size=parts.size) as beat,
+            ):
+                train(parts, run, recipe, folder, stop, beat)
         if not alone:
-            print(f"another process is on {folder}: left to it (wait=true waits for it to end)")
-        if processes.from_first(alone and not already_finished(folder, alone=True, force=execution.force)):
-            with Heartbeat(folder, recipe.record(), device=device_name(device)) as beat:
-                train(parts, run, folder, stop, beat)
+            raise LeftToAnother(f"another process is on {folder}: left to it (wait=true waits for it to end)")
 
 
-def already_finished(folder: Path, *, alone: bool = False, force: bool = False) -> bool:
-    """Whether `folder` holds a finished result, which is then shown, or set aside with `force`.
-
-    A result that cannot be trusted is set aside too, which is said, by the process that holds the folder `alone`.
+def built(
+    run: RunConfig, folder: Path, dataset: Dataset, device: torch.device, processes: Processes, stop: Stop
+) -> Parts:
+    """The parts of a run. Where they cannot be made for another reason than the input, RunFailed is raised and a result
+    says so.
     """
     try:
-        result = results.read(folder)
+        return build(run, dataset, device, processes)
+    except InputError:
+        raise
+    except Exception as error:
+        with only_writer(folder, wait=False, stop=stop) as alone:
+            reason = reported(error, folder)
+            if alone and processes.is_first:
+                conclude_unbuilt(folder, run.recipe, device, reason)
+        raise RunFailed(reason) from error
+
+
+def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> bool:
+    """Whether `folder` holds the finished result of this run, which is then shown, or set aside with force=true.
+
+    A result that cannot be trusted is set aside too, with a warning, by the process that holds the folder `alone`.
+    """
+    try:
+        result = results.read(folder, identity=recipe.identity)
     except ValueError as error:
         if not alone:
             return False
@@ -84,76 +106,109 @@ def already_finished(folder: Path, *, alone: bool = False, force: bool = False) 
         return False
     if result is None or result["state"] != "finished":
         return False
-    if force:
+    if run.execution.force:
         results.set_aside(folder)
         return False
     print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")
+    lacking = run.execution.checkpoint.predictor and not (folder / predictor.NAME).exists()
+    if lacking and not instantiated("collect", run.recipe.collect).is_ensemble:
+        print(f"  it has kept no {predictor.NAME}: force=true runs it anew and keeps it")
     return True
 
 
-def train(parts: Parts, run: RunConfig, folder: Path, stop: Stop, beat: Heartbeat | None) -> None:
-    """Train in a folder that is this run's alone, from its newest checkpoint if it has one, and write the result. Only
-    the first of several processes reads and writes there, and it alone has a heartbeat.
+def train(parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop, beat: Heartbeat | None) -> None:
+    """Train by a decided recipe, in a folder that is this run's alone, from its newest checkpoint if it has one, and
+    write the result. Only the first of several processes reads and writes there, and it alone has a heartbeat.
 
     Raises Interrupted and RunFailed; both leave a result that says so.
     """
-    identity = run.recipe.identity
     first = parts.processes.is_first
     if first:
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(run.values()))
-        (folder / "error.txt").unlink(missing_ok=True)
-        remove(unfinished(folder))
-        link_output(folder)
+        prepare(folder, run)
     training = Training(parts, stop=stop, reporter=reporter())
-    state = checkpoint.load(folder, identity=identity, device=parts.device) if first else None
-    state = parts.processes.from_first(state, parts.device)
-    if state is not None:
-        training.load_state_dict(state)
-    if beat is not None:
-        beat.follow(training.position)
 
     def save() -> None:
         training.check_finite()
         state = training.state_dict()
         if first:
-            checkpoint.save(folder, state, identity=identity, step=training.progress.step)
+            checkpoint.save(folder, state, identity=recipe.identity, step=training.progress.step)
 
     try:
+        resume(training, folder, recipe)
+        if beat is not None:
+            beat.follow(training.position)
         print(opening(parts, run, folder), end="", flush=True)
         training.run(save, minutes=run.execution.checkpoint.minutes)
+        network = predictor_of(training, run, save)
+        if first and network is not None:
+            predictor.save(folder, network, recipe=recipe, classes=parts.data.classes)
     except (Interrupted, BrokenPipeError):
-        conclude(folder, training, run.recipe, "interrupted")
+        conclude(folder, training, recipe, "interrupted")
         raise
     except Exception as error:
         if not first:
             raise
         reason = reported(error, folder)
-        conclude(folder, training, run.recipe, "failed", reason)
+        conclude(folder, training, recipe, "failed", reason)
         raise RunFailed(reason) from error
-    if run.execution.checkpoint.predictor:
-        network = training.network()
-        if first:
-            predictor.save(folder, network, classes=parts.data.num_classes, identity=identity)
-    result = conclude(folder, training, run.recipe, "finished")
+    result = conclude(folder, training, recipe, "finished")
     if first:
         remove(checkpoint.files(folder))
         print(f"finished: {folder}\n{results.summary(result)}", flush=True)
 
 
+def prepare(folder: Path, run: RunConfig) -> None:
+    """Lay out the folder of a run that begins, or goes on."""
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(run.values()))
+    (folder / "error.txt").unlink(missing_ok=True)
+    if changes := difference():
+        (folder / "code.diff").write_text(changes)
+    remove(unfinished(folder))
+    link_output(folder)
+
+
+def resume(training: Training, folder: Path, recipe: Recipe) -> None:
+    """Put a training where its newest checkpoint stands, if it has one. Raises RunFailed for one that does not fit."""
+    processes, device = training.parts.processes, training.parts.device
+    state = checkpoint.load(folder, identity=recipe.identity, device=device) if processes.is_first else None
+    state = processes.from_first(state, device)
+    machine = arithmetic(device)
+    if state is None:
+        training.progress.machines = [machine]
+        return
+    try:
+        training.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFailed(
+            f"the checkpoint in {folder} does not fit this network, step or collector "
+            f"({' '.join(str(error).split())[:200]}); without the checkpoint-*.ckpt there the run begins anew"
+        ) from error
+    machines = training.progress.machines
+    if machines and machines[-1] != machine and processes.is_first:
+        say_where_rounding_differs(machines[-1], device, what=f"{folder} was trained so far")
+    if not machines or machines[-1] != machine:
+        machines.append(machine)
+
+
+def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -> nn.Module | None:
+    """The network that a trained run reports, where it is one and is to be kept. A signal ends its making with the
+    state saved.
+    """
+    if not run.execution.checkpoint.predictor or training.parts.collector.is_ensemble:
+        return None
+    try:
+        return training.network()
+    except Interrupted:
+        save()
+        raise
+
+
 def opening(parts: Parts, run: RunConfig, folder: Path) -> str:
-    """The lines that say which run this is, where its files are and what was decided for it."""
+    """The opening lines of a run: its name, its folder, and what was decided for it."""
     values = run.values()
     autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"]
     device = "GPU" if parts.device.type == "cuda" else "CPU"
     return f"{run.recipe}: {folder}\n" + (f"{', '.join(autos)} on this {device}\n" if autos else "")
-
-
-def reported(error: Exception, folder: Path) -> str:
-    """Why a run failed, in a line; the traceback of what nobody foresaw goes to error.txt."""
-    if isinstance(error, RunFailed):
-        return str(error)
-    (folder / "error.txt").write_text(traceback.format_exc())
-    return f"{type(error).__name__}: {error} (see {folder / 'error.txt'})"
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -176,40 +231,5 @@ def link_output(folder: Path) -> None:
     """Where a launcher has sent what the run prints to a file, lay a link to it, output.txt, into the run's folder."""
     link = folder / "output.txt"
     link.unlink(missing_ok=True)
-    if "BROADOPT_OUTPUT" in os.environ:
+    if os.environ.get("BROADOPT_OUTPUT"):
         link.symlink_to(os.path.relpath(os.environ["BROADOPT_OUTPUT"], folder))
-
-
-def conclude(
-    folder: Path, training: Training, recipe: Recipe, state: str, failure: str | None = None
-) -> dict[str, Any]:
-    """Write the history and then the result of a run that has come to its end or to a halt; its first process does."""
-    progress, device = training.progress, training.parts.device
-    result = {
-        "schema": results.SCHEMA,
-        "identity": recipe.identity,
-        "semantics": SEMANTICS,
-        "state": state,
-        "dataset": recipe.dataset.name,
-        "model": recipe.model.name,
-        "method": recipe.method,
-        "protocol": recipe.protocol,
-        "seed": recipe.seed,
-        "config": recipe.record(),
-        "epochs": training.epochs,
-        "budget": recipe.budget,
-        "metrics": results.metrics(progress.history, progress.collected),
-        "cost": {
-            "train_seconds": progress.train_seconds,
-            "images_per_second": training.images_per_second,
-            "gradient_evaluations": progress.gradient_evaluations,
-            "peak_memory_bytes": peak_memory(device),
-        },
-        "environment": environment(device, training.parts.settings),
-    }
-    if failure is not None:
-        result["failure"] = {"reason": failure, **training.place()}
-    if training.parts.processes.is_first:
-        results.write_history(folder, progress.history)
-        results.write(folder, result)
-    return result

@@ -4,7 +4,7 @@ here.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -158,15 +158,34 @@ class Training:
         return self.parts.collector.network(self.parts.model, self.reestimate)
 
     def check_finite(self) -> None:
-        """Raise RunFailed where the epoch's loss so far or a weight is not finite; waits for the device."""
-        weights = [weight.detach() for weight in self.parts.model.parameters()]
-        norms = torch.stack(torch._foreach_norm(weights))
-        if not math.isfinite(float(self.stepper.loss_sum + norms.sum())):
-            place = self.place()
-            raise RunFailed(
-                f"the loss or a weight is not finite in epoch {place['epoch']} at lr {self.stepper.lr:g}; "
-                f"last finite loss: {place['last_finite_loss']}"
-            )
+        """Raise RunFailed, naming what it is, where the loss of the epoch so far or a number that a checkpoint holds is
+        not finite: a weight, a BN statistic, the optimizer's state, an average. Waits for the device, once.
+        """
+        state = self._tensors()
+        # The maximum of the absolute values is finite where all are; a 2-norm could overflow by itself.
+        largest = torch._foreach_norm([tensor.detach() for tensor in state.values()], math.inf)
+        total = sum((value.double() for value in largest), start=self.stepper.loss_sum)
+        if math.isfinite(float(total)):
+            return
+        wrong = [name for name, value in zip(state, largest, strict=True) if not math.isfinite(float(value))]
+        what = wrong[0] if wrong else "the loss"
+        place = self.place()
+        raise RunFailed(
+            f"{what} is not finite in epoch {place['epoch']} at lr {self.stepper.lr:g}; "
+            f"last finite loss: {place['last_finite_loss']}"
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every floating-point tensor of the state, by a name for people."""
+        parts = self.parts
+        states = {"": parts.model.state_dict(), "optimizer": parts.step.optimizer.state_dict()["state"]}
+        states |= {"collector": parts.collector.state_dict()}
+        return {
+            name: tensor
+            for place, state in states.items()
+            for name, tensor in _named_tensors(state, place)
+            if tensor.is_floating_point() and tensor.numel()
+        }
 
     def place(self) -> dict[str, float | None]:
         """Where a failure happened: epoch (counted from 1), lr and the last finite loss of a batch, None if there was
@@ -202,3 +221,14 @@ class Training:
         self.progress = Progress(**state["progress"])
         self.stepper.load_state_dict(state)
         self.measured_rate = self.images_per_second
+
+
+def _named_tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+    elif isinstance(node, Mapping):
+        for key, item in node.items():
+            yield from _named_tensors(item, f"{name} {key}".strip())
+    elif isinstance(node, (list, tuple)):
+        for position, item in enumerate(node):
+            yield from _named_tensors(item, f"{name} {position}")

@@ -10,9 +10,9 @@ from torch import nn
 from broadopt.data.batches import Data
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.methods.collect import Collector
+from broadopt.methods.schedule import Schedule
 from broadopt.methods.step import Step
 from broadopt.seeds import derive
-from broadopt.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,10 @@ class Parts:
     processes: Processes = ALONE
     settings: Mapping[str, Any]
     """How the run is carried out, for its result: precision, memory format, ..."""
+    size: Mapping[str, int] = field(default_factory=dict)
+    """What estimates of cost need, for its result: parameters, macs (multiply-adds of a forward pass on one image),
+    images_per_epoch, passes (gradients a step).
+    """
 
     @property
     def autocast(self) -> torch.autocast:
@@ -59,3 +63,5 @@ class Progress:
     collected: dict[str, dict[str, float]] = field(default_factory=dict)
     collected_at: int = -1
     evaluated_at: int = -1
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    """What the rounding of float sums depends on, of each kind of machine that carried the run out, in their order."""

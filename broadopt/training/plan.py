@@ -9,34 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.flop_counter import FlopCounterMode
 
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import ModelConfig, Recipe
 from broadopt.data.datasets import size
 from broadopt.methods.collect import Collector
-from broadopt.models.build import network
-from broadopt.training.schedule import Schedule
+from broadopt.methods.schedule import Schedule
+from broadopt.models.build import macs, network
 
 GRADIENT = 3
 """Forward passes that a gradient costs: the backward pass multiplies with the weights and with the activations."""
-
-
-def macs(model: nn.Module) -> int:
-    """Multiply-adds of one forward pass on one 32x32 image, convolutions and linear layers; `model` is on the meta
-    device.
-    """
-    training = model.training
-    norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-    for norm in norms:  # multiplies nothing that is counted, and is slow on the meta device
-        vars(norm)["forward"] = lambda images: images
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.empty(1, 3, 32, 32, device="meta"))
-    for norm in norms:
-        del vars(norm)["forward"]
-    model.train(training)
-    return int(counter.get_total_flops()) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +53,7 @@ def price(recipe: Recipe) -> Cost:
     model, operations = _measured(json.dumps(asdict(recipe.model)), classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
     collector = instantiated("collect", recipe.collect)
-    epochs = max([recipe.budget, *collector.readouts(recipe.budget).values()])
+    epochs = max([recipe.budget, *collector.evaluation_points(recipe.budget).values()])
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=operations,
@@ -89,7 +71,14 @@ def _measured(model: str, classes: int) -> tuple[nn.Module, int]:
     """
     with torch.device("meta"):
         made = network(ModelConfig(**json.loads(model)), classes)
-    return made, macs(made)
+    # BN multiplies nothing that is counted, and on the meta device it takes half of the pass.
+    norms = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        vars(norm)["forward"] = lambda images: images
+    operations = macs(made)
+    for norm in norms:
+        del vars(norm)["forward"]
+    return made, operations
 
 
 def line(recipe: Recipe, cost: Cost) -> str:
@@ -108,7 +97,7 @@ def petaflops(flops: float) -> str:
 
 def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector, origins: Mapping[str, str]) -> str:
     """A run as one would check it against the paper; `origins` says of each value where it comes from."""
-    moments = collector.moments(recipe.budget)
+    moments = collector.collection_points(recipe.budget)
     lines = [
         f"{recipe.method} on {recipe.model.name}, {recipe.dataset.name}, protocol {recipe.protocol}, "
         f"seed {recipe.seed}",
@@ -120,10 +109,12 @@ def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector
         f"  step       {_call(recipe.step)}",
     ]
     if moments:
-        points = collector.readouts(recipe.budget).items()
+        points = collector.evaluation_points(recipe.budget).items()
         reads = ", ".join(f"{name} at epoch {epoch:g}" for name, epoch in points)
         lines.append(f"  collect    {_call(recipe.collect)}")
-        lines.append(f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; read-outs {reads}")
+        lines.append(
+            f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; evaluation points {reads}"
+        )
     lines.append(f"  images     {_call(recipe.augmentation)}")
     width = max(map(len, origins))
     lines.append("  where the values come from")

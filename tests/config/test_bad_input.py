@@ -188,7 +188,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "pets/train/dog/1.png"
     bad.write_bytes(bad.read_bytes()[:50])
     process = run("dataset=image_folder", "dataset.path=pets", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
-    assert "pets/train/dog/1.png: cannot be read as a picture" in line_of(process, tmp_path)
+    assert "pets/train/dog/1.png: cannot be read as an image" in line_of(process, tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from broadopt.config.compose import compose, recipe_of, run_config
-from broadopt.config.identity import SEMANTICS, identity_of
+from broadopt.config.identity import AS_WITHOUT, SEMANTICS, identity_of
 from broadopt.config.run_config import EXECUTION
 from broadopt.config.shipped import config_dir
 
@@ -16,10 +16,8 @@ from broadopt.config.shipped import config_dir
 
 SWA_VGG = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SWA_OTHER = ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])
-# The code gives 255ths; the protocol keeps six decimals of them.
-PYRAMIDNET = tuple(
-    [round(value / 255, 6) for value in triple] for triple in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
-)
+# The codes of PyramidNet and Shake-Shake give 255ths; the protocol keeps six decimals of them.
+IN_255THS = tuple([round(value / 255, 6) for value in triple] for triple in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)))
 ASAM_CIFAR10 = SWA_OTHER
 ASAM_CIFAR100 = ([0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761])
 
@@ -56,12 +54,14 @@ def resnet(depth: int) -> dict[str, Any]:
 
 
 def wide(depth: int, widen: int, variant: str) -> dict[str, Any]:
+    """BN's gamma starts at 1 in homura, which is not recorded, and is uniform in the SWA paper's torch of 2018."""
     return {
         "name": f"wrn{depth}_{widen}",
         "_target_": "broadopt.models.wrn.WideResNet",
         "depth": depth,
         "widen_factor": widen,
         "variant": variant,
+        **({"gamma": "uniform"} if variant == "swa2018" else {}),
     }
 
 
@@ -75,17 +75,23 @@ VGG_ROW = {
     "schedule": ("linear", False),
     "swa": {"start": 0.805, "lr": 0.01, "decay_to": 0.01, "tail": "constant", "low": None, "cycle": None},
     "swa_budgets": [1, 1.25, 1.5],
-    "fge": {"high": 0.01, "low": 0.01},
+    "fge": {"start": 156, "cycle": 2, "members": 22, "high": 1e-2, "low": 5e-4},
 }
 WRN_ROW = VGG_ROW | {
     "model": wide(28, 10, "swa2018"),
     "normalisation": SWA_OTHER,
     "lr": 0.1,
     "swa": VGG_ROW["swa"] | {"lr": 0.05, "decay_to": 0.05},
-    "fge": {"high": 0.05, "low": 0.01},
+    "fge": {"start": 152, "cycle": 4, "members": 12, "high": 5e-2, "low": 5e-4},
 }
-RESNET_ROW = WRN_ROW | {"model": RESNET164, "budget": 150, "weight_decay": 3e-4}
-CYCLES = {"start": 1.0, "lr": 0.05, "decay_to": None, "tail": "sawtooth", "low": 0.001, "cycle": 0.02}
+RESNET_ROW = WRN_ROW | {
+    "model": RESNET164,
+    "budget": 150,
+    "weight_decay": 3e-4,
+    "fge": {"start": 126, "cycle": 4, "members": 6, "high": 5e-2, "low": 5e-4},
+}
+CYCLES = {"start": 1.0, "lr": 0.05, "decay_to": None, "tail": "sawtooth", "low": 0.001, "cycle": 3 / 300}
+REPLAY = {"start": 1.0, "lr": None, "decay_to": None, "tail": "replay", "low": None, "cycle": 100 / 1800}
 
 TABLE1 = {
     "vgg16_cifar100": VGG_ROW,
@@ -96,7 +102,7 @@ TABLE1 = {
     "wrn28_10_cifar10": WRN_ROW,
     "pyramidnet272_cifar100": {
         "model": PYRAMIDNET272,
-        "normalisation": PYRAMIDNET,
+        "normalisation": IN_255THS,
         "budget": 300,
         "lr": 0.5,
         "nesterov": True,
@@ -107,18 +113,21 @@ TABLE1 = {
     },
     "shakeshake26_2x64d_cifar10": {
         "model": SHAKESHAKE,
-        "normalisation": SWA_OTHER,
+        "normalisation": IN_255THS,
+        "border": "mean",  # padded after the normalisation
         "budget": 1800,
         "lr": 0.2,
         "nesterov": True,
         "weight_decay": 1e-4,
         "schedule": ("cosine", True),
-        "swa": CYCLES,
+        "count_from": 1,  # iterations
+        "swa": REPLAY,
+        "replay_from": 1600 / 1800,
         "swa_budgets": [1.25, 1.5],
     },
 }
 
-TABLE3 = {  # network, budget of SGD, of SAM and ASAM, lr
+TABLE3 = {  # network, budget of SGD, of SAM and ASAM, lr; PyramidNet's batch, m and rho are below
     "densenet121": (DENSENET121, 400, 200, 0.1),
     "resnet20": (resnet(20), 400, 200, 0.1),
     "resnet56": (resnet(56), 400, 200, 0.1),
@@ -128,6 +137,16 @@ TABLE3 = {  # network, budget of SGD, of SAM and ASAM, lr
     "wrn28_10": (wide(28, 10, "homura"), 400, 200, 0.1),
     "pyramidnet272": (PYRAMIDNET272 | SHAKEDROP, 1800, 900, 0.05),
 }
+
+# The other readings that the protocols name, each a few words of a command line.
+FGE_README = ["collect.start=0.8", "collect.cycle=0.01", "schedule.low=0.01"]
+SAWTOOTH = ["schedule.tail=sawtooth", "schedule.high=0.05", "schedule.low=0.001", "collect.cycle=0.02"]
+SHAKESHAKE_IMAGES = [
+    "augmentation.border=black",
+    "augmentation.mean=[0.4914,0.4822,0.4465]",
+    "augmentation.std=[0.2023,0.1994,0.2010]",
+    "schedule.count_from=0",
+]
 
 PLAIN_STEP = {"_target_": "broadopt.methods.step.Plain"}
 NO_COLLECTOR = {"_target_": "broadopt.methods.collect.Nothing"}
@@ -164,17 +183,29 @@ def common(*, dataset: str, model: dict, normalisation: tuple, protocol: str, me
     }
 
 
-def schedule(*, lr: float, budget: float, shape: str, per_step: bool, **tail: Any) -> dict[str, Any]:
+def schedule(
+    *, lr: float, budget: float, shape: str, per_step: bool, count_from: int = 0, **tail: Any
+) -> dict[str, Any]:
+    """Epochs, or steps, that are counted from 0 are not recorded as such."""
     head = {"_target_": "broadopt.schedule.Schedule", "lr": lr, "budget": budget, "shape": shape, "per_step": per_step}
-    return head | tail
+    return head | ({"count_from": 1} if count_from else {}) | tail
+
+
+def fge_start_and_cycle(row: dict[str, Any]) -> dict[str, float]:
+    """In budgets; the cycles end with the budget."""
+    epochs = row["fge"]
+    assert epochs["start"] + epochs["members"] * epochs["cycle"] == row["budget"]
+    return {"start": epochs["start"] / row["budget"], "cycle": epochs["cycle"] / row["budget"]}
 
 
 def of_table1(row: str, method: str) -> dict[str, Any]:
     values = TABLE1[row]
     swa, (shape, per_step) = values["swa"], values["schedule"]
+    count_from = values.get("count_from", 0)
     tails = {
-        "sgd": {},
+        "sgd": {"count_from": count_from},
         "swa": {
+            "count_from": count_from,
             "decay_over": swa["start"],
             "decay_to": swa["decay_to"],
             "tail": swa["tail"],
@@ -182,8 +213,8 @@ def of_table1(row: str, method: str) -> dict[str, Any]:
             "high": swa["lr"],
             "low": swa["low"],
             "cycle": swa["cycle"],
+            **({"replay_from": values["replay_from"]} if "replay_from" in values else {}),
         },
-        "fge": {"tail": "triangle", "start": 0.8, "cycle": 0.01, **values.get("fge", {})},
     }
     collectors = {
         "sgd": NO_COLLECTOR,
@@ -193,9 +224,13 @@ def of_table1(row: str, method: str) -> dict[str, Any]:
             "cycle": swa["cycle"],
             "budgets": values["swa_budgets"],
         },
-        "fge": {"_target_": "broadopt.methods.fge.SnapshotEnsemble", "start": 0.8, "cycle": 0.01},
     }
-    return common(
+    if method == "fge":
+        cycles = fge_start_and_cycle(values)
+        bounds = {"high": values["fge"]["high"], "low": values["fge"]["low"]}
+        tails["fge"] = {"count_from": 1, "tail": "triangle", **cycles, **bounds}
+        collectors["fge"] = {"_target_": "broadopt.methods.fge.SnapshotEnsemble", **cycles}
+    recipe = common(
         dataset=row.rpartition("_")[2],
         model=values["model"],
         normalisation=values["normalisation"],
@@ -211,6 +246,9 @@ def of_table1(row: str, method: str) -> dict[str, Any]:
         "step": PLAIN_STEP,
         "collect": collectors[method],
     }
+    if "border" in values:
+        recipe["augmentation"] |= {"border": values["border"]}
+    return recipe
 
 
 def ascent(method: str, dataset: str) -> dict[str, Any]:
@@ -247,6 +285,9 @@ def of_table3(row: str, method: str) -> dict[str, Any]:
     }
     if row == "pyramidnet272":
         values["augmentation"] |= {"autoaugment": True, "cutmix": 0.5}
+        values["batch_size"] = 256
+        if method != "sgd":
+            values["step"] |= {"chunk": 32, "rho": 0.05 if method == "sam" else 1.0}
     return values
 
 
@@ -266,6 +307,107 @@ def test_row_resolves_to_the_published_recipe(row: str, method: str) -> None:
     actual = recipe_of([f"experiment={row}", f"method={method}"])
     assert actual == expected
     assert identity_of(actual) == identity_of(expected)  # as above, and true is not 1
+
+
+FIRST_IDENTITIES = {
+    ("table1/vgg16_cifar100", "sgd"): "c6b82ab2",
+    ("table1/vgg16_cifar100", "swa"): "5a1391e4",
+    ("table1/vgg16_cifar10", "sgd"): "959b322f",
+    ("table1/vgg16_cifar10", "swa"): "81063905",
+    ("table1/preresnet164_cifar100", "sgd"): "9483719f",
+    ("table1/preresnet164_cifar100", "swa"): "8ca3c4c1",
+    ("table1/preresnet164_cifar10", "sgd"): "66e9b17a",
+    ("table1/preresnet164_cifar10", "swa"): "9275b415",
+    ("table1/pyramidnet272_cifar100", "sgd"): "4fb37795",
+    ("table3/densenet121", "sgd"): "e9242a27",
+    ("table3/densenet121", "sam"): "205badb4",
+    ("table3/densenet121", "asam"): "7d9e9f36",
+    ("table3/resnet20", "sgd"): "542df6af",
+    ("table3/resnet20", "sam"): "663dce04",
+    ("table3/resnet20", "asam"): "3d6ad328",
+    ("table3/resnet56", "sgd"): "e92b46b0",
+    ("table3/resnet56", "sam"): "2417aa4f",
+    ("table3/resnet56", "asam"): "2f60b345",
+    ("table3/vgg19_bn", "sgd"): "f4987d6d",
+    ("table3/vgg19_bn", "sam"): "a739334a",
+    ("table3/vgg19_bn", "asam"): "4aadee15",
+    ("table3/resnext29_32x4d", "sgd"): "5b4b9569",
+    ("table3/resnext29_32x4d", "sam"): "9753e7c3",
+    ("table3/resnext29_32x4d", "asam"): "20e59108",
+    ("table3/wrn28_2", "sgd"): "440fc492",
+    ("table3/wrn28_2", "sam"): "ad92e02b",
+    ("table3/wrn28_2", "asam"): "09c959b2",
+    ("table3/wrn28_10", "sgd"): "94f589a1",
+    ("table3/wrn28_10", "sam"): "46b653ed",
+    ("table3/wrn28_10", "asam"): "90893c37",
+    ("quickstart", "sgd"): "ad7b5e09",
+    ("quickstart", "swa"): "a2114e47",
+    ("quickstart", "sam"): "2c4afbcb",
+    ("quickstart", "asam"): "69077ad8",
+}
+"""The oracle: identities as they were computed before any key of AS_WITHOUT but the step's existed."""
+
+
+@pytest.mark.parametrize(("experiment", "method"), FIRST_IDENTITIES)
+def test_recipes_that_never_changed_have_kept_their_identity(experiment: str, method: str) -> None:
+    identity = identity_of(recipe_of([f"experiment={experiment}", f"method={method}"]))
+    assert identity[:8] == FIRST_IDENTITIES[experiment, method]
+
+
+@pytest.mark.parametrize(
+    ("row", "method", "first", "overrides"),
+    [
+        ("table1/wrn28_10_cifar100", "sgd", "3643cc0c", ["model.gamma=ones"]),
+        ("table1/wrn28_10_cifar100", "swa", "6cec23f8", ["model.gamma=ones"]),
+        ("table1/vgg16_cifar100", "fge", "ea78c5a8", [*FGE_README, "schedule.count_from=0"]),
+        ("table1/preresnet164_cifar10", "fge", "0a84bf0a", [*FGE_README, "schedule.count_from=0"]),
+        ("table1/wrn28_10_cifar10", "fge", "8d0e8d32", [*FGE_README, "schedule.count_from=0", "model.gamma=ones"]),
+        ("table1/pyramidnet272_cifar100", "swa", "573661d5", ["collect.cycle=0.02"]),
+        ("table1/shakeshake26_2x64d_cifar10", "sgd", "182539cd", SHAKESHAKE_IMAGES),
+        (
+            "table1/shakeshake26_2x64d_cifar10",
+            "swa",
+            "ddcc9979",
+            [*SHAKESHAKE_IMAGES, *SAWTOOTH, "schedule.replay_from=null"],
+        ),
+        ("table3/pyramidnet272", "sgd", "29c1088a", ["batch_size=128"]),
+        ("table3/pyramidnet272", "sam", "70eae53d", ["batch_size=128", "step.chunk=null", "step.rho=0.1"]),
+        ("table3/pyramidnet272", "asam", "b89b4f8b", ["batch_size=128", "step.chunk=null"]),
+    ],
+)
+def test_another_reading_of_a_row_is_one_command_line_and_has_kept_its_identity(
+    row: str, method: str, first: str, overrides: list[str]
+) -> None:
+    assert identity_of(recipe_of([f"experiment={row}", f"method={method}", *overrides]))[:8] == first
+
+
+def test_swas_lr_of_wrn_as_the_appendix_may_have_it_is_one_command_line() -> None:
+    row = ["experiment=table1/wrn28_10_cifar100", "method=swa"]
+    code = recipe_of(row)
+    appendix = recipe_of([*row, "schedule.decay_to=0.01", "schedule.high=0.01"])
+    assert (code["schedule"]["decay_to"], code["schedule"]["high"]) == (0.05, 0.05)
+    assert appendix == code | {"schedule": code["schedule"] | {"decay_to": 0.01, "high": 0.01}}
+
+
+LATER_KEYS = {
+    "step.perturbation": (["method=sam"], "share"),
+    "step.chunk": (["method=sam"], 32),
+    "schedule.count_from": (["method=sgd"], 1),
+    "schedule.replay_from": (["method=swa"], 0.5),
+    "augmentation.border": (["method=sgd"], "mean"),
+    "model.gamma": (["method=sam", "model=wrn28_2"], "uniform"),
+}
+
+
+@pytest.mark.parametrize("key", AS_WITHOUT)
+def test_a_key_that_came_later_is_recorded_only_where_it_changes_the_run(key: str) -> None:
+    overrides, value = LATER_KEYS[key]
+    group, leaf = key.split(".")
+    plainly = recipe_of(overrides)
+    assert leaf not in plainly[group]
+    default = "null" if AS_WITHOUT[key] is None else AS_WITHOUT[key]
+    assert recipe_of([*overrides, f"++{key}={default}"]) == plainly
+    assert recipe_of([*overrides, f"++{key}={value}"]) == plainly | {group: plainly[group] | {leaf: value}}
 
 
 def test_there_is_a_row_for_every_experiment_of_a_table() -> None:

@@ -81,7 +81,7 @@ def test_every_target_of_the_configs_has_a_public_name_that_is_recorded_and_a_pl
 
 
 def test_a_target_named_by_where_its_code_lives_makes_the_same_run() -> None:
-    moved = "schedule._target_=broadopt.training.schedule.Schedule"
+    moved = "schedule._target_=broadopt.methods.schedule.Schedule"
     assert recipe_of([*SAM, moved]) == recipe_of(SAM)
     assert recipe_of([*SAM, moved])["schedule"]["_target_"] == "broadopt.schedule.Schedule"
 

@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import functional as reference
 
 from broadopt.config.instantiate import instantiated
-from broadopt.data.augment import Augmentation, Draws, Normalisation, crop_and_flip, draw, padded
+from broadopt.data.augment import Augmentation, Draws, Normalisation, crop_and_flip, draw, mean_border, padded
 from broadopt.errors import InputError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -70,6 +70,32 @@ def test_padding_is_black_not_the_mean_colour() -> None:
     black = -torch.tensor(MEAN) / torch.tensor(STD)
     assert torch.equal(image[:, :4, :], black[:, None, None].expand(3, 4, 32))
     assert torch.equal(image[:, :, :4], black[:, None, None].expand(3, 32, 4))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pad", [0, 1, 4, 9])
+def test_mean_border_is_what_a_code_makes_that_normalises_before_it_pads(pad: int, channels_last: bool) -> None:
+    augmentation = Augmentation(mean=MEAN, std=STD, pad=pad, border="mean")
+    pixels = random_pixels(40)
+    draws = draw(augmentation, 40, generator(pad))
+    normalise = Normalisation(augmentation, device=CPU, channels_last=channels_last)
+    batch = mean_border(normalise(crop_and_flip(padded(pixels, pad), draws)), draws, pad)
+    columns = (draws.images, draws.tops, draws.lefts, draws.flips)
+    for image, (index, top, left, flip) in zip(batch, zip(*(c.tolist() for c in columns), strict=True), strict=True):
+        normalised = reference.normalize(reference.to_tensor(picture(pixels[index])), MEAN, STD)
+        crop = torch.nn.functional.pad(normalised, [pad] * 4)[:, top : top + 32, left : left + 32]
+        assert torch.equal(image, crop.flip(2) if flip else crop)
+    assert batch.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def test_mean_border_is_exactly_0_and_the_image_keeps_its_zeros_apart() -> None:
+    augmentation = Augmentation(mean=MEAN, std=STD, border="mean")
+    draws = Draws(torch.tensor([0]), torch.tensor([0]), torch.tensor([8]), torch.tensor([True]))
+    black = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    image = mean_border(Normalisation(augmentation, device=CPU)(crop_and_flip(padded(black, 4), draws)), draws, 4)[0]
+    assert image[:, :4, :].eq(0).all()  # the crop begins 4 above the image
+    assert image[:, :, :4].eq(0).all()  # and ends 4 to the right of it, which mirrored is left
+    assert torch.equal(image[:, 4:, 4:], (-torch.tensor(MEAN) / torch.tensor(STD))[:, None, None].expand(3, 28, 28))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -157,6 +183,12 @@ def test_values_of_a_hydra_config_become_plain_tuples() -> None:
     [
         ({"pad": -1}, "augmentation.pad=-1"),
         ({"pad": 1.5}, "augmentation.pad=1.5"),
+        ({"border": "grey"}, "augmentation.border=grey: expected one of black, mean"),
+        ({"border": "meen"}, 'augmentation.border=meen: expected one of black, mean; did you mean "mean"?'),
+        (
+            {"border": "mean", "autoaugment": True},
+            "augmentation.border=mean: expected black with augmentation.autoaugment=true",
+        ),
         ({"mean": (0.5, 0.5)}, "augmentation.mean=[0.5, 0.5]"),
         ({"mean": (0.5, float("nan"), 0.5)}, "augmentation.mean=[0.5, nan, 0.5]"),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, "augmentation.std=[0.5, 0.5, 0.5, 0.5]"),

@@ -147,6 +147,25 @@ def test_each_training_image_is_one_of_its_own_162_crops() -> None:
     assert labels.tolist() == [number % 5 for number in numbers(order)]
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_training_images_have_a_border_of_the_mean_colour_where_asked_and_are_otherwise_the_same(
+    channels_last: bool,
+) -> None:
+    light = Images(torch.full((100, 3, 32, 32), 255, dtype=torch.uint8), torch.arange(100) % 5)
+    source = Dataset("light", tuple("01234"), light, light, None)
+    black, mean = (
+        data(source, augmentation=Augmentation(mean=MEAN, std=STD, border=border), channels_last=channels_last)
+        for border in ("black", "mean")
+    )
+    bordered = 0
+    for (dark, _), (images, _) in zip(black.train(2), mean.train(2), strict=True):
+        is_border = dark < 0  # of these images nothing but black is below the mean
+        assert torch.equal(images, torch.where(is_border, 0.0, dark))
+        bordered += int(is_border.any(dim=(1, 2, 3)).sum())
+    assert bordered > 90  # one crop in 81 has no border
+    assert same(black.test(), mean.test())
+
+
 def test_crops_and_flips_change_from_epoch_to_epoch() -> None:
     source = dataset(train=1)
     first, second = (next(data(source, batch_size=1).train(epoch))[0] for epoch in (0, 1))

@@ -55,7 +55,7 @@ def test_steps_stay_on_their_device_and_never_wait_for_it(method: str, augmentat
 def test_evaluation_and_collection_stay_on_their_device_and_never_wait_for_it(method: str) -> None:
     made = training(f"method={method}")
     outputs = log_probabilities(
-        made.parts.model, made.parts.data.test(), autocast=made.autocast, before_batch=lambda: None
+        made.parts.model, made.parts.data.test(), autocast=made.evaluator.autocast, before_batch=lambda: None
     )
     assert (outputs.device, outputs.dtype, outputs.shape) == (META, torch.float64, (20, 10))
     for _ in range(2):

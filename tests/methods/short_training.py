@@ -7,12 +7,12 @@ from broadopt.data.augment import Augmentation
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset, Images
 from broadopt.methods.collect import Collector
+from broadopt.methods.schedule import Schedule
 from broadopt.methods.step import Plain
 from broadopt.signals import Stop
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import EpochLines
-from broadopt.training.schedule import Schedule
 
 STEPS_PER_EPOCH = 4  # of 16, 16, 16 and 10 images
 

@@ -89,26 +89,26 @@ def test_collecting_leaves_the_network_and_the_predictions_as_they_are() -> None
 
 def test_200_epochs_have_20_members_in_the_middles_of_cycles_of_2_epochs() -> None:
     ensemble = SnapshotEnsemble(start=0.8, cycle=0.01)
-    assert ensemble.moments(200) == pytest.approx(list(range(161, 201, 2)), abs=1e-9)
-    assert ensemble.readouts(200) == {"1": 200}
+    assert ensemble.collection_points(200) == pytest.approx(list(range(161, 201, 2)), abs=1e-9)
+    assert ensemble.evaluation_points(200) == {"1": 200}
 
 
 def test_start_is_no_member() -> None:
-    assert min(SnapshotEnsemble(start=0.8, cycle=0.01).moments(200)) == pytest.approx(161, abs=1e-9)
-    assert SnapshotEnsemble(start=0.0, cycle=0.5).moments(8) == [2, 6]
+    assert min(SnapshotEnsemble(start=0.8, cycle=0.01).collection_points(200)) == pytest.approx(161, abs=1e-9)
+    assert SnapshotEnsemble(start=0.0, cycle=0.5).collection_points(8) == [2, 6]
 
 
 @settings(deadline=None)
 @given(cycles=st.integers(1, 60), start=st.sampled_from([0.0, 0.25, 0.5, 0.8, 0.9]), budget=st.integers(1, 2000))
 def test_cycles_fill_the_rest_of_any_budget(cycles: int, start: float, budget: int) -> None:
     cycle = (1 - start) / cycles
-    moments = SnapshotEnsemble(start=start, cycle=cycle).moments(budget)
+    moments = SnapshotEnsemble(start=start, cycle=cycle).collection_points(budget)
     expected = [budget * (start + (1 - start) * (2 * k + 1) / (2 * cycles)) for k in range(cycles)]
     assert moments == pytest.approx(expected, rel=1e-12)
 
 
 def test_incomplete_last_cycle_has_no_member() -> None:
-    assert SnapshotEnsemble(start=0.5, cycle=0.2).moments(10) == pytest.approx([6, 8], rel=1e-12)
+    assert SnapshotEnsemble(start=0.5, cycle=0.2).collection_points(10) == pytest.approx([6, 8], rel=1e-12)
 
 
 class Recording(SnapshotEnsemble):

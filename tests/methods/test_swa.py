@@ -143,7 +143,7 @@ def test_averages_of_a_training_are_those_of_its_weights_at_the_ends_of_epochs()
         torch.testing.assert_close(mean.double(), torch.stack(weights).double().mean(0), rtol=1e-6, atol=1e-7)
 
 
-def test_readouts_of_one_training_are_those_of_trainings_that_end_there() -> None:
+def test_evaluation_points_of_one_training_are_those_of_trainings_that_end_there() -> None:
     long = run(WeightAverage(start=0.5, budgets=(1, 1.5)), budget=2).progress.collected
     short = run(WeightAverage(start=0.5, budgets=(1,)), budget=2).progress.collected
     assert long["1"] == short["1"]
@@ -161,39 +161,39 @@ def test_published_runs_average_the_published_numbers_of_models(
     budget: float, start: float, first: int, members: dict[str, tuple[int, ...]]
 ) -> None:
     average = WeightAverage(start=start)
-    moments, readouts = average.moments(budget), average.readouts(budget)
-    assert moments == list(range(first, round(1.5 * budget) + 1))
-    assert readouts == {"1": budget, "1.25": 1.25 * budget, "1.5": 1.5 * budget}
+    points, evaluated = average.collection_points(budget), average.evaluation_points(budget)
+    assert points == list(range(first, round(1.5 * budget) + 1))
+    assert evaluated == {"1": budget, "1.25": 1.25 * budget, "1.5": 1.5 * budget}
     for name, expected in members.items():
-        assert sum(moment <= readouts[name] for moment in moments) in expected
+        assert sum(point <= evaluated[name] for point in points) in expected
 
 
 def test_cycles_are_averaged_at_their_ends_from_the_starting_point_on() -> None:
     average = WeightAverage(start=1.0, cycle=0.02, budgets=(1.25, 1.5))
-    assert average.moments(300) == pytest.approx([300 + 6 * k for k in range(26)], abs=1e-9)
-    assert average.readouts(300) == {"1.25": 375, "1.5": 450}
+    assert average.collection_points(300) == pytest.approx([300 + 6 * k for k in range(26)], abs=1e-9)
+    assert average.evaluation_points(300) == {"1.25": 375, "1.5": 450}
 
 
 @pytest.mark.parametrize(
-    ("budget", "moments"),
+    ("budget", "points"),
     [
         (10, [9, 10, 11, 12, 13, 14, 15]),
         (5, [5, 6, 7]),
         (2, [2, 3]),
         (1, [1]),
-        (0.5, [0.5]),  # no epoch is complete: what there is at the first read-out
+        (0.5, [0.5]),  # no epoch is complete: what there is at the first evaluation point
         (0.1, [0.1]),
     ],
 )
-def test_short_budgets_still_average_by_the_first_readout(budget: float, moments: list[float]) -> None:
+def test_short_budgets_still_average_by_the_first_evaluation_point(budget: float, points: list[float]) -> None:
     average = WeightAverage(start=0.805)
-    assert average.moments(budget) == pytest.approx(moments, rel=1e-12)
-    assert average.readouts(budget) == pytest.approx({"1": budget, "1.25": 1.25 * budget, "1.5": 1.5 * budget})
-    assert min(average.moments(budget)) <= average.readouts(budget)["1"]
+    assert average.collection_points(budget) == pytest.approx(points, rel=1e-12)
+    assert average.evaluation_points(budget) == pytest.approx({"1": budget, "1.25": 1.25 * budget, "1.5": 1.5 * budget})
+    assert min(average.collection_points(budget)) <= average.evaluation_points(budget)["1"]
 
 
 @pytest.mark.parametrize("budget", [0.25, 0.5, 1, 2])
-def test_short_trainings_read_out_an_average_at_every_budget(budget: float) -> None:
+def test_short_trainings_evaluate_an_average_at_every_budget(budget: float) -> None:
     done = run(WeightAverage(start=0.805), budget=budget)
     assert {name: read["epochs"] for name, read in done.progress.collected.items()} == {
         "1": budget,
@@ -239,12 +239,21 @@ def test_average_keeps_the_dtype_and_memory_format_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"start": 0.5, "budgets": ()}, "collect.budgets=[]: expected numbers > 0 in ascending order"),
-        ({"start": 0.5, "budgets": (1.5, 1)}, "collect.budgets=[1.5, 1]: expected numbers > 0 in ascending order"),
-        ({"start": 0.5, "budgets": (1, 1)}, "collect.budgets=[1, 1]: expected numbers > 0 in ascending order"),
-        ({"start": 0.0, "budgets": (0,)}, "collect.budgets=[0]: expected numbers > 0 in ascending order"),
-        ({"start": 1.1}, "collect.start=1.1: expected 0 to 1, the first read-out of collect.budgets"),
-        ({"start": -0.1}, "collect.start=-0.1: expected 0 to 1, the first read-out of collect.budgets"),
+        ({"start": 0.5, "budgets": ()}, "collect.budgets=[]: expected numbers > 0, at most 1000, in ascending order"),
+        (
+            {"start": 0.5, "budgets": (1.5, 1)},
+            "collect.budgets=[1.5, 1]: expected numbers > 0, at most 1000, in ascending order",
+        ),
+        (
+            {"start": 0.5, "budgets": (1, 1)},
+            "collect.budgets=[1, 1]: expected numbers > 0, at most 1000, in ascending order",
+        ),
+        (
+            {"start": 0.0, "budgets": (0,)},
+            "collect.budgets=[0]: expected numbers > 0, at most 1000, in ascending order",
+        ),
+        ({"start": 1.1}, "collect.start=1.1: expected 0 to 1, the first evaluation point of collect.budgets"),
+        ({"start": -0.1}, "collect.start=-0.1: expected 0 to 1, the first evaluation point of collect.budgets"),
         ({"start": 0.5, "cycle": 0}, "collect.cycle=0: expected a number of budgets > 0, or null"),
     ],
 )
@@ -254,5 +263,5 @@ def test_values_out_of_range_are_refused_in_one_line(values: dict, message: str)
     assert str(error.value) == message
 
 
-def test_a_budget_that_ends_before_the_first_whole_epoch_averages_at_its_read_out_and_at_epoch_ends_after_it() -> None:
-    assert WeightAverage(start=0.805).moments(2.6) == [2.6, 3.0]
+def test_a_budget_that_ends_before_the_first_whole_epoch_averages_there_and_at_epoch_ends_after_it() -> None:
+    assert WeightAverage(start=0.805).collection_points(2.6) == [2.6, 3.0]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
-HOMURA, SWA2018 = {"variant": "homura"}, {"variant": "swa2018"}
+HOMURA, SWA2018 = {"variant": "homura", "gamma": "ones"}, {"variant": "swa2018", "gamma": "uniform"}
 
 #    file, options                            10 classes   100 classes   BN  multiply-adds   rounded in the source
 COUNTS = [

@@ -9,6 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from broadopt.config.compose import compose, plain
+from broadopt.data.datasets import digits
 from broadopt.models.densenet import densenet121
 from broadopt.models.preresnet import PreResNet
 from broadopt.models.pyramidnet import PyramidNet
@@ -17,6 +19,8 @@ from broadopt.models.resnext import ResNeXt
 from broadopt.models.shakeshake import ShakeShake
 from broadopt.models.vgg import VGG, vgg19_bn
 from broadopt.models.wrn import WideResNet
+from broadopt.seeds import derive
+from broadopt.training.build import build
 
 FAN_OUT = {
     "resnet": lambda: ResNet(num_classes=100, depth=20),
@@ -96,6 +100,45 @@ def test_bn_starts_as_the_identity_on_unit_statistics(name):
         assert (module.running_var == 1).all()
         assert not module.bias.any()
         assert not module.running_mean.any()
+
+
+def wrn(seed: int, **options: str) -> WideResNet:
+    torch.manual_seed(seed)
+    return WideResNet(num_classes=10, depth=16, widen_factor=4, **options)
+
+
+@pytest.mark.parametrize("variant", ["swa2018", "homura"])
+def test_gammas_are_uniform_from_the_seed_where_asked_and_all_other_weights_stay_the_same(variant):
+    ones, uniform = wrn(7, variant=variant), wrn(7, variant=variant, gamma="uniform")
+    gammas = [module.weight.detach() for module in layers(uniform, nn.BatchNorm2d)]
+    for values in gammas:
+        assert values.min() >= 0
+        assert values.max() < 1
+    sample = torch.cat(gammas)
+    assert sample.numel() > 1000
+    assert sample.unique().numel() > 0.999 * sample.numel()  # no two layers share their draws
+    assert scipy.stats.kstest(sample.numpy(), "uniform").pvalue > 1e-3
+    names = {f"{name}.weight" for name, module in uniform.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for name, value in ones.state_dict().items():
+        assert torch.equal(value, uniform.state_dict()[name]) == (name not in names), name
+    again, other = (
+        torch.cat([m.weight.detach() for m in layers(wrn(seed, variant=variant, gamma="uniform"), nn.BatchNorm2d)])
+        for seed in (7, 8)
+    )
+    assert torch.equal(again, sample)
+    assert not (other == sample).any()
+
+
+@pytest.mark.parametrize(("protocol", "gamma"), [("swa2018", "uniform"), ("asam2021", "ones")])
+def test_a_run_draws_its_gammas_from_its_seed_where_its_protocol_says_so(protocol, gamma):
+    overrides = ["dataset=digits", "model=wrn28_2", "model.depth=10", f"protocol={protocol}", "seed=5"]
+    made = build(plain(compose(overrides)), "fp32", digits(), torch.device("cpu")).model
+    torch.manual_seed(derive(5, "weights"))
+    variant = "swa2018" if protocol == "swa2018" else "homura"
+    expected = WideResNet(num_classes=10, depth=10, widen_factor=2, variant=variant, gamma=gamma)
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    assert all((module.weight == 1).all() == (gamma == "ones") for module in layers(made, nn.BatchNorm2d))
 
 
 def test_only_the_last_bn_of_the_swa2018_wrn_has_momentum_0_9():

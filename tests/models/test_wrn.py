@@ -57,5 +57,7 @@ def test_bad_options_are_refused_with_the_nearest_valid_name():
         WideResNet(**good | {"depth": 26})
     with pytest.raises(InputError, match=r"^model\.widen_factor=2\.5: expected an integer of at least 1$"):
         WideResNet(**good | {"widen_factor": 2.5})
+    with pytest.raises(InputError, match=r'^model\.gamma=one: expected one of ones, uniform; did you mean "ones"\?$'):
+        WideResNet(**good | {"gamma": "one"})
     with pytest.raises(InputError, match=r'^model\.variant=swa: .* homura, swa2018; did you mean "swa2018"\?$'):
         WideResNet(**good | {"variant": "swa"})

@@ -19,13 +19,13 @@ from broadopt.training.progress import EpochLines
 STEPS_PER_EPOCH = 3  # of 16, 16 and 8 images
 FIXED = ("batch_size=16", "budget=4", "evaluate_every=1", "device=cpu", "precision=fp32")
 RESNET = ("model=resnet20", "model.depth=8")
-METHODS = {
+METHODS = {  # with the values that they had when tests/golden/semantics.json was written
     f"{step}{'' if collect == 'none' else f'+{collect}'}": (
         "protocol=asam2021",
         f"step={step}",
         f"collect={collect}",
         *(("collect.start=0.5", "collect.budgets=[1]") if collect == "swa" else ()),
-        *(("collect.start=0.25", "collect.cycle=0.25", "schedule=fge") if collect == "fge" else ()),
+        *(("collect.start=0.25", "collect.cycle=0.25", "schedule.low=0.01") if collect == "fge" else ()),
     )
     for step in ("sgd", "sam", "asam")
     for collect in ("none", "swa", "fge")

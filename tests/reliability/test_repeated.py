@@ -13,7 +13,7 @@ from broadopt.data.datasets import digits
 from broadopt.errors import InputError
 from broadopt.predictor import load
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+HOWTO = (Path(__file__).parents[2] / "docs/howto.md").read_text()
 QUICK = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=1", "collect.budgets=[1]")
 
 
@@ -78,17 +78,18 @@ def test_a_config_that_is_none_is_one_line(content: str, tmp_path: Path) -> None
 
 
 def test_the_network_that_is_left_gives_the_accuracy_of_the_result(left: Path) -> None:
-    """By the three lines of the README."""
-    code = re.search(r"```python\n(from broadopt.predictor.*?)```", README, flags=re.DOTALL)
+    """By the lines of docs/howto.md, on the test images in place of random ones."""
+    code = re.search(r"```python\n(import torch\nfrom broadopt.predictor.*?)```", HOWTO, flags=re.DOTALL)
     assert code is not None
-    images = digits().test.pixels.float() / 255
-    namespace: dict = {"images": images}
+    lines, images = re.subn(r"torch\.rand\(8, 3, 32, 32\)", "digits().test.pixels.float() / 255", code[1])
+    lines, folders = re.subn(r'load\(".*?"\)', f"load({str(left)!r})", lines)
+    assert (images, folders) == (1, 1)
+    namespace: dict = {"digits": digits}
     with torch.no_grad():
-        exec(re.sub(r'load\(".*?"\)', f"load({str(left)!r})", code[1]), namespace)
+        exec(lines, namespace)
     assert not namespace["network"].training
     accuracy = 100 * (namespace["logits"].argmax(dim=1) == digits().test.labels).double().mean()
     assert float(accuracy) == pytest.approx(result(left)["metrics"]["collected"]["1"]["test_accuracy"], abs=1e-9)
-    assert len([line for line in code[1].splitlines() if line]) == 3
 
 
 def test_the_file_names_the_run_that_it_belongs_to(left: Path) -> None:

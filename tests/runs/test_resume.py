@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, Sweep, folders, halted, result, run, same_outcome, stopped
+from command import SMALL, Sweep, folders, halted, result, run, same_outcome, stopped, until
 
+from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
 from broadopt.signals import SIGNALS, Stop
 
@@ -22,9 +23,9 @@ STEPS_PER_EPOCH = 45
 INTERRUPTIONS = [
     pytest.param("sgd", signal.SIGTERM, "train 20", 20, id="in the first epoch"),
     pytest.param("swa", signal.SIGINT, "train 100", 90, id="while BN statistics are re-estimated"),
-    pytest.param("fge", signal.SIGUSR1, "test 7", 74, id="while a snapshot predicts"),
+    pytest.param("fge", signal.SIGUSR1, "test 8", 73, id="while a snapshot predicts"),
     pytest.param("sam", signal.SIGUSR2, "train 122", 61, id="in the second pass of a step"),
-    pytest.param("asam", signal.SIGTERM, "test 1", 45, id="while the test set is evaluated"),
+    pytest.param("asam", signal.SIGTERM, "test 2", 45, id="while the test set is evaluated"),
 ]
 
 
@@ -132,12 +133,16 @@ def test_the_code_in_that_checkpoint_would_have_run(tmp_path: Path) -> None:
 
 
 def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
+    sent = 0
     with halted(*SMALL, "budget=2", cwd=tmp_path, at="train 20") as process:
-        sent = 0
-        while process.poll() is None and sent < 100:
-            process.send_signal(signal.SIGINT)
+
+        def has_ended() -> bool:
+            nonlocal sent
+            process.send_signal(signal.SIGINT)  # two that are sent at once may arrive as one
             sent += 1
-            time.sleep(0.1)
+            return process.poll() is not None
+
+        until(has_ended)
     assert process.returncode == -signal.SIGINT
     assert sent >= 2
     (folder,) = folders(tmp_path)
@@ -202,18 +207,27 @@ def test_the_handlers_of_before_are_back_after_a_run() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with Stop() as stop:
         assert all(signal.getsignal(number) == stop._note for number in SIGNALS)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.requested == "SIGUSR1"
+        with stop.deferred():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.requested == "SIGUSR1"
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_a_signal_is_obeyed_at_once_where_there_is_nothing_to_save() -> None:
+    with Stop() as stop, pytest.raises(Interrupted, match="SIGHUP"):
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.requested == "SIGHUP"
+
+
 def test_a_forked_child_takes_a_signal_as_if_nobody_had_asked_for_it() -> None:
+    ready, its_ready = os.pipe()
     with Stop() as stop:
         child = os.fork()
         if child == 0:
-            signal.pause()
-            os._exit(0)
-        time.sleep(0.1)
+            os.write(its_ready, b".")  # what arrives while Python forks is lost
+            while True:
+                time.sleep(0.01)  # signal.pause() would not end by what arrives right before it
+        os.read(ready, 1)
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from stored import run
 
-from broadopt.runs import heartbeat, results
+from broadopt import files
+from broadopt.runs import folders, heartbeat, results
 from broadopt.status import state as standing
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -45,10 +46,10 @@ def test_the_tables_count_what_the_status_counts(many: Path) -> None:
 def test_a_look_lists_each_folder_once_and_reads_each_file_once(many: Path) -> None:
     listed: Counter[str] = Counter()
     read: Counter[str] = Counter()
-    list_folder, read_bytes = os.scandir, Path.read_bytes
+    list_folder, open_regular = os.scandir, files.open_regular
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "scandir", lambda path: (listed.update([str(path)]), list_folder(path))[1])
-        patch.setattr(Path, "read_bytes", lambda path: (read.update([str(path)]), read_bytes(path))[1])
+        patch.setattr(files, "open_regular", lambda path: (read.update([str(path)]), open_regular(path))[1])
         found = standing.look(many)
     assert (len(found.results), len(found.progress)) == (RUNS - RUNNING, RUNNING)
     assert set(listed) == {str(path) for path in (many / "runs").rglob("*") if path.is_dir()} | {str(many / "runs")}
@@ -60,7 +61,7 @@ def test_a_look_lists_each_folder_once_and_reads_each_file_once(many: Path) -> N
 def test_the_number_of_readers_changes_nothing(many: Path, monkeypatch: pytest.MonkeyPatch, readers: int) -> None:
     usual = results.read_all(many)
     assert len(usual[0]) == RUNS - RUNNING
-    monkeypatch.setattr(results, "READERS", readers)
+    monkeypatch.setattr(folders, "READERS", readers)
     assert results.read_all(many) == usual
 
 

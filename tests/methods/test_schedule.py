@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -7,8 +8,8 @@ from hypothesis import strategies as st
 from broadopt.config.compose import recipe_of
 from broadopt.errors import InputError
 from broadopt.methods.fge import SnapshotEnsemble
+from broadopt.methods.schedule import Schedule
 from broadopt.methods.swa import WeightAverage
-from broadopt.training.schedule import Schedule
 
 STEPS = 391  # of an epoch of CIFAR in batches of 128
 WITHIN_AN_EPOCH = (0, 1, 97, 195, 196, 389, 390)
@@ -36,11 +37,14 @@ def assert_once_an_epoch(schedule: Schedule, epoch: int, expected: float) -> Non
         assert lr(schedule, epoch * STEPS + iteration) == exactly(expected), (epoch, iteration)
 
 
-# The published formulas. e: index of the epoch from 0, E: its number in all, S: where the averaging starts.
+# The oracle: the published formulas, transcribed apart from broadopt's. e: index of the epoch from 0, E: the number of
+# epochs in all, S: where the averaging starts.
 
 
 def swa_code(e: int, *, until: float, lr: float, final: float) -> float:
-    """train.py:94-103, `until` being E and final/lr 0.01 for SGD, S and swa_lr/lr for SWA."""
+    """train.py:94-103, `until` being E and final/lr 0.01 for SGD, S and swa_lr/lr for SWA. FGE's train.py has the same
+    formula.
+    """
     t, ratio = e / until, final / lr
     if t <= 0.5:
         return lr
@@ -64,19 +68,43 @@ def fge_code(e: int, iteration: int, *, c: float, high: float, low: float) -> fl
     return high * (1 - 2 * t) + low * 2 * t if t < 0.5 else high * (2 * t - 1) + low * (2 - 2 * t)
 
 
+def fge_loops(*, E: int, lr: float, start: int, c: int, high: float, low: float) -> Iterator[tuple[float, bool]]:
+    """lr of every iteration, and whether a snapshot follows: train.py as far as its checkpoint of epoch `start`, in
+    which epochs are numbered from 1, then fge.py, which numbers its own from 0.
+    """
+    for epoch in range(1, start + 1):
+        for _ in range(STEPS):
+            yield swa_code(epoch, until=E, lr=lr, final=0.01 * lr), False
+    for epoch in range(E - start):
+        for iteration in range(STEPS):
+            is_taken = epoch % c + 1 == c // 2 and iteration == STEPS - 1
+            yield fge_code(epoch, iteration, c=c, high=high, low=low), is_taken
+
+
+def shakeshake_code(epoch: int, iteration: int, *, E: int, lr: float) -> float:
+    """train.lua:57-60,206-213 with one cosine cycle: epochs and iterations are both numbered from 1."""
+    return 0.5 * lr * (1 + math.cos(math.pi * ((epoch - 1) * STEPS + iteration) / (E * STEPS)))
+
+
 def alpha(i: int, *, c: int, high: float, low: float) -> float:
     """SWA: iterations i from 1, a cycle of c iterations."""
     t = ((i - 1) % c + 1) / c
     return (1 - t) * high + t * low
 
 
-TABLE1 = {  # row: lr, budget, S, swa_lr, high and low of FGE
-    "table1/vgg16_cifar100": (0.05, 200, 161, 0.01, (0.01, 0.01)),
-    "table1/vgg16_cifar10": (0.05, 200, 161, 0.01, (0.01, 0.01)),
-    "table1/preresnet164_cifar100": (0.1, 150, 126, 0.05, (0.05, 0.01)),
-    "table1/preresnet164_cifar10": (0.1, 150, 126, 0.01, (0.05, 0.01)),
-    "table1/wrn28_10_cifar100": (0.1, 200, 161, 0.05, (0.05, 0.01)),
-    "table1/wrn28_10_cifar10": (0.1, 200, 161, 0.05, (0.05, 0.01)),
+TABLE1 = {  # row: lr, budget, S, swa_lr
+    "table1/vgg16_cifar100": (0.05, 200, 161, 0.01),
+    "table1/vgg16_cifar10": (0.05, 200, 161, 0.01),
+    "table1/preresnet164_cifar100": (0.1, 150, 126, 0.05),
+    "table1/preresnet164_cifar10": (0.1, 150, 126, 0.01),
+    "table1/wrn28_10_cifar100": (0.1, 200, 161, 0.05),
+    "table1/wrn28_10_cifar10": (0.1, 200, 161, 0.05),
+}
+
+FGE = {  # network: epoch of the start, epochs a cycle, members, high, low
+    "vgg16": (156, 2, 22, 1e-2, 5e-4),
+    "preresnet164": (126, 4, 6, 5e-2, 5e-4),
+    "wrn28_10": (152, 4, 12, 5e-2, 5e-4),
 }
 
 
@@ -90,29 +118,62 @@ def test_sgd_of_table_1_is_the_decay_of_the_swa_code(row: str) -> None:
 
 @pytest.mark.parametrize("row", TABLE1)
 def test_swa_of_table_1_is_the_decay_of_the_swa_code_over_the_epochs_before_the_average(row: str) -> None:
-    start, budget, until, swa_lr, _ = TABLE1[row]
+    start, budget, until, swa_lr = TABLE1[row]
     schedule = of_row(row, "swa")
     for e in range(round(1.5 * budget)):
         assert_once_an_epoch(schedule, e, swa_code(e, until=until, lr=start, final=swa_lr))
 
 
 @pytest.mark.parametrize("row", TABLE1)
-def test_fge_of_table_1_is_the_plain_decay_and_then_the_triangles_of_the_fge_code(row: str) -> None:
-    start, budget, _, _, (high, low) = TABLE1[row]
+def test_fge_of_table_1_is_its_authors_two_loops(row: str) -> None:
+    start, budget, *_ = TABLE1[row]
+    begin, c, members, high, low = FGE[row.removeprefix("table1/").rpartition("_")[0]]
     schedule = of_row(row, "fge")
-    begin, c = budget * 4 // 5, budget / 100
-    for e in range(begin):
-        assert_once_an_epoch(schedule, e, swa_code(e, until=budget, lr=start, final=0.01 * start))
-    for iteration in range((budget - begin) * STEPS):
-        if c == 2:
-            expected = fge_code(iteration // STEPS, iteration % STEPS, c=c, high=high, low=low)
-        else:  # cycles of 1.5 epochs, which the code's e mod c cannot do: as one long epoch
-            expected = fge_code(0, iteration % (1.5 * STEPS), c=c, high=high, low=low)
-        assert lr(schedule, begin * STEPS + iteration) == exactly(expected), iteration
+    collected = SnapshotEnsemble(**arguments("collect", f"experiment={row}", "method=fge")).collection_points(budget)
+    taken = []
+    loops = fge_loops(E=budget, lr=start, start=begin, c=c, high=high, low=low)
+    for iteration, (expected, is_taken) in enumerate(loops):
+        assert lr(schedule, iteration) == exactly(expected), iteration
+        taken += [iteration + 1] * is_taken
+    assert iteration == budget * STEPS - 1
+    assert [round(point * STEPS) for point in collected] == taken
+    assert len(taken) == members
+
+
+README = ("collect.start=0.8", "collect.cycle=0.01", "schedule.low=0.01")
+"""FGE as the README of its repository runs it: from epoch 160 of 200 in cycles of 2 epochs, 20 members."""
+
+
+@pytest.mark.parametrize(
+    ("row", "others", "start", "high"),
+    [
+        ("table1/vgg16_cifar100", (), 0.05, 0.01),
+        ("table1/preresnet164_cifar100", ("budget=200",), 0.1, 0.05),
+        ("table1/wrn28_10_cifar10", (), 0.1, 0.05),
+    ],
+)
+def test_fge_as_in_its_readme_is_one_command_line(row: str, others: tuple[str, ...], start: float, high: float) -> None:
+    overrides = (f"experiment={row}", "method=fge", *README, *others)
+    schedule = Schedule(**arguments("schedule", *overrides))
+    collected = SnapshotEnsemble(**arguments("collect", *overrides)).collection_points(schedule.budget)
+    loops = fge_loops(E=200, lr=start, start=160, c=2, high=high, low=0.01)
+    for iteration, (expected, _) in enumerate(loops):
+        assert lr(schedule, iteration) == exactly(expected), iteration
+    assert [round(point, 9) for point in collected] == list(range(161, 201, 2))
+
+
+def test_fges_epoch_before_the_cycles_has_the_number_160_and_not_159() -> None:
+    counted_from = {
+        first: Schedule(**arguments("schedule", "experiment=table1/wrn28_10_cifar100", "method=fge", *README, *more))
+        for first, more in ((1, ()), (0, ("schedule.count_from=0",)))
+    }
+    assert_once_an_epoch(counted_from[1], 159, 0.02575)  # 0.1 (1 - 0.99 (160 / 200 - 0.5) / 0.4)
+    assert_once_an_epoch(counted_from[0], 159, 0.0269875)  # 0.1 (1 - 0.99 (159 / 200 - 0.5) / 0.4)
+    assert lr(counted_from[1], 160 * STEPS) == lr(counted_from[0], 160 * STEPS) == 0.05
 
 
 def test_pyramidnet_of_table_1_takes_the_steps_of_its_code_and_then_swas_cycles_by_the_iteration() -> None:
-    row, budget, c = "table1/pyramidnet272_cifar100", 300, 6 * STEPS
+    row, budget, c = "table1/pyramidnet272_cifar100", 300, 3 * STEPS
     plain, averaging = of_row(row, "sgd"), of_row(row, "swa")
     for e in range(budget):
         expected = pyramidnet_code(e, E=budget, lr=0.5)
@@ -122,30 +183,57 @@ def test_pyramidnet_of_table_1_takes_the_steps_of_its_code_and_then_swas_cycles_
         assert lr(averaging, budget * STEPS + i - 1) == exactly(alpha(i, c=c, high=0.05, low=0.001)), i
 
 
-def test_shakeshake_of_table_1_is_a_cosine_by_the_iteration_and_then_swas_cycles() -> None:
-    row, budget, c = "table1/shakeshake26_2x64d_cifar10", 1800, 36 * STEPS
+def nearly(value: float) -> object:
+    """A cosine that ends at 0 cannot be compared relatively there: 1 + cos(pi) is a difference of rounded numbers."""
+    return pytest.approx(value, rel=1e-12, abs=1e-16)
+
+
+def test_shakeshake_of_table_1_is_a_cosine_by_the_iteration_and_then_its_epochs_1600_to_1700_again_and_again() -> None:
+    row, budget = "table1/shakeshake26_2x64d_cifar10", 1800
     plain, averaging = of_row(row, "sgd"), of_row(row, "swa")
-    for e in range(budget):
-        for iteration in WITHIN_AN_EPOCH:
-            expected = pytest.approx(cosine(e + iteration / STEPS, E=budget, lr=0.2), rel=1e-12, abs=1e-16)
-            assert lr(plain, e * STEPS + iteration) == expected
-            assert lr(averaging, e * STEPS + iteration) == expected
-    near_the_ends = [k * c + offset for k in range(26) for offset in (-1, 0, 1, 2)]
-    for i in [*range(1, 900 * STEPS + 1, 101), *near_the_ends]:
-        if 1 <= i <= 900 * STEPS:
-            assert lr(averaging, budget * STEPS + i - 1) == exactly(alpha(i, c=c, high=0.05, low=0.001)), i
+    for epoch in range(1, budget + 1):
+        for iteration in (1, 2, 98, 196, 197, 390, 391):
+            expected = nearly(shakeshake_code(epoch, iteration, E=budget, lr=0.2))
+            passed = (epoch - 1) * STEPS + iteration - 1
+            assert lr(plain, passed) == expected
+            assert lr(averaging, passed) == expected
+    for e in range(900):
+        for iteration in (1, 2, 98, 196, 197, 390, 391):
+            replayed = shakeshake_code(1601 + e % 100, iteration, E=budget, lr=0.2)
+            assert lr(averaging, (1800 + e) * STEPS + iteration - 1) == nearly(replayed)
 
 
-@pytest.mark.parametrize("row", ["table1/pyramidnet272_cifar100", "table1/shakeshake26_2x64d_cifar10"])
-def test_cyclical_swa_averages_after_the_iterations_with_the_lowest_lr(row: str) -> None:
+def test_shakeshakes_replayed_cosine_at_the_beginning_of_an_epoch_by_hand() -> None:
+    averaging = of_row("table1/shakeshake26_2x64d_cifar10", "swa")
+    for e in range(900):  # without a step's length the iterations are counted from 0
+        assert averaging(1800 + e) == nearly(0.1 * (1 + math.cos(math.pi * (1600 + e % 100) / 1800)))
+    assert round(averaging(1800), 4) == round(averaging(2600), 4) == 0.0060
+    assert round(averaging(1900 - 1e-6), 4) == round(averaging(2700 - 1e-6), 4) == 0.0015
+
+
+@pytest.mark.parametrize(
+    ("row", "cycles", "low", "high"),
+    [
+        ("table1/pyramidnet272_cifar100", 50, 0.001, alpha(1, c=3 * STEPS, high=0.05, low=0.001)),
+        (
+            "table1/shakeshake26_2x64d_cifar10",
+            9,
+            0.1 * (1 + math.cos(math.pi * 1700 / 1800)),
+            shakeshake_code(1601, 1, E=1800, lr=0.2),
+        ),
+    ],
+)
+def test_cyclical_swa_averages_after_the_iterations_with_the_lowest_lr(
+    row: str, cycles: int, low: float, high: float
+) -> None:
     schedule = of_row(row, "swa")
     average = WeightAverage(**arguments("collect", f"experiment={row}", "method=swa"))
-    start, *ends = [round(moment * STEPS) for moment in average.moments(schedule.budget)]
+    start, *ends = [round(point * STEPS) for point in average.collection_points(schedule.budget)]
     assert start == schedule.budget * STEPS
-    assert len(ends) == 25
+    assert len(ends) == cycles
     for end in ends:
-        assert lr(schedule, end - 1) == exactly(0.001)
-        assert lr(schedule, end) == pytest.approx(0.05, rel=1e-3)
+        assert lr(schedule, end - 1) == exactly(low)
+        assert lr(schedule, end) == exactly(high)
 
 
 TABLE3 = {  # row: lr, budget of SGD, of SAM and ASAM
@@ -170,18 +258,18 @@ def test_table_3_is_a_cosine_to_0_stepped_once_an_epoch(row: str, method: str) -
         assert_once_an_epoch(schedule, e, cosine(e, E=budget, lr=start))
 
 
-def test_snapshots_of_200_epochs_are_taken_at_the_lowest_lr_of_each_cycle() -> None:
+def test_snapshots_are_taken_at_the_lowest_lr_of_each_cycle() -> None:
     overrides = ("experiment=table1/wrn28_10_cifar100", "method=fge")
     schedule = Schedule(**arguments("schedule", *overrides))
-    moments = SnapshotEnsemble(**arguments("collect", *overrides)).moments(schedule.budget)
+    points = SnapshotEnsemble(**arguments("collect", *overrides)).collection_points(schedule.budget)
     lowest = []
-    for cycle in range(20):
-        iterations = range((160 + 2 * cycle) * STEPS, (162 + 2 * cycle) * STEPS)
+    for cycle in range(12):
+        iterations = range((152 + 4 * cycle) * STEPS, (156 + 4 * cycle) * STEPS)
         lowest.append(min(iterations, key=lambda iteration: lr(schedule, iteration)))
-        assert lr(schedule, lowest[-1]) == exactly(0.01)
+        assert lr(schedule, lowest[-1]) == exactly(5e-4)
         assert lr(schedule, iterations[0]) == exactly(0.05)
-    assert [round(moment * STEPS) for moment in moments] == lowest
-    assert [iteration / STEPS for iteration in lowest] == list(range(161, 201, 2))
+    assert [round(point * STEPS) for point in points] == lowest
+    assert [iteration / STEPS for iteration in lowest] == list(range(154, 200, 4))
 
 
 def test_swas_paper_schedule_is_sgds_until_three_quarters_and_then_constant() -> None:
@@ -191,6 +279,12 @@ def test_swas_paper_schedule_is_sgds_until_three_quarters_and_then_constant() ->
     assert schedule(112.5 - 1e-6) == exactly(swa_code(112, until=150, lr=0.1, final=0.001))
     for e in (112.5, 113, 150, 187.5, 225):
         assert schedule(e) == 0.05
+
+
+def test_whole_epochs_are_replayed_whole() -> None:
+    schedule = Schedule(lr=0.1, budget=10, shape="linear", tail="replay", start=1.0, replay_from=0.6, cycle=0.3)
+    for e in range(30):  # epochs 6, 7 and 8 of 10, in spite of cycles of 2.9999999999999996
+        assert_once_an_epoch(schedule, 10 + e, swa_code(6 + e % 3, until=10, lr=0.1, final=0.001))
 
 
 def test_constant_shape_is_constant() -> None:
@@ -218,6 +312,13 @@ SHAPES = [
     {"shape": "cosine"},
     {"shape": "cosine", "decay_over": 0.84, "decay_to": 0.02, "tail": "constant", "start": 0.84, "high": 0.02},
 ]
+SHAPES_BY_STEP = [  # counted or replayed by whole epochs, these do not scale with the budget
+    *SHAPES,
+    {"shape": "cosine", "count_from": 1},
+    {"shape": "linear", "count_from": 1, "tail": "triangle", "start": 0.8, "high": 0.05, "low": 0.01, "cycle": 0.01},
+    {"shape": "cosine", "tail": "replay", "start": 1.0, "replay_from": 0.75, "cycle": 0.125},
+    {"shape": "linear", "count_from": 1, "tail": "replay", "start": 0.5, "replay_from": 0.25, "cycle": 0.5},
+]
 
 
 def positions() -> st.SearchStrategy[int]:
@@ -225,7 +326,7 @@ def positions() -> st.SearchStrategy[int]:
     return st.integers(0, 1536)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape['shape']}-{shape.get('tail', 'none')}")
+@pytest.mark.parametrize("shape", SHAPES_BY_STEP, ids=lambda shape: f"{shape['shape']}-{shape.get('tail', 'none')}")
 @settings(deadline=None)
 @given(budget=st.integers(1, 1800), factor=st.sampled_from([0.5, 2, 3, 7, 40]), position=positions())
 def test_every_milestone_scales_with_the_budget(shape: dict, budget: int, factor: float, position: int) -> None:
@@ -248,7 +349,7 @@ def test_milestones_of_a_decay_once_an_epoch_scale_with_the_budget(
 
 
 @settings(deadline=None)
-@given(shape=st.sampled_from(SHAPES), budget=st.floats(0.05, 2000), position=st.floats(0, 1.5))
+@given(shape=st.sampled_from(SHAPES_BY_STEP), budget=st.floats(0.05, 2000), position=st.floats(0, 1.5))
 def test_lr_stays_between_its_extremes(shape: dict, budget: float, position: float) -> None:
     schedule = Schedule(lr=0.1, budget=budget, **shape)
     assert 0 <= schedule(position * budget, step=budget / 1000) <= 0.1
@@ -286,23 +387,31 @@ def test_cycle_jumps_back_with_the_epoch_that_ends_it_in_spite_of_rounding(cycle
         ),
         (
             {"shape": "cosine", "tail": "triangl"},
-            'schedule.tail=triangl: expected one of constant, triangle, sawtooth; did you mean "triangle"?',
+            'schedule.tail=triangl: expected one of constant, triangle, sawtooth, replay; did you mean "triangle"?',
         ),
         (
             {"shape": "cosine", "tail": "constant"},
-            "schedule.high=None: schedule.tail=constant needs a number > 0",
+            "schedule.high=null: schedule.tail=constant needs a number > 0",
         ),
         (
             {"shape": "cosine", "tail": "triangle", "high": 0.1, "cycle": 0.1},
-            "schedule.low=None: schedule.tail=triangle needs a number > 0",
+            "schedule.low=null: schedule.tail=triangle needs a number > 0",
         ),
         (
             {"shape": "cosine", "tail": "sawtooth", "high": 0.1, "low": 0.01},
-            "schedule.cycle=None: schedule.tail=sawtooth needs a number > 0",
+            "schedule.cycle=null: schedule.tail=sawtooth needs a number > 0",
         ),
         (
             {"shape": "cosine", "tail": "sawtooth", "high": 0.1, "low": 0.01, "cycle": 0},
             "schedule.cycle=0: schedule.tail=sawtooth needs a number > 0",
+        ),
+        (
+            {"shape": "cosine", "tail": "replay", "cycle": 0.1},
+            "schedule.replay_from=null: schedule.tail=replay needs a number > 0",
+        ),
+        (
+            {"shape": "cosine", "tail": "replay", "replay_from": 0.5},
+            "schedule.cycle=null: schedule.tail=replay needs a number > 0",
         ),
     ],
 )

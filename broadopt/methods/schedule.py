@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from broadopt.errors import InputError, nearest
 
 SHAPES = ("constant", "linear", "cosine", "steps")
-TAILS = ("constant", "triangle", "sawtooth")
+NEEDED_BY_TAIL = {
+    "constant": ("high",),
+    "triangle": ("high", "low", "cycle"),
+    "sawtooth": ("high", "low", "cycle"),
+    "replay": ("replay_from", "cycle"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +25,25 @@ class Schedule:
         cosine    decay_to + (lr - decay_to) (1 + cos(pi t)) / 2, to t = 1 (default decay_to 0)          ASAM code
         steps     lr, lr / 10 from t = 0.5, lr / 100 from t = 0.75                                       PyramidNet code
 
-    The decay changes once an epoch unless `per_step`. The tail counts cycles of `cycle` budgets from its start, u in
-    [0, 1) within one:
+    The decay changes once an epoch unless `per_step`. Its first epoch, or step, has the number `count_from`: 0 in most
+    codes, 1 in those of FGE (train.py: epoch in 1..epochs) and Shake-Shake (train.lua:206-213: iterations).
+
+    The tail counts cycles of `cycle` budgets from its start, u in [0, 1) within one:
 
         constant  high
-        triangle  high -> low over the first half of the cycle, back to high over the second   FGE code, utils.py:18-25
-        sawtooth  high -> low over the cycle, then the jump back                                 SWA, alpha(i)
+        triangle  high -> low over the first half of the cycle, back to high over the second    FGE code, utils.py:18-25
+        sawtooth  high -> low over the cycle, then the jump back                                SWA, alpha(i)
+        replay    the decay from `replay_from` on, as long as a cycle, again and again          SWA of Shake-Shake
 
-    lr, high, low, decay_to in the optimizer's units; budget in epochs; start, cycle and decay_over in budgets. Raises
-    InputError for an unknown shape or tail, or a tail without its values.
+    lr, high, low, decay_to in the optimizer's units; budget in epochs; start, cycle, decay_over and replay_from in
+    budgets. Raises InputError for an unknown shape or tail, or a tail without its values.
     """
 
     lr: float
     budget: float
     shape: str
     per_step: bool = False
+    count_from: int = 0
     decay_over: float = 1.0
     decay_to: float | None = None
     tail: str | None = None
@@ -42,6 +51,7 @@ class Schedule:
     high: float | None = None
     low: float | None = None
     cycle: float | None = None
+    replay_from: float | None = None
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -50,25 +60,30 @@ class Schedule:
             )
         if self.tail is None:
             return
-        if self.tail not in TAILS:
-            raise InputError(
-                f"schedule.tail={self.tail}: expected one of {', '.join(TAILS)}{nearest(str(self.tail), TAILS)}"
-            )
-        needed = ("high",) if self.tail == "constant" else ("high", "low", "cycle")
-        for name in needed:
+        if self.tail not in NEEDED_BY_TAIL:
+            hint = nearest(str(self.tail), list(NEEDED_BY_TAIL))
+            raise InputError(f"schedule.tail={self.tail}: expected one of {', '.join(NEEDED_BY_TAIL)}{hint}")
+        for name in NEEDED_BY_TAIL[self.tail]:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or value <= 0:
-                raise InputError(f"schedule.{name}={value}: schedule.tail={self.tail} needs a number > 0")
+                found = "null" if value is None else value
+                raise InputError(f"schedule.{name}={found}: schedule.tail={self.tail} needs a number > 0")
 
     def __call__(self, epochs: float, *, step: float = 0.0) -> float:
         """The learning rate of the step that begins after `epochs` epochs (a fraction inside an epoch).
 
-        The sawtooth counts the steps of a cycle from 1 (alpha(i) ends at low exactly), so it needs `step`, a step's
-        length in epochs.
+        `step` is a step's length in epochs. It matters where steps are counted from 1: in the sawtooth, whose last
+        alpha(i) is low exactly, and in a decay with `per_step` and `count_from` 1.
         """
         if self.tail is not None and epochs >= self._epochs(self.start):
             return self._tail(epochs, step)
-        return self._decay(epochs if self.per_step else math.floor(epochs))
+        return self._decay(self._counted(epochs, step))
+
+    def _counted(self, epochs: float, step: float) -> float:
+        """The time that the decay's formula is given for the step after `epochs` epochs."""
+        if self.per_step:
+            return epochs + self.count_from * step
+        return math.floor(epochs + 1e-9) + self.count_from  # replayed, epoch 3 may come as 2.9999999999
 
     def _epochs(self, budgets: float) -> float:
         return round(budgets * self.budget, 9)  # 0.805 * 200 is 161 and not a little more
@@ -92,5 +107,7 @@ class Schedule:
             return high
         cycles = (epochs - self._epochs(self.start)) / cycle
         u = max(cycles - math.floor(cycles + 1e-9), 0.0)  # 2.9999999999 is the third jump, not the step before it
+        if self.tail == "replay":
+            return self._decay(self._counted(self._epochs(self.replay_from or 0.0) + u * cycle, step))
         fallen = min(u + step / cycle, 1.0) if self.tail == "sawtooth" else 1 - abs(2 * u - 1)
         return high - (high - low) * fallen

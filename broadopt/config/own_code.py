@@ -1,0 +1,156 @@
+"""Code of users' own that a config names: its source is part of the identity, and a stranger's is not run unasked."""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from broadopt.config.identity import MODULES
+from broadopt.errors import InputError
+
+DEPENDENCIES = frozenset(
+    {
+        *("broadopt", "torch", "torchvision", "hydra", "omegaconf", "yaml", "numpy", "scipy", "pandas", "sklearn"),
+        *("PIL", "safetensors", "filelock", "tqdm", "tabulate", "jinja2"),
+    }
+)
+"""What a result's environment, or broadopt's semantics version, answers for."""
+
+TRUSTED = (*MODULES, "torchvision.models", "torchvision.transforms")
+"""Modules whose own functions and classes a stranger's config may name."""
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` of a config, nested ones too."""
+    if isinstance(node, Mapping):
+        for key, item in node.items():
+            if key == "_target_" and isinstance(item, str):
+                yield item
+            else:
+                yield from targets(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from targets(item)
+
+
+def own_code(node: Any) -> dict[str, str]:
+    """Module: `sha256:` and 16 hex digits of its source, for each module outside broadopt and its dependencies that the
+    targets of a config come from or that these import; of an installed package its version instead.
+
+    Nothing is imported: imports are read in the source, so what a program imports by name at run time is not seen. What
+    was found first holds for the whole process, as the module itself does once it is imported.
+    """
+    found: dict[str, str] = {}
+    for target in targets(node):
+        if target.partition(".")[0] not in DEPENDENCIES:
+            found |= _code_of(target)
+    return dict(sorted(found.items()))
+
+
+def refuse_foreign(node: Any, *, trusted: Sequence[str], place: object) -> None:
+    """Raise InputError, naming `place`, where a config from elsewhere names code that is neither broadopt's, nor
+    torchvision's, nor of a `trusted` module.
+    """
+    for target in targets(node):
+        if any(target == name or target.startswith(f"{name}.") for name in trusted):
+            continue
+        if not _is_harmless(target):
+            module = target.rpartition(".")[0] or target
+            raise InputError(
+                f"{place}: it names {target}, which is not broadopt's: trust={module} runs that code, once you have "
+                "read it"
+            )
+
+
+def _is_harmless(target: str) -> bool:
+    """Whether a target is what its name says: `broadopt.methods.step.torch.load` leads out of broadopt.methods."""
+    from hydra.utils import get_object
+
+    from broadopt.config.identity import importable
+
+    if not any(target.startswith(f"{module}.") for module in TRUSTED):
+        return False
+    place = importable({"_target_": target})["_target_"]
+    try:
+        found = get_object(place)
+    except Exception:  # noqa: BLE001 - whatever importing it raises, it is not to be called
+        return False
+    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}" == place
+
+
+@cache
+def _code_of(target: str) -> dict[str, str]:
+    name, spec = _locate(target)
+    if spec is None:
+        return {}
+    found: dict[str, str] = {}
+    waiting = [(name, spec)]
+    while waiting:
+        name, spec = waiting.pop()
+        if name in found or spec.origin is None:
+            continue
+        path = Path(spec.origin)
+        if _is_installed(path):
+            found[name.partition(".")[0]] = _version(name)
+            continue
+        source = path.read_bytes() if path.is_file() else b""
+        found[name] = f"sha256:{hashlib.sha256(source).hexdigest()[:16]}"
+        for imported in _imports(name, spec, source) if path.suffix == ".py" else ():
+            if imported.partition(".")[0] not in DEPENDENCIES | sys.stdlib_module_names:
+                place, other = _locate(imported)
+                waiting += [(place, other)] if other is not None else []
+    return found
+
+
+def _locate(dotted: str) -> tuple[str, ModuleSpec | None]:
+    """The longest beginning of a dotted name that is a module, and where it lies; found without running any code."""
+    first, *names = dotted.split(".")
+    try:
+        found, spec = first, importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return first, None
+    for name in names:
+        folders = spec.submodule_search_locations if spec is not None else None
+        # importlib.util.find_spec would import the packages around a module to find it.
+        inner = PathFinder.find_spec(f"{found}.{name}", list(folders)) if folders is not None else None
+        if inner is None:
+            break
+        found, spec = f"{found}.{name}", inner
+    return found, spec
+
+
+def _imports(name: str, spec: ModuleSpec, source: bytes) -> Iterator[str]:
+    """The dotted names that a module's source imports, relative ones made absolute; and the packages around it."""
+    yield from (name.rpartition(".")[0],) if "." in name else ()
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # Python will say so when it imports it
+        return
+    package = name.split(".") if spec.submodule_search_locations is not None else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            place = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{place}.{alias.name}".strip(".") for alias in node.names)
+
+
+def _is_installed(path: Path) -> bool:
+    folders = {*map(sysconfig.get_path, ("stdlib", "platlib", "purelib")), *site.getsitepackages()}
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _version(name: str) -> str:
+    package = name.partition(".")[0]
+    for distribution in importlib.metadata.packages_distributions().get(package, ()):
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    return "unknown"

@@ -1,0 +1,89 @@
+"""Where a result comes from: versions, machine and, in a checkout, the commit with what was changed since."""
+
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import broadopt
+from broadopt.devices.device import device_name
+
+log = logging.getLogger("broadopt")
+
+CODE = ("broadopt", "configs")
+"""What of a checkout decides results."""
+
+LONGEST_DIFFERENCE = 200_000
+"""Characters of a difference that are kept."""
+
+
+def environment(device: torch.device, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes into a result: versions, device, arithmetic, `settings` (precision, memory format, ...), commit."""
+    return {
+        "broadopt": broadopt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "device": device_name(device),
+        **settings,
+        "threads": torch.get_num_threads(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "git_commit": commit(),
+    }
+
+
+def arithmetic(device: torch.device) -> dict[str, Any]:
+    """What the rounding of float sums depends on: a GPU's kind; a CPU's number of threads and vector instructions."""
+    if device.type == "cuda":
+        return {"device": device_name(device)}
+    return {"threads": torch.get_num_threads(), "instruction_set": torch.backends.cpu.get_cpu_capability()}
+
+
+def say_where_rounding_differs(before: Mapping[str, Any], device: torch.device, *, what: str) -> None:
+    """A line where `before`, the arithmetic or the environment of an earlier run, is not that of this machine."""
+    now = arithmetic(device)
+    others = {key: before[key] for key in now if key in before and before[key] != now[key]}
+    if not others:
+        return
+    there = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in others.items())
+    here = ", ".join(f"{key.replace('_', ' ')} {now[key]}" for key in others)
+    advice = f"; OMP_NUM_THREADS={others['threads']} gives the same" if list(others) == ["threads"] else ""
+    log.warning(
+        "%s with %s, this machine has %s: figures can differ by rounding, which grows%s", what, there, here, advice
+    )
+
+
+def commit() -> str | None:
+    """The checkout's commit, with a + where its files differ from it; None for an installed package."""
+    head = _git("rev-parse", "HEAD")
+    return head and head.strip() + "+" * bool(difference())
+
+
+def difference() -> str:
+    """The difference of the checkout's code from its commit, cut off after LONGEST_DIFFERENCE characters; empty for an
+    installed package.
+    """
+    text = _git("diff", "HEAD", "--", *CODE) or ""
+    text += "".join(
+        f"untracked: {name}\n" for name in (_git("ls-files", "-o", "--exclude-standard", *CODE) or "").splitlines()
+    )
+    return text if len(text) <= LONGEST_DIFFERENCE else text[:LONGEST_DIFFERENCE] + "\n[cut off]\n"
+
+
+def _git(*words: str) -> str | None:
+    top = Path(broadopt.__file__).resolve().parent.parent
+    if not (top / ".git").exists():
+        return None
+    # GIT_DIR and the like, as hooks set them, would lead to another repository.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(["git", *words], cwd=top, env=variables, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode(errors="replace")

@@ -1,0 +1,138 @@
+"""Where runs lie below a results folder, and what can be found there, whoever has made it."""
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from broadopt.config.identity import identity_of
+from broadopt.files import reason
+
+READERS = 16
+"""Threads that list folders and read files."""
+
+DEEPEST = 16
+"""Levels below runs/ that are looked at: those of a run folder are four, and one more for each / in a name."""
+
+OUTPUT = "output.txt"
+"""The link that a launcher lays from a run folder to what the run prints: never one to a folder."""
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+def run_folder(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
+    """`<results_dir>/runs/<dataset>/<model>/<method>/seed<k>-<first 8 of the identity>` for a recorded config."""
+    return Path(results_dir, "runs", _place(config, identity_of(config)))
+
+
+def check_place(folder: Path, config: Mapping[str, Any], identity: str) -> None:
+    """Raise ValueError where a run folder is not called as that of this recorded config, whose identity this is: its
+    files were copied.
+    """
+    place = _place(config, identity)
+    if not os.path.abspath(folder).endswith(f"/{place}"):
+        raise ValueError(f"it belongs to another run, whose folder is {place}")
+
+
+def _place(config: Mapping[str, Any], identity: str) -> str:
+    names = (config["dataset"]["name"], config["model"]["name"], config["method"])
+    return "/".join((*names, f"seed{config['seed']}-{identity[:8]}"))
+
+
+def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:
+    """The files of these names below `results_dir`/runs, sorted, and a line on each folder that cannot be listed.
+
+    Links to folders are followed, each folder once; those that lead back up are left alone.
+    """
+    root = Path(results_dir)
+    links, found, left_out = [root / "runs"], [], []
+    seen: set[tuple[int, int]] = set(map(_inode, _above(root)))
+    while links:
+        # Of several links to one folder that which is called as the folder is: a run is known by its folder's name.
+        links.sort(key=lambda link: (link.name != os.path.basename(os.path.realpath(link)), link))
+        targets = list(zip(links, at_once(_target, links), strict=True))
+        links, level = [], []
+        for path, target in targets:
+            if isinstance(target, OSError):
+                left_out.append(f"{path.relative_to(root).as_posix()}: {reason(target)}")
+            elif target is not None and target not in seen:
+                seen.add(target)
+                level.append(_Folder(path, target[0]))
+        # Real folders to the end before the next link: a folder that both lead to is found by its own name.
+        for _ in range(DEEPEST):
+            listings, level = list(zip(level, at_once(_listing, level), strict=True)), []
+            for folder, listing in listings:
+                if isinstance(listing, OSError):
+                    left_out.append(f"{folder.path.relative_to(root).as_posix()}: cannot be listed ({reason(listing)})")
+                    continue
+                found += [folder.path / name for name in listing.names if name in names]
+                links += [folder.path / name for name in listing.links]
+                inner = {(folder.device, inode): name for name, inode in listing.folders.items()}
+                level += [_Folder(folder.path / name, key[0]) for key, name in inner.items() if key not in seen]
+                seen.update(inner)
+    return sorted(found), sorted(left_out)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    path: Path
+    device: int
+
+
+@dataclass(frozen=True)
+class _Listing:
+    names: Sequence[str]
+    folders: Mapping[str, int]
+    """Names of real folders, and their inodes."""
+    links: Sequence[str]
+
+
+def _listing(folder: _Folder) -> _Listing | OSError:
+    try:
+        with os.scandir(folder.path) as found:
+            entries = list(found)
+        real = {entry.name: entry.inode() for entry in entries if entry.is_dir(follow_symlinks=False)}
+    except FileNotFoundError:  # removed since
+        return _Listing((), {}, ())
+    except OSError as error:
+        return error
+    links = [entry.name for entry in entries if entry.is_symlink() and entry.name != OUTPUT]
+    return _Listing([entry.name for entry in entries], real, links)
+
+
+def _target(link: Path) -> tuple[int, int] | OSError | None:
+    """Device and inode of the folder that a link leads to; None where that is a file or nothing."""
+    try:
+        status = os.stat(link)
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # a link to itself, or into a folder that is not ours to read
+        return error
+    if stat.S_ISDIR(status.st_mode):
+        return status.st_dev, status.st_ino
+    return None if link.is_symlink() else NotADirectoryError(0, "a file, expected a folder of runs")
+
+
+def _above(root: Path) -> list[Path]:
+    real = Path(os.path.realpath(root))
+    return [real, *real.parents]
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return status.st_dev, status.st_ino
+
+
+def at_once(look: Callable[[S], T], places: Sequence[S]) -> list[T]:
+    """`look` at each place, in several threads: on a network file system each waits for an answer most of the time."""
+    share = max(1, -(-len(places) // READERS))
+    shares = [places[first : first + share] for first in range(0, len(places), share)]
+    with ThreadPoolExecutor(READERS) as pool:
+        return [seen for done in pool.map(lambda some: list(map(look, some)), shares) for seen in done]

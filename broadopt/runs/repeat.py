@@ -1,0 +1,110 @@
+"""repeat=FOLDER: a run once more, from the config.yaml that it has left in its folder."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError, safe_load
+
+from broadopt.config.own_code import refuse_foreign
+from broadopt.config.rules import RULES, expanded
+from broadopt.config.run_config import EXECUTION, RECIPE, RunConfig
+from broadopt.errors import InputError, nearest
+from broadopt.files import MEBIBYTE, read_yaml, reason
+from broadopt.runs import results
+
+log = logging.getLogger("broadopt")
+
+FOUND = ("precision", "processes")
+"""Keys of a recorded config that the machine decides, so that a repeated run may have others."""
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A run to be made again, and the environment of the first one, where its result records it."""
+
+    run: RunConfig
+    environment: Mapping[str, Any]
+
+
+def repeated(arguments: Sequence[str]) -> Repeat:
+    """The run that `repeat=FOLDER` names, with the other arguments, KEY=VALUE, in it: the seed, how a run is carried
+    out, and trust=MODULE for each module outside broadopt that its code may come from.
+
+    Raises InputError for a folder that is not a run's, an argument that is not of that form, and any other key.
+    """
+    (folder, *others), overrides = _parted(arguments)
+    if others:
+        raise InputError(f"repeat={others[0]}: expected one run folder, found {1 + len(others)}")
+    path = folder / "config.yaml"
+    values = _read(path)
+    trusted = []
+    for argument in overrides:
+        key, equals, value = argument.partition("=")
+        if not equals or argument.startswith("-"):
+            raise InputError(f"{argument}: expected KEY=VALUE, a key of {path}")
+        if key == "trust":
+            trusted.append(value)
+        else:
+            _set(values, key, value)
+    refuse_foreign(values, trusted=trusted, place=path)
+    run = RunConfig.of(values)
+    return Repeat(run, _environment(folder, run))
+
+
+def _parted(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    folders = [
+        Path(expanded(argument.partition("=")[2], "repeat")) for argument in arguments if argument.startswith("repeat=")
+    ]
+    return folders, [argument for argument in arguments if not argument.startswith("repeat=")]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = read_yaml(path, limit=MEBIBYTE)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"repeat={path.parent}: expected a run folder, one with a config.yaml") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {reason(error)}") from error
+    if not isinstance(values, dict) or (missing := sorted({*RECIPE, *EXECUTION} - values.keys())):
+        found = f"{missing[0]} is missing" if isinstance(values, dict) else f"found a {type(values).__name__}"
+        raise InputError(f"{path}: expected the config of a run; {found}")
+    return values
+
+
+def _environment(folder: Path, run: RunConfig) -> Mapping[str, Any]:
+    """The environment of the run that a folder holds the result of. Raises InputError where that is another run's."""
+    try:
+        result = results.read(folder)
+    except (OSError, ValueError) as error:
+        log.warning("%s: %s; the run is repeated from its config.yaml alone", folder / results.NAME, reason(error))
+        return {}
+    if result is None:
+        return {}
+    record = run.recipe.record()
+    for key in record.keys() | result["config"].keys():
+        mine, its = (_comparable(key, config.get(key)) for config in (record, result["config"]))
+        if key not in ("seed", *FOUND) and mine != its:
+            what = "the code that it names has changed" if key == "code" else f"they differ in {key}"
+            raise InputError(f"{folder}: its config.yaml is not that of the run in its result.json: {what}")
+    return dict(result["environment"])
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """A value of a recorded config without the fingerprint of the data, which is not known before they are read."""
+    return {name: item for name, item in value.items() if name != "fingerprint"} if key == "dataset" else value
+
+
+def _set(values: dict[str, Any], key: str, text: str) -> None:
+    """Keys of the recipe hang together (a budget and its schedule), so none of them is changed by itself."""
+    allowed = ["seed", "trust", *(key for key in RULES if key.split(".")[0] in EXECUTION)]
+    if key not in allowed:
+        hint = nearest(key, allowed) or f"; expected one of {', '.join(allowed)}"
+        raise InputError(f"{key}: a repeated run keeps its recipe{hint}")
+    group, _, leaf = key.rpartition(".")
+    try:
+        (values[group] if group else values)[leaf] = safe_load(text)
+    except YAMLError as error:
+        raise InputError(f"{key}={text}: {' '.join(str(error).split())}") from error

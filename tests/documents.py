@@ -1,0 +1,209 @@
+"""README and docs/ as their tests see them: blocks in order, files that they name, commands in a folder of its own."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+import broadopt.run
+import broadopt.table
+from broadopt.data.datasets import digits
+from broadopt.training import execute, plan  # noqa: F401 - imported here, so that no child has to
+
+CHECKOUT = Path(__file__).parent.parent
+DOCUMENTS = [Path("README.md"), *sorted(path.relative_to(CHECKOUT) for path in (CHECKOUT / "docs").glob("*.md"))]
+
+HOURS = r"^(?!.*plan=true)(broadopt-run (?!.*(quickstart|repeat=|two_colours|small_net|--help|--cfg)).*)$"
+SUBSTITUTES = {
+    # What a command needs that a test has not, and what is run instead; everything else runs as it stands.
+    "the network, to install dependencies": (
+        r"^pip install \.$",
+        f"{sys.executable} -m pip install --dry-run --no-deps --no-index --no-build-isolation {CHECKOUT}",
+    ),
+    "the script of an installed torch": (r"^torchrun ", "python -m torch.distributed.run --standalone "),
+    "four devices": (r"--nproc-per-node 4 ", "--nproc-per-node 1 "),
+    "hours of training": (HOURS, r"\1 plan=true"),
+    "the same, by torchrun": (r"( -m broadopt.run .*)$", r"\1 plan=true"),
+    "hours of a script, which tests/test_reproduce.py runs": (
+        r"^(scripts/\w+\.sh) (hydra.*)$",
+        r"bash -n \1 && broadopt-run -m \2 experiment=table3/resnet20 plan=true",
+    ),
+    "hours of a script without arguments": (r"^(scripts/\w+\.sh)$", r"bash -n \1"),
+    "minutes of training": (r"^(broadopt-run -m experiment=quickstart.*)$", r"\1 budget=0.1 model.depth=8"),
+    "the same, by four processes": (r"^(broadopt-run -m hydra/launcher=local .*)$", r"\1 plan=true"),
+    "every row, planned": (r"glob\(table3/\*\)(.*)seed=1,2,3[,45]*", r"glob(table3/resnet20)\1seed=1"),
+    "every row of a network, planned": (r"glob\(table1/vgg16\*\)(.*)seed=1,2,3", r"glob(table1/vgg16_cifar10)\1seed=1"),
+    "a reader who presses Ctrl-C": (r"--watch ", "--status "),
+    "hours of a whole table": (r"\| sh\b", "| head -n 1 | sed 's/$/ plan=true/' | sh"),
+    "the same, from a file": (r"(--output missing.txt)$", r"\1 && sed -i '2,$d; s/$/ plan=true/' missing.txt"),
+    "a Slurm cluster": (r"^sbatch --array=.*? --wrap ", "SLURM_ARRAY_TASK_ID=1 bash -c "),
+    "minutes of simulating": (r"^(python scripts/simulate_results.py FOLDER)", r"\1 --runs 60 --running 6"),
+    "minutes of measuring": (r"^(python scripts/(benchmark|gpu_check)\.py.*)$", r"\1 --help"),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """What stands between two fences, and the file that the line above says it is."""
+
+    language: str
+    content: str
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A line of a document, what was run for it, and what that printed."""
+
+    line: str
+    command: str
+    output: str
+
+
+def text(document: str | Path) -> str:
+    """A document of the checkout."""
+    return (CHECKOUT / document).read_text(encoding="utf-8")
+
+
+def section(document: str | Path, title: str) -> str:
+    """What stands below a heading of the second level."""
+    return text(document).split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def blocks(content: str) -> list[Block]:
+    """The fenced blocks of a document, in order."""
+    found, end = [], 0
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", content, flags=re.DOTALL | re.MULTILINE):
+        above = content[end : match.start()].strip().rpartition("\n")[2]
+        name = re.search(r"\b[Aa]s `([\w/]+\.(?:py|yaml))`", above)
+        found.append(Block(match[1], match[2], name[1] if name else None))
+        end = match.end()
+    return found
+
+
+def substituted(line: str, used: set[str]) -> str:
+    """The command of a line without its comment, as a test can run it; notes in `used` what was changed."""
+    command = re.sub(r"\s+# .*$", "", line.strip())
+    for need, (pattern, replacement) in SUBSTITUTES.items():
+        command, count = re.subn(pattern, replacement, command)
+        if count:
+            used.add(need)
+    return command
+
+
+def lines_of(block: Block) -> list[str]:
+    """The commands of a bash block."""
+    return [line for line in block.content.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def prepared(folder: Path) -> Path:
+    """`folder` as a checkout in which README was followed: its files are written, with a few images beside them."""
+    (folder / "results").mkdir()
+    (folder / "scripts").symlink_to(CHECKOUT / "scripts")
+    committed = "cifar10_resnet20_5epochs"
+    (folder / "results" / committed).symlink_to(CHECKOUT / "results" / committed)
+    for split in ("train", "test"):
+        for number, name in enumerate(("cats", "dogs")):
+            (folder / "my_images" / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 30), (99 * number,) * 3).save(folder / "my_images" / split / name / "one.png")
+    for block in blocks(text("README.md")):
+        write(block, folder)
+    return folder
+
+
+def write(block: Block, folder: Path) -> None:
+    """Write a block that is a file."""
+    if block.name is not None:
+        (folder / block.name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / block.name).write_text(block.content)
+
+
+def followed(document: str | Path, folder: Path) -> list[Ran]:
+    """Do what a document says, from its first block to its last: write files, run commands and Python."""
+    found: list[Ran] = []
+    for block in blocks(text(document)):
+        if block.name is not None:
+            write(block, folder)
+        elif block.language == "bash":
+            found += [run(line, folder) for line in lines_of(block)]
+        elif block.language == "python":
+            found.append(executed(block, folder))
+        else:
+            assert block.language in ("mermaid", "bibtex"), block
+    return found
+
+
+def run(line: str, folder: Path) -> Ran:
+    """Run a line: in bash, or, where it is one of broadopt's commands and nothing else, in a child of this process,
+    which need not import torch again. Raises AssertionError where it fails.
+    """
+    command = substituted(line, set())
+    match = re.fullmatch(r"(PYTHONPATH=\. )?broadopt-(run|table) ([^|&;<>]*)", command + " ")
+    code, output = in_child(match, folder) if match else in_bash(command, folder)
+    assert code == 0, f"{line}\n{command}\n{output}"
+    return Ran(line, command, output)
+
+
+def in_bash(command: str, folder: Path) -> tuple[int, str]:
+    """Exit code and output of a command."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    options = {"cwd": folder, "env": environment, "text": True}
+    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    return done.returncode, done.stdout
+
+
+def in_child(match: re.Match[str], folder: Path) -> tuple[int, str]:
+    """Exit code and output of broadopt's command whose words are the match's last group."""
+    output = folder / ".output"
+    digits()  # imports scikit-learn, and the next line torch.compile
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    main = {"run": broadopt.run.main, "table": broadopt.table.main}[match[2]]
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            os.chdir(folder)
+            sys.path[:0] = ["."] if match[1] else []
+            sys.argv = [f"broadopt-{match[2]}", *shlex.split(match[3])]
+            GlobalHydra.instance().clear()
+            torch.set_num_threads(1)
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:  # noqa: BLE001 - whatever it is, the test sees it
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, output.read_text()
+
+
+def executed(block: Block, folder: Path) -> Ran:
+    """Run a Python block in this process, in `folder`."""
+    before, output = Path.cwd(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(output):
+            exec(block.content, {})
+    finally:
+        os.chdir(before)
+    return Ran(block.content, block.content, output.getvalue())

@@ -1,0 +1,420 @@
+"""What decides the figures of a run is compared before they are believed: identity, own code, machine."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import (
+    BIN,
+    OWN,
+    PATIENCE,
+    SMALL,
+    Sweep,
+    finish,
+    folders,
+    go_on,
+    halted,
+    result,
+    run,
+    same_outcome,
+    start,
+    stopped,
+    until,
+)
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from broadopt.devices import provenance
+from broadopt.errors import InputError
+from broadopt.launchers.local import new_folder, threads_of_a_run
+from broadopt.predictor import NAME, load
+from broadopt.runs import results
+
+SGD = (*SMALL, "budget=0.1", "method=sgd")
+
+NETWORK = """
+from torch import nn
+from helper import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, *, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(3 * 32 * 32, num_classes + WIDTH)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """A command on a network of the user's own, in files that the test may edit."""
+    (tmp_path / "configs/model").mkdir(parents=True)
+    (tmp_path / "configs/model/net.yaml").write_text("_target_: net.Net\n")
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "helper.py").write_text("WIDTH = 0\n")
+    command = (
+        "--config-dir",
+        str(tmp_path / "configs"),
+        "experiment=quickstart",
+        "model=net",
+        "device=cpu",
+        "budget=0.1",
+    )
+
+    def carry_out(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return run(*command, "precision=fp32", *arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path), **environment)
+
+    return carry_out
+
+
+# ---- 1: another run's files
+
+
+def test_the_result_of_another_run_is_not_believed(tmp_path: Path) -> None:
+    assert run(*SGD, cwd=tmp_path).returncode == run(*SGD, "seed=2", cwd=tmp_path).returncode == 0
+    first, second = folders(tmp_path)
+    before = result(second)
+    shutil.copy(first / "result.json", second / "result.json")
+    again = run(*SGD, "seed=2", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "already finished" not in again.stdout
+    assert "it belongs to another run" in again.stderr
+    assert result(second)["metrics"] == before["metrics"]
+    assert (second / "result.1.json").read_bytes() == (first / "result.json").read_bytes()
+
+
+def test_a_config_of_another_run_is_not_repeated(tmp_path: Path) -> None:
+    run(*SGD, cwd=tmp_path)
+    run(*SGD, "lr=0.01", cwd=tmp_path)
+    first, second = folders(tmp_path)
+    shutil.copy(first / "config.yaml", second / "config.yaml")
+    refused = run(f"repeat={second}", "results_dir=again", "trust=own_network", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "its config.yaml is not that of the run in its result.json: they differ in " in refused.stderr
+    assert not (tmp_path / "again").exists()
+
+
+# ---- 2: own code
+
+
+def test_a_network_that_was_edited_makes_another_run(
+    own: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    assert own().returncode == 0
+    assert "already finished" in own().stdout
+    (tmp_path / "net.py").write_text(NETWORK.replace("images.flatten(1)", "2 * images.flatten(1)"))
+    assert "\nfinished: " in own().stdout
+    assert len(folders(tmp_path)) == 2
+    (tmp_path / "helper.py").write_text("WIDTH = 0  # what the network imports counts as well\n")
+    assert "\nfinished: " in own().stdout
+    assert len(folders(tmp_path)) == 3
+    codes = [result(folder)["config"]["code"] for folder in folders(tmp_path)]
+    assert all(set(code) == {"net", "helper"} for code in codes)
+    assert len({json.dumps(code) for code in codes}) == 3
+
+
+def test_runs_of_broadopts_own_networks_record_no_code(five_runs: Sweep, tmp_path: Path) -> None:
+    assert set(result(five_runs.folders["sgd"])["config"]["code"]) == {"own_network"}
+    assert run("experiment=quickstart", "model.depth=8", "budget=0.02", cwd=tmp_path).returncode == 0
+    assert "code" not in result(folders(tmp_path)[0])["config"]
+
+
+# ---- 3: threads
+
+
+def test_a_run_that_goes_on_with_another_number_of_threads_says_so(tmp_path: Path) -> None:
+    command = (*SMALL, "budget=1", "method=sgd")
+    assert stopped(*command, cwd=tmp_path, at="train 20", by=signal.SIGTERM).returncode == 75
+    again = run(*command, cwd=tmp_path, OMP_NUM_THREADS="2")
+    assert again.returncode == 0
+    assert "with threads 1, this machine has threads 2: figures can differ by rounding" in again.stderr
+    assert "OMP_NUM_THREADS=1 gives the same" in again.stderr
+    machines = result(folders(tmp_path)[0])["environment"]["carried_out_on"]
+    assert [machine["threads"] for machine in machines] == [1, 2]
+
+
+def test_repeat_compares_the_machines(tmp_path: Path) -> None:
+    run(*SGD, cwd=tmp_path)
+    (folder,) = folders(tmp_path)
+    command = (f"repeat={folder}", "results_dir=again", "trust=own_network")
+    assert "figures can differ" not in run(*command, cwd=tmp_path).stderr
+    other = run(*command, "force=true", cwd=tmp_path, OMP_NUM_THREADS="2")
+    assert "the repeated run was made with threads 1, this machine has threads 2" in other.stderr
+
+
+def test_the_local_launcher_heeds_omp_num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_of_a_run(3) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads_of_a_run(3) == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert threads_of_a_run(16) == 1
+
+
+# ---- 5 and 6: signals, and the predictor
+
+
+def test_a_signal_while_the_predictor_is_made_loses_nothing(five_runs: Sweep, tmp_path: Path) -> None:
+    command = (*SMALL, "budget=2", "method=swa")
+    # 135 steps, re-estimations of 45 batches at each of three evaluation points, and then that of the predictor.
+    assert stopped(*command, cwd=tmp_path, at="train 280", by=signal.SIGTERM).returncode == 75
+    (folder,) = folders(tmp_path)
+    assert result(folder)["state"] == "interrupted"
+    assert [path.name for path in folder.glob("*.ckpt")] == ["checkpoint-0000000135.ckpt"]
+    assert run(*command, cwd=tmp_path).returncode == 0
+    assert same_outcome(folder, five_runs.folders["swa"])
+    kept, expected = (load_file(place / NAME) for place in (folder, five_runs.folders["swa"]))
+    assert all(torch.equal(kept[name], tensor) for name, tensor in expected.items())
+    assert kept.keys() == expected.keys()
+
+
+@pytest.mark.parametrize("method", ["sgd", "swa", "sam", "asam"])
+def test_a_finished_run_keeps_its_predictor_which_can_be_exported(
+    five_runs: Sweep, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(OWN)
+    network = load(five_runs.folders[method], trust="own_network")
+    images = torch.rand(2, 3, 32, 32)
+    assert network.classes == tuple("0123456789")
+    exported = torch.export.export(network, (images,))
+    assert torch.equal(exported.module()(images), network(images))
+
+
+def test_an_ensemble_keeps_no_predictor_and_says_so(five_runs: Sweep) -> None:
+    with pytest.raises(InputError, match="whose ensemble is not one network"):
+        load(five_runs.folders["fge"])
+
+
+def test_a_finished_run_without_the_predictor_that_is_asked_for_says_so(tmp_path: Path) -> None:
+    assert run(*SGD, "checkpoint.predictor=false", cwd=tmp_path).returncode == 0
+    assert not (folders(tmp_path)[0] / NAME).exists()
+    assert "it has kept no predictor.safetensors: force=true" in run(*SGD, cwd=tmp_path).stdout
+    assert "it has kept no" not in run(*SGD, "checkpoint.predictor=false", cwd=tmp_path).stdout
+
+
+def test_a_closed_terminal_saves_the_state(tmp_path: Path) -> None:
+    command = (*SMALL, "budget=1", "method=sgd")
+    with halted(*command, cwd=tmp_path, at="train 20") as process:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)  # the shell sends one as well
+        go_on(tmp_path)
+        assert finish(process).returncode == 75
+    assert [path.name for path in folders(tmp_path)[0].glob("*.ckpt")] == ["checkpoint-0000000020.ckpt"]
+
+
+def test_nohup_goes_on(tmp_path: Path) -> None:
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN), "HALT": "train 3"}
+    variables["HALT_FILE"] = str(tmp_path / "halted")
+    command = ["nohup", str(BIN / "broadopt-run"), *SGD]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until((tmp_path / "halted").exists, process)
+    process.send_signal(signal.SIGHUP)
+    go_on(tmp_path)
+    assert process.wait(timeout=PATIENCE) == 0
+
+
+def test_a_signal_ahead_of_the_loop_ends_the_command_at_once(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with FileLock(tmp_path / "data/.cifar-10-python.tar.gz.lock"):
+        process = start("dataset=cifar10", "data_dir=data", cwd=tmp_path)
+        assert process.stderr is not None
+        assert "another process is downloading" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert finish(process).returncode == 75
+
+
+# ---- 7: numbers that are not finite
+
+
+def test_statistics_that_are_not_finite_fail_the_run(tmp_path: Path) -> None:
+    process = run(*SMALL, "budget=1", "method=sgd", "augmentation.std=[1e-20,1e-20,1e-20]", "lr=1e-30", cwd=tmp_path)
+    assert process.returncode == 1
+    (folder,) = folders(tmp_path)
+    assert result(folder)["state"] == "failed"
+    assert "running_var is not finite in epoch 1" in result(folder)["failure"]["reason"]
+    assert not list(folder.glob("*.ckpt"))
+
+
+# ---- 8 and 11: names of folders and files
+
+
+def test_two_sweeps_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    made = [new_folder(tmp_path / "local" / "2026-01-01_00-00-00") for _ in range(3)]
+    assert [path.name for path in made] == ["2026-01-01_00-00-00", "2026-01-01_00-00-00-2", "2026-01-01_00-00-00-3"]
+
+
+def test_a_result_set_aside_takes_its_history_along_whenever_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "result.json").write_text("old result")
+    (tmp_path / "history.csv").write_text("old history")
+
+    replace = os.replace
+    for renames in (0, 1):
+        left = [True] * renames
+
+        def killed(*paths: Path, left: list[bool] = left) -> None:
+            if not left:
+                raise KeyboardInterrupt
+            left.pop()
+            replace(*paths)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                results.set_aside(tmp_path)
+        assert (tmp_path / "result.json").read_text() == "old result"
+        assert (tmp_path / "history.csv").read_text() == "old history"
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *arguments, **options: killed(left=[]))
+        with pytest.raises(KeyboardInterrupt):
+            results.set_aside(tmp_path)
+    aside = [path for path in tmp_path.iterdir() if path.read_text() == "old result"]
+    assert [path.name for path in aside] == [path.name for path in tmp_path.glob("result.*.json")]
+    assert (
+        aside[0].with_name(aside[0].name.replace("result", "history").replace("json", "csv")).read_text()
+        == "old history"
+    )
+
+
+# ---- 12: a stranger's folder
+
+
+def test_repeat_and_load_run_no_code_that_the_caller_did_not_name(five_runs: Sweep, tmp_path: Path) -> None:
+    refused = run(f"repeat={five_runs.folders['sgd']}", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "it names own_network.Small, which is not broadopt's: trust=own_network runs that code" in refused.stderr
+    with pytest.raises(InputError, match="trust=own_network"):
+        load(five_runs.folders["sgd"])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "broadopt.methods.step.torch.load",
+        "broadopt.models.resnet.nn.Module",
+        "torchvision.models.os.system",
+    ],
+)
+def test_targets_that_lead_out_of_broadopt_are_foreign(target: str, five_runs: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(five_runs.folders["sgd"], tmp_path / "folder")
+    config = tmp_path / "folder/config.yaml"
+    config.write_text(config.read_text().replace("broadopt.methods.step.Plain", target))
+    assert target in config.read_text()
+    refused = run("repeat=folder", "trust=own_network", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert f"it names {target}, which is not broadopt's" in refused.stderr
+
+
+# ---- 16: failures ahead of the loop
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["momentum=0", "nesterov=true"], "nesterov=true: expected momentum > 0 with it, or nesterov=false"),
+        (["budget=1e308"], "budget=1e+308: expected a number of epochs > 0, at most a million"),
+        (["method=swa", "collect.cycle=1e-9"], "collection points; expected 1,000,000 at most"),
+        (["method=fge", "collect.cycle=1e-9"], "collection points; expected 1,000,000 at most"),
+    ],
+)
+def test_input_that_cannot_be_trained_on_is_one_line(overrides: list[str], said: str, tmp_path: Path) -> None:
+    process = run(*SMALL, *overrides, cwd=tmp_path)
+    assert process.returncode == 2
+    assert said in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert not (tmp_path / "results/runs").exists()
+
+
+def test_a_run_that_cannot_be_built_is_failed_and_the_sweep_names_it(tmp_path: Path) -> None:
+    process = run("-m", *SGD, "seed=1,2", cwd=tmp_path, HUNGRY="init 1")
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    assert "1 of the sweep's runs failed:" in process.stderr
+    first, second = folders(tmp_path)
+    assert result(first)["state"] == "failed"
+    assert result(first)["failure"]["reason"].startswith("model._target_=own_network.Small: ")
+    assert result(second)["state"] == "finished"
+
+
+def test_a_checkpoint_of_another_network_is_one_line(
+    own: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    (tmp_path / "helper.py").write_text("import os\nWIDTH = 0\nBIAS = 'BIAS' in os.environ\n")
+    (tmp_path / "net.py").write_text(
+        NETWORK.replace("num_classes + WIDTH)", "num_classes, bias=BIAS)").replace("import WIDTH", "import BIAS")
+    )
+    process = start(
+        *("--config-dir", str(tmp_path / "configs"), "experiment=quickstart", "model=net", "device=cpu", "budget=1000"),
+        *("precision=fp32", "checkpoint.minutes=0"),
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
+    )
+    until(lambda: list(tmp_path.glob("results/runs/*/*/*/*/*.ckpt")), process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).returncode == 75
+    again = own("budget=1000", BIAS="yes")
+    assert again.returncode == 1
+    assert "does not fit this network, step or collector" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+# ---- 19, 20 and 24
+
+
+def test_a_run_that_another_process_is_on_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    with halted(*SGD, cwd=tmp_path, at="train 3") as process:
+        left = run(*SGD, cwd=tmp_path)
+        assert left.returncode == 3
+        assert left.stdout.endswith("left to it (wait=true waits for it to end)\n")
+        assert (
+            left.stderr
+            == "broadopt-run: 1 run is not finished: another process is on it; give the same command later\n"
+        )
+        go_on(tmp_path)
+        assert finish(process).returncode == 0
+    assert run(*SGD, cwd=tmp_path).returncode == 0
+
+
+def test_provenance_is_that_of_broadopts_own_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before, changes = provenance.commit(), provenance.difference()
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
+    assert (provenance.commit(), provenance.difference()) == (before, changes)
+    assert before is None or len(before.rstrip("+")) == 40
+
+
+def test_a_difference_is_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_git", lambda *words: "x" * 300_000 if words[0] == "diff" else "broadopt/new.py\n")
+    assert provenance.difference() == "x" * provenance.LONGEST_DIFFERENCE + "\n[cut off]\n"
+    monkeypatch.setattr(provenance, "_git", lambda *words: "changed\n" if words[0] == "diff" else "broadopt/new.py\n")
+    assert provenance.difference() == "changed\nuntracked: broadopt/new.py\n"
+
+
+def test_a_network_with_the_wrong_number_of_outputs_is_one_line(
+    own: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    (tmp_path / "helper.py").write_text("WIDTH = 2\n")
+    process = own()
+    assert process.returncode == 2
+    assert "for one image the network gives [1, 12]; expected logits [1, 10]" in process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+def test_a_last_batch_of_one_image_is_said(tmp_path: Path) -> None:
+    process = run(*SGD, "batch_size=1437", cwd=tmp_path)
+    assert process.returncode == 0
+    assert "batch_size=1437: the last batch of each epoch has a single image" in process.stderr

@@ -1,0 +1,351 @@
+"""What README and docs/ state is what the code, the configs and the committed results say."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import documents
+import pytest
+import yaml
+from command import SMALL, folders, run
+from documents import CHECKOUT, DOCUMENTS, section, text
+from PIL import Image
+
+import broadopt
+from broadopt import table as tables
+from broadopt.config.compose import compose, plain
+from broadopt.config.rules import RULES
+from broadopt.config.shipped import config_dir, options
+from broadopt.runs import checkpoint, heartbeat, results
+from broadopt.tables.request import parse
+from broadopt.training.plan import price
+
+sys.path.append(str(CHECKOUT / "scripts"))
+import draw_curves
+
+PAGES = [*DOCUMENTS, Path("CONTRIBUTING.md"), Path("CHANGELOG.md")]
+COMMITTED = CHECKOUT / "results/cifar10_resnet20_5epochs"
+REFERENCE = text("docs/reference.md")
+NAMED = set(re.findall(r"`([^`\n]+)`", REFERENCE))
+"""All that stands in the reference as code."""
+
+
+# README
+
+
+def test_readme_takes_a_minute() -> None:
+    assert len(text("README.md").splitlines()) <= 150
+
+
+def test_readme_prints_what_the_committed_runs_print() -> None:
+    printed, _ = tables.make(parse(["runs", "--results", str(COMMITTED)]))
+    quoted = re.findall(r"^\*\*cifar10.*?\*\*\n\n(?:\|.*\n)+", text("README.md"), flags=re.MULTILINE)
+    assert len(quoted) == 2
+    for table in quoted:
+        assert table in printed
+
+
+def test_the_picture_shows_the_committed_runs() -> None:
+    picture = CHECKOUT / draw_curves.OUTPUT
+    assert f"]({draw_curves.OUTPUT})" in text("README.md")
+    assert picture.stat().st_size < 80_000
+    with Image.open(picture) as opened:
+        assert opened.text["Curves"] == draw_curves.digest(draw_curves.curves(COMMITTED)), "scripts/draw_curves.py"
+
+
+def test_readme_states_what_the_runs_have_cost() -> None:
+    costs = {
+        result["method"]: result for result in results.read_all(COMMITTED)[0] if result["config"]["precision"] == "fp32"
+    }
+    seconds = [costs[method]["cost"]["train_seconds"] / costs[method]["epochs"] for method in ("sgd", "asam")]
+    (row,) = re.findall(
+        r"^\| CIFAR-10, ResNet-20, one epoch of SGD / of ASAM \|.*$", text("README.md"), flags=re.MULTILINE
+    )
+    assert f"| {seconds[0] / 3600:.2f} / {seconds[1] / 3600:.2f} |" in row
+    assert f"measured: {seconds[0]:.0f} s and {seconds[1]:.0f} s, one thread" in row
+    assert {costs[method]["environment"]["threads"] for method in ("sgd", "asam")} == {1}
+
+
+def test_readme_states_the_hours_of_a_row_at_the_stated_rate() -> None:
+    flops = price(plain(compose(["experiment=table3/wrn28_10", "method=asam"])))["flops"]
+    assert f"| {flops / 100e12 / 3600:.1f} | estimate: {flops / 1e15:.0f} PFLOPs at 100 TFLOP/s |" in text("README.md")
+    runs, hours = zip(*re.findall(r"# (\d+) runs: ([\d.]+) device hours needed", text("docs/rows.md")), strict=True)
+    stated = "| Table 1 with 3 seeds, {} runs / Table 3 with 5 seeds, {} runs | {:.0f} / {:.0f} |"
+    assert stated.format(*runs, *map(float, hours)) in text("README.md")
+
+
+# Links, figures and names
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", text(page), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", prose):
+        if link.startswith("https://"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (CHECKOUT / page.parent / target).resolve() if target else CHECKOUT / page
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path.relative_to(CHECKOUT)), link
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=str)
+def test_every_document_is_linked_from_readme(page: Path) -> None:
+    assert page == Path("README.md") or f"({page})" in text("README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_files_of_the_checkout_that_are_named_exist(page: Path) -> None:
+    named = re.findall(
+        r"`((?:broadopt|configs|scripts|tests|docs|results/(?:paper|benchmark|figures))/[\w./]*\w/?)`", text(page)
+    )
+    for path in named:
+        assert (CHECKOUT / path).exists(), path
+
+
+def test_concepts_defines_each_term_once() -> None:
+    terms = [term.lower() for term in re.findall(r"^\*\*(.+?)\.?\*\*", text("docs/concepts.md"), flags=re.MULTILINE)]
+    assert len(terms) == len(set(terms))
+    words = {"run", "recipe", "protocol", "identity", "budget", "step", "collector", "heartbeat", "checkpoint"}
+    phrases = {"trained and budget epochs", "evaluation point", "row and cell", "last, best, collected", "off recipe"}
+    assert words | phrases | {"predictor"} <= set(terms)
+
+
+def test_architecture_has_every_room() -> None:
+    rooms = {path.parent.name for path in (CHECKOUT / "broadopt").glob("*/__init__.py")}
+    assert rooms
+    assert set(re.findall(r"`(\w+)/`", text("docs/architecture.md"))) >= rooms
+
+
+def test_the_log_gives_the_figures_of_the_benchmark() -> None:
+    rows = {row["what"]: row for row in json.loads(text("results/benchmark/ratios.json"))["rows"]}
+    log = text("docs/log.md")
+    bare = rows["images/s, loop over bare step"]
+    assert f"{bare['ratio']:.2f} of its rate ({bare['least']:.2f} to {bare['greatest']:.2f}" in log
+    steps = [row["ratio"] for what, row in rows.items() if " step over sgd step " in what]
+    assert f"{min(steps):.2f} to {max(steps):.2f} times the seconds a step" in log
+    usual = [rows[f"images/s, loop over DataLoader + PIL, {method}"]["ratio"] for method in ("sgd", "asam")]
+    assert "{:.2f} times the rate for SGD, {:.2f} for ASAM".format(*usual) in log
+    passes = [
+        rows[f"seconds, {what}"]["ratio"]
+        for what in (
+            "SWA epoch of 50,000 images over SGD epoch",
+            "BN re-estimation over training epoch",
+            "evaluation over forward share of an epoch",
+        )
+    ]
+    assert (
+        "an SWA epoch {:.2f} SGD epochs; a BN pass {:.2f} of an epoch; an evaluation {:.2f} of the forward".format(
+            *passes
+        )
+        in log
+    )
+    networks = {row["network"]: row for row in json.loads(text("results/benchmark/networks.json"))["rows"]}
+    for name, words in (("vgg16", "VGG-16"), ("vgg19_bn", "VGG19-BN")):
+        assert f"{words} {networks.pop(name)['channels_last / contiguous']:.2f}" in log
+    gains = [row["channels_last / contiguous"] for row in networks.values()]
+    assert f"{min(gains):.2f} to {max(gains):.2f} times the rate" in log
+
+
+def test_the_citation_is_that_of_this_version() -> None:
+    citation = yaml.safe_load(text("CITATION.cff"))
+    assert citation["version"] == broadopt.__version__
+    assert f"version = {{{broadopt.__version__}}}" in text("docs/citing.md")
+    for reference in citation["references"]:
+        assert reference["title"] in re.sub("[{}]", "", text("docs/citing.md"))
+
+
+def test_the_hooks_are_those_of_make_check() -> None:
+    """By the tools of .venv, whose versions are pinned."""
+    (local,) = yaml.safe_load(text(".pre-commit-config.yaml"))["repos"]
+    check = text("Makefile").split("\ncheck:")[1].split("\n\n")[0]
+    wanted = {" ".join(line.split()[:2]) for line in check.splitlines() if "$(BIN)" in line}
+    entries = {" ".join(hook["entry"].replace(".venv/bin", "$(BIN)").split()[:2]) for hook in local["hooks"]}
+    assert local["repo"] == "local"
+    assert entries == wanted
+
+
+# The rows
+
+
+def table_rows() -> dict[str, tuple[str, str, str, str]]:
+    """Parameters, MACs, budget and PFLOPs of each experiment of the table of rows."""
+    found = {}
+    for line in re.findall(r"^\| (`table[13]/.*)$", text("docs/rows.md"), flags=re.MULTILINE):
+        names, _, parameters, macs, budget, operations, *_ = (cell.strip() for cell in line.split("|"))
+        first, *endings = re.findall(r"`([\w/]+)`", names)
+        experiments = [first, *(first.rpartition("_")[0] + ending for ending in endings)]
+        for place, experiment in enumerate(experiments):
+            parameter = parameters.split(", ")[min(place, parameters.count(", "))]
+            found[experiment] = (parameter, macs, budget, operations)
+    return found
+
+
+def test_the_table_of_rows_names_every_row() -> None:
+    assert sorted(table_rows()) == [name for name in options("experiment") if name.startswith("table")]
+
+
+@pytest.mark.parametrize(("experiment", "stated"), table_rows().items())
+def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated: tuple[str, str, str, str]) -> None:
+    in_table3 = experiment.startswith("table3")
+    methods = ("sgd", "asam") if in_table3 else ("sgd", "swa")
+    composed = [plain(compose([f"experiment={experiment}", f"method={method}"])) for method in methods]
+    parameters, macs, budget, operations = stated
+    costs = [price(values) for values in composed[: 1 if in_table3 else 2]]
+    assert rounded_as(parameters, costs[0]["parameters"] / 1e6, "M")
+    assert rounded_as(macs, costs[0]["macs"] / 1e9, "G")
+    budgets = [values["budget"] for values in composed]
+    assert budget == ", ".join(dict.fromkeys(f"{value:g}" for value in budgets))
+    assert not in_table3 or budgets[0] == 2 * budgets[1], "so that two gradients a step cost as much"
+    figures = [cost["flops"] / 1e15 for cost in costs]
+    assert operations == ", SWA ".join(f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}" for figure in figures)
+
+
+def rounded_as(stated: str, value: float, unit: str) -> bool:
+    """Whether `stated`, a figure and its unit, is `value` rounded to the figure's decimals."""
+    figure = stated.removesuffix(f" {unit}")
+    return stated.endswith(f" {unit}") and figure == f"{value:.{len(figure.partition('.')[2])}f}"
+
+
+# The reference
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a nested mapping."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix
+
+
+def keys_of(group: str) -> set[str]:
+    """The keys of every file of a config group, as group.KEY."""
+    found = set()
+    for path in (config_dir() / group).rglob("*.yaml"):
+        node = yaml.safe_load(path.read_text())
+        node = node.get(group, node) if "defaults" in node else node
+        found |= {f"{group}.{key}" for key in node if key != "_target_"}
+    return found
+
+
+def test_every_key_of_a_run_is_there() -> None:
+    run_keys = {key for key in yaml.safe_load(text("configs/run.yaml")) if key not in ("defaults", "hydra")}
+    config = {key: value for key, value in yaml.safe_load(text("configs/run.yaml")).items() if key in run_keys}
+    keys = {key for key in leaves(config) if not key.endswith("._target_")} | set(RULES)
+    for group in ("dataset", "model", "step", "collect", "schedule"):
+        keys |= keys_of(group)
+    assert keys - NAMED == set()
+
+
+def test_every_key_of_a_protocol_is_there() -> None:
+    keys = {
+        key for name in options("protocol") for key in yaml.safe_load(text(f"configs/protocol/{name}.yaml"))["recipe"]
+    }
+    assert {key for key in keys if key not in NAMED and f"augmentation.{key}" not in NAMED} == set()
+
+
+def test_every_group_and_choice_is_there() -> None:
+    table = section("docs/reference.md", "Groups")
+    rows = dict(re.findall(r"^\| `([\w/]+)` \| (.*)$", table, flags=re.MULTILINE))
+    for group in ("method", "dataset", "model", "protocol", "step", "collect", "schedule", "hydra/launcher"):
+        assert {choice for choice in options(group) if f"`{choice}`" not in rows[group]} == set(), group
+    assert {choice for choice in options("experiment") if choice.partition("/")[0] not in rows["experiment"]} == set()
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_every_setting_of_a_launcher_is_there_with_its_default(launcher: str) -> None:
+    table = section("docs/reference.md", "Launchers").split("hydra/launcher=slurm")[launcher == "slurm"]
+    rows = {
+        key: line.split("|")[-2].strip(" `")
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for key in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    settings = yaml.safe_load(text(f"configs/hydra/launcher/{launcher}.yaml"))
+    shown = {
+        key: '""' if value == "" else json.dumps(value).strip('"')
+        for key, value in settings.items()
+        if key != "_target_"
+    }
+    assert rows == shown
+
+
+def test_every_exit_code_is_there() -> None:
+    """Those of the contract; tests/reliability/test_odd_command_lines.py knows no others."""
+    codes = re.findall(r"^\| (\d+) \|", section("docs/reference.md", "Exit codes"), flags=re.MULTILINE)
+    assert codes == ["0", "1", "2", "75"]
+    for command, help_text in (("broadopt-run", text("configs/run.yaml")), ("broadopt-table", help_of_table())):
+        stated = re.search(r"exit codes: (.*)", help_text, flags=re.IGNORECASE)
+        assert stated, command
+        assert set(re.findall(r"\b(\d+)\b", stated[1])) <= set(codes)
+
+
+def help_of_table() -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+        parse(["--help"])
+    return output.getvalue()
+
+
+def test_every_option_of_broadopt_table_is_there() -> None:
+    described = set(re.findall(r"^\| `(--[a-z]+)", section("docs/reference.md", "broadopt-table"), flags=re.MULTILINE))
+    assert described == set(re.findall(r"^  (?:-h, )?(--[a-z]+)", help_of_table(), flags=re.MULTILINE)) - {"--help"}
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was made twice and left all that a finished run can leave."""
+    cwd = tmp_path_factory.mktemp("left")
+    given = (*SMALL, "budget=1", "method=swa", "dataset.validation=100", "checkpoint.predictor=true")
+    for arguments in (given, (*given, "force=true")):
+        done = run(*arguments, cwd=cwd, BROADOPT_OUTPUT=str(cwd / "output"))
+        assert done.returncode == 0, done.stderr
+    (folder,) = folders(cwd)
+    return folder
+
+
+def test_every_file_of_a_run_is_there(left: Path) -> None:
+    files = {path.name for path in left.iterdir()}
+    assert {"result.1.json", "history.1.csv", "output.txt", "predictor.safetensors"} <= files
+    assert files - NAMED == set()
+    checkpoint.save(left, {}, identity="x", step=1)
+    assert [re.sub(r"\d+", "<step>", path.name) for path in checkpoint.files(left)] == ["checkpoint-<step>.ckpt"]
+    assert {"checkpoint-<step>.ckpt", heartbeat.NAME, "error.txt", ".*.tmp"} <= NAMED
+
+
+def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) -> None:
+    result = json.loads((left / "result.json").read_text())
+    fields = [path.split(".") for path in leaves({key: value for key, value in result.items() if key != "config"})]
+    words = {name for path in fields for name in path if not re.fullmatch(r"[\d]+", name)}
+    assert (
+        words - NAMED - {"metrics", "last", "best", "collected", "validation", "validation_nll", "validation_ece"}
+        == set()
+    )
+    assert {"metrics.last", "metrics.best", "metrics.collected", "metrics.validation", "config"} <= NAMED
+    columns = (left / "history.csv").read_text().splitlines()[0].split(",")
+    assert {column for column in columns if not column.startswith("validation_")} <= NAMED
+
+
+def test_every_field_of_a_heartbeat_is_there() -> None:
+    assert set(heartbeat.FIELDS) <= NAMED
+
+
+def test_substitutes_change_no_command_that_can_be_run() -> None:
+    used: set[str] = set()
+    line = (
+        "PYTHONPATH=. broadopt-run --config-dir my_configs model=small_net experiment=quickstart budget=1  # a comment"
+    )
+    assert documents.substituted(line, used) == line.partition("  #")[0]
+    assert not used
