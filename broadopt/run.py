@@ -1,12 +1,13 @@
 """broadopt-run: the command line, its runs one after the other, and what becomes of their failures."""
 
+import gc
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -16,11 +17,14 @@ from broadopt.completion import completion
 from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line, printable
-from broadopt.config.run_config import RunConfig
+from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
 from broadopt.runs.repeat import repeated
 from broadopt.signals import Stop
+
+if TYPE_CHECKING:
+    from broadopt.training.plan import Cost
 
 
 def main() -> None:
@@ -31,6 +35,8 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Composing makes a million small objects that stay: to look through them at every 700 is a quarter of its time.
+    gc.set_threshold(200_000, 20, 20)
     session = Session(show_traces=os.environ.get("HYDRA_FULL_ERROR") == "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole and leave as one line
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -98,6 +104,8 @@ class Session:
     """Runs that another process is on."""
     failed: list[tuple[str, InputError | RunFailed]] = field(default_factory=list)
     planned: list[float] = field(default_factory=list)
+    latest: "tuple[Recipe, Cost] | None" = None
+    """Of the last planned run the recipe and its cost."""
 
     def task(self, composed: DictConfig) -> None:
         """One run; Hydra calls it with a composed config."""
@@ -134,7 +142,9 @@ class Session:
         try:
             run = checked()
             if run.execution.plan and composed is not None:
-                self.planned.append(show_plan(composed, run, overrides, brief=sweep))
+                cost = show_plan(composed, run, overrides, brief=sweep)
+                self.planned.append(cost.flops)
+                self.latest = run.recipe, cost
             else:
                 from broadopt.training.execute import execute  # imports torch: --help answers without it
 
@@ -154,6 +164,15 @@ class Session:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)"
             self.note(RunFailed(reason), overrides, sweep=sweep)
         self.stop.check()  # a signal after the last batch of a run still ends a sweep
+
+    def plan_like(self, planned: "tuple[Recipe, Cost]", seed: int) -> None:
+        """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""
+        from broadopt.training.plan import line
+
+        recipe, cost = planned
+        self.runs += 1
+        self.planned.append(cost.flops)
+        print(line(replace(recipe, seed=seed), cost), flush=True)
 
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> None:
         """Keep a failure for the summary; a sweep, which goes on, reports it at once as well."""
@@ -180,8 +199,8 @@ class Session:
         leave("\n  ".join([f"{len(lines)} of the sweep's runs failed:", *lines]), code)
 
 
-def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> float:
-    """Print what a run would do and cost, in one line where `brief`; returns its floating-point operations."""
+def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "Cost":
+    """Print what a run would do and cost, in one line where `brief`; returns the cost."""
     from broadopt.config.instantiate import instantiated
     from broadopt.training import plan
 
@@ -189,12 +208,12 @@ def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, bri
     cost = plan.price(recipe)
     if brief:
         print(plan.line(recipe, cost), flush=True)
-        return cost.flops
+        return cost
     nodes: Any = OmegaConf.to_container(composed, resolve=False)
     origins = plan.origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
     schedule, collector = instantiated("schedule", recipe.schedule), instantiated("collect", recipe.collect)
     print(plan.page(recipe, cost, schedule=schedule, collector=collector, origins=origins))
-    return cost.flops
+    return cost
 
 
 if __name__ == "__main__":
