@@ -18,7 +18,7 @@ from PIL import Image
 
 import broadopt
 from broadopt import table as tables
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.runs import checkpoint, heartbeat, results
@@ -72,7 +72,7 @@ def test_readme_states_what_the_runs_have_cost() -> None:
 
 
 def test_readme_states_the_hours_of_a_row_at_the_stated_rate() -> None:
-    flops = price(plain(compose(["experiment=table3/wrn28_10", "method=asam"])))["flops"]
+    flops = price(run_config(compose(["experiment=table3/wrn28_10", "method=asam"])).recipe).flops
     assert f"| {flops / 100e12 / 3600:.1f} | estimate: {flops / 1e15:.0f} PFLOPs at 100 TFLOP/s |" in text("README.md")
     runs, hours = zip(*re.findall(r"# (\d+) runs: ([\d.]+) device hours needed", text("docs/rows.md")), strict=True)
     stated = "| Table 1 with 3 seeds, {} runs / Table 3 with 5 seeds, {} runs | {:.0f} / {:.0f} |"
@@ -200,15 +200,15 @@ def test_the_table_of_rows_names_every_row() -> None:
 def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated: tuple[str, str, str, str]) -> None:
     in_table3 = experiment.startswith("table3")
     methods = ("sgd", "asam") if in_table3 else ("sgd", "swa")
-    composed = [plain(compose([f"experiment={experiment}", f"method={method}"])) for method in methods]
+    recipes = [run_config(compose([f"experiment={experiment}", f"method={method}"])).recipe for method in methods]
     parameters, macs, budget, operations = stated
-    costs = [price(values) for values in composed[: 1 if in_table3 else 2]]
-    assert rounded_as(parameters, costs[0]["parameters"] / 1e6, "M")
-    assert rounded_as(macs, costs[0]["macs"] / 1e9, "G")
-    budgets = [values["budget"] for values in composed]
+    costs = [price(recipe) for recipe in recipes[: 1 if in_table3 else 2]]
+    assert rounded_as(parameters, costs[0].parameters / 1e6, "M")
+    assert rounded_as(macs, costs[0].macs / 1e9, "G")
+    budgets = [recipe.budget for recipe in recipes]
     assert budget == ", ".join(dict.fromkeys(f"{value:g}" for value in budgets))
     assert not in_table3 or budgets[0] == 2 * budgets[1], "so that two gradients a step cost as much"
-    figures = [cost["flops"] / 1e15 for cost in costs]
+    figures = [cost.flops / 1e15 for cost in costs]
     assert operations == ", SWA ".join(f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}" for figure in figures)
 
 

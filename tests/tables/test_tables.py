@@ -473,7 +473,7 @@ def test_what_is_left_out_is_said_on_stderr_where_the_table_goes_to_a_file_or_is
         (["table3", "--output", "no/such/folder/t.md"],
          "--output no/such/folder/t.md cannot be written: No such file or directory"),
         ([], "the following arguments are required: TABLE; see broadopt-table --help"),
-        (["table3", "--colour"], "unrecognized arguments: --colour; see broadopt-table --help"),
+        (["table3", "--colour"], "unknown option --colour; see broadopt-table --help"),
     ],
 )  # fmt: skip
 def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
