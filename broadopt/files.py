@@ -17,7 +17,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from broadopt.errors import printable
+from broadopt.errors import AS_FOUND, printable
 
 MEBIBYTE = 2**20
 
@@ -214,3 +214,16 @@ def write_output(path: Path, content: bytes) -> None:
         return
     with replacing(Path(os.path.realpath(path))) as file:
         file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 whatever the locale; bytes of a path that are none come out as they are."""
+    path.write_text(text, encoding="utf-8", errors=AS_FOUND)
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept from one command to the next: below XDG_CACHE_HOME or the home folder. A user
+    without a home, as in many a container, gets a place where nothing can be kept.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.devnull if cache.startswith("~") else cache, "broadopt")

@@ -1,5 +1,6 @@
 """broadopt-run: the command line, its runs one after the other, and what becomes of their failures."""
 
+import errno
 import gc
 import logging
 import os
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from broadopt import __version__, launchers
+from broadopt import __version__, launchers, streams
 from broadopt.completion import completion
 from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
 from broadopt.config.messages import one_line
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.config.shipped import config_dir
-from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed, printable
+from broadopt.errors import ClosedPipe, InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs.repeat import repeated
 from broadopt.signals import Stop
 
@@ -31,6 +32,12 @@ def main() -> None:
     """The entry point of broadopt-run. Exit codes: 0 finished, 1 failed, 2 bad input, 3 left to another process, 75
     interrupted with the state saved.
     """
+    streams.prepare()
+    with streams.complete_output("broadopt-run", closed_pipe=75):
+        _main()
+
+
+def _main() -> None:
     level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     if not is_first():
@@ -50,9 +57,8 @@ def main() -> None:
             command(session)
     except Interrupted as signal:
         leave(f"stopped by {signal}: run the same command to go on", 75)
-    except BrokenPipeError:  # stdout is a closed pipe, as behind `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(75)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         line = one_line(error, sys.argv[1:])
         if line is None:
@@ -78,7 +84,7 @@ def command(session: "Session") -> None:
 
 def is_first() -> bool:
     """Whether this process, of those that torchrun may have started, is the one that speaks."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+    return os.environ.get("TORCHELASTIC_RUN_ID") is None or os.environ.get("RANK", "0") == "0"
 
 
 def leave(line: str, code: int) -> None:
@@ -154,10 +160,12 @@ class Session:
             print(left, flush=True)
         except (InputError, RunFailed) as error:
             self.note(error, overrides, sweep=sweep)
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # the disk is full, or the folder has gone
-            self.note(RunFailed(str(error)), overrides, sweep=sweep)
+        except BrokenPipeError as error:
+            raise ClosedPipe from error
+        except OSError as error:  # the disk is full, or the folder has gone, or it cannot have such a name
+            line = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            kind = InputError if error.errno == errno.ENAMETOOLONG else RunFailed
+            self.note(kind(line), overrides, sweep=sweep)
         except Exception as error:  # noqa: BLE001 - nobody foresaw it; the other runs of a sweep go on all the same
             if self.show_traces:
                 traceback.print_exc()

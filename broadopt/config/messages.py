@@ -39,6 +39,8 @@ def _line(error: BaseException, arguments: list[str]) -> str | None:
         return line
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _override(error, arguments)
+    if isinstance(error, OSError) and error.filename:  # of a sweep's folder, made ahead of its runs
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (OSError, YAMLError)) or _raised_by_hydra(error):
         return " ".join(str(error).split())
     return None

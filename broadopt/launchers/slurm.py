@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.errors import InputError, Interrupted
-from broadopt.files import MEBIBYTE, read_json, reason
+from broadopt.files import MEBIBYTE, read_json, reason, write_text
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
 
 log = logging.getLogger("broadopt")
@@ -120,10 +120,10 @@ class SlurmLauncher(SweepLauncher):
         draft = root / "slurm" / f".draft-{os.getpid()}-{time.time_ns()}"
         draft.mkdir()
         commands = [quoted(one.command(processes=self.processes)) for one in planned]
-        (draft / "commands.txt").write_text("".join(f"{command}\n" for command in commands))
+        write_text(draft / "commands.txt", "".join(f"{command}\n" for command in commands))
         (draft / "runs.json").write_text(json.dumps([one.name for one in planned]))
         # Held until the folder has its name, which the script derives from the job's own number.
-        (draft / "job.sh").write_text(self._script(root, len(planned)))
+        write_text(draft / "job.sh", self._script(root, len(planned)))
         job = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh")).split(";")[0].strip()
         folder = root / "slurm" / job
         draft.rename(folder)

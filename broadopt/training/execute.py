@@ -20,7 +20,7 @@ from broadopt.devices.device import choose_device, choose_precision, device_name
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
-from broadopt.files import replacing
+from broadopt.files import replacing, write_text
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
@@ -164,7 +164,7 @@ def prepare(folder: Path, run: RunConfig) -> None:
         file.write(OmegaConf.to_yaml(run.values()).encode())
     (folder / "error.txt").unlink(missing_ok=True)
     if changes := difference():
-        (folder / "code.diff").write_text(changes)
+        write_text(folder / "code.diff", changes)
     remove(unfinished(folder))
     link_output(folder)
 
