@@ -16,10 +16,10 @@ from broadopt import __version__, launchers
 from broadopt.completion import completion
 from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
-from broadopt.config.messages import one_line, printable
+from broadopt.config.messages import one_line
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.config.shipped import config_dir
-from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
+from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs.repeat import repeated
 from broadopt.signals import Stop
 

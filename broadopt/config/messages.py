@@ -20,18 +20,13 @@ from broadopt.config.compose import COMPOSED, NO_PACKAGE, compose
 from broadopt.config.habits import about_choice, from_habit
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
-from broadopt.errors import InputError, nearest
+from broadopt.errors import InputError, nearest, printable
 
 
 def one_line(error: BaseException, arguments: list[str]) -> str | None:
     """The line that reports `error`, raised for the command line `arguments`; None where it is not about the input."""
     line = _line(error, arguments)
     return None if line is None else printable(line)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, each character that cannot be printed as Python writes it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _line(error: BaseException, arguments: list[str]) -> str | None:

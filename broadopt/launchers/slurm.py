@@ -5,6 +5,7 @@ commands.txt as task k, and writes <k>.out and, at the run's own end, its exit c
 """
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.errors import InputError, Interrupted
+from broadopt.files import MEBIBYTE, read_json, reason
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
+
+log = logging.getLogger("broadopt")
 
 SCRIPT = """#!/bin/bash
 {options}
@@ -188,7 +192,12 @@ def in_queue(root: Path) -> dict[str, Task]:
     states = queue()
     found = {}
     for path in (root / "slurm").glob("*/runs.json"):
-        for place, name in enumerate(json.loads(path.read_text())):
+        try:
+            names = read_json(path, limit=16 * MEBIBYTE)
+        except (OSError, ValueError) as error:
+            log.warning("%s: %s; its runs are taken for none of this sweep", path, reason(error))
+            continue
+        for place, name in enumerate(names):
             task = Task(path.parent, place)
             if task.name in states:
                 found[name] = task

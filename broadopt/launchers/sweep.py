@@ -1,6 +1,7 @@
 """What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
 import json
+import logging
 import shlex
 import sys
 from collections import defaultdict
@@ -19,6 +20,9 @@ from broadopt.config.identity import identity_of
 from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.runs import heartbeat, results
+from broadopt.runs.folders import scan
+
+log = logging.getLogger("broadopt")
 
 Runs = dict[str, set[tuple[str, str | None]]]
 """Of the runs of each key, the precision that each is computed in and the fingerprint of its data."""
@@ -166,7 +170,10 @@ def fingerprint(dataset: DatasetConfig) -> str | None:
 
 def known(root: Path) -> tuple[Runs, Runs]:
     """The runs below `root` that are finished, and those that a process is on."""
-    folders = sorted({path.parent for path in results.find(root, "result.json", heartbeat.NAME)})
+    paths, left_out = scan(root, results.NAME, heartbeat.NAME)
+    for line in left_out:
+        log.warning("left out: %s", line)
+    folders = sorted({path.parent for path in paths})
     finished, running = defaultdict(set), defaultdict(set)
     for result in results.read_all(root, folders)[0]:
         if result["state"] == "finished":

@@ -138,11 +138,6 @@ def _parsed(content: bytes, folder: Path) -> dict[str, Any]:
     return dict(result)
 
 
-def find(results_dir: str | Path, *names: str) -> list[Path]:
-    """As `scan`, without a word on what cannot be listed."""
-    return scan(results_dir, *names)[0]
-
-
 def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
     """Every valid result below `results_dir`/runs, each with its "folder" (relative), sorted by it; and a line for each
     that is left out. `folders`: the run folders to look into where they are known.

@@ -20,6 +20,7 @@ from broadopt.devices.device import choose_device, choose_precision, device_name
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
+from broadopt.files import replacing
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
@@ -159,7 +160,8 @@ def train(parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop
 
 def prepare(folder: Path, run: RunConfig) -> None:
     """Lay out the folder of a run that begins, or goes on."""
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(run.values()))
+    with replacing(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(run.values()).encode())
     (folder / "error.txt").unlink(missing_ok=True)
     if changes := difference():
         (folder / "code.diff").write_text(changes)

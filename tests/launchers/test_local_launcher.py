@@ -37,7 +37,7 @@ def test_failed_runs_are_named_and_the_others_finish(tmp_path: Path) -> None:
     done = run(*LOCAL, *SMALL, "budget=1", "lr=0.1,1e30", cwd=tmp_path)
     assert done.returncode == 1
     assert "1 of the sweep's runs failed:" in done.stderr
-    assert "the loss or a weight is not finite" in done.stderr
+    assert "features.0.weight is not finite" in done.stderr
     assert sorted(result(folder)["state"] for folder in folders(tmp_path)) == ["failed", "finished"]
 
 

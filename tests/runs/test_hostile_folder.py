@@ -19,6 +19,7 @@ from stored import RESNET20, record, run, store
 
 from broadopt import files
 from broadopt.config.identity import identity_of
+from broadopt.config.instantiate import instantiated
 from broadopt.data.datasets import size
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.folders import scan
@@ -144,33 +145,42 @@ def test_a_run_is_made_where_the_result_of_another_lies_in_its_folder(tmp_path: 
 
 
 @pytest.fixture
-def marking(tmp_path: Path) -> Iterator[Path]:
-    """A file that must not come to be: the nodes of a hostile config make it when they are instantiated."""
-    mark = tmp_path / "mark"
-    yield mark
-    assert not mark.exists()
+def marks(tmp_path: Path) -> Iterator[Path]:
+    """A folder that must stay empty."""
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
 
 
-def node(mark: Path, **keys: Any) -> dict[str, Any]:
-    return {"_target_": "subprocess.check_call", "args": ["touch", str(mark)], **keys}
+def node(marks: Path, **keys: Any) -> dict[str, Any]:
+    """A config's node that leaves a mark when it is instantiated, whatever it is called with."""
+    made = {"_target_": "builtins.dict", "evil": {"_target_": "tempfile.mkdtemp", "dir": str(marks)}}
+    instantiated("evil", made)
+    (mark,) = marks.iterdir()  # else this node is harmless and proves nothing
+    mark.rmdir()
+    return keys | made
 
 
 @pytest.mark.parametrize("group", ["step", "collect", "model", "dataset", "schedule", "augmentation"])
 @pytest.mark.parametrize("kind", ["result", "heartbeat"])
-def test_no_view_calls_what_a_config_names(tmp_path: Path, marking: Path, group: str, kind: str) -> None:
+@pytest.mark.parametrize("rate", [0.0, 5000.0])
+def test_no_view_calls_what_a_config_names(tmp_path: Path, marks: Path, group: str, kind: str, rate: float) -> None:
     own = record(RESNET20, "method=sam")
     kept = {key: own[group][key] for key in ("name", "fingerprint", "validation") if key in own[group]}
-    evil = own | {group: node(marking, **kept)}
+    evil = own | {group: node(marks, **kept | ({"name": "own"} if group == "dataset" else {}))}
     root = tmp_path / "results"
-    store(root, record(RESNET20, "method=sgd"))  # a rate of the same network, to be scaled by gradients
+    if rate:
+        store(root, record(RESNET20, "method=sgd"))  # a rate of the same network, to be scaled by gradients
     if kind == "result":
-        store(root, evil, state="interrupted")
+        folder = store(root, evil, state="interrupted")
+        reseal(folder, lambda content: content["cost"].update(images_per_second=0.0))
     else:
-        beat(results.run_folder(root, evil), evil)
+        beat(results.run_folder(root, evil), evil, images_per_second=None)
     for view in VIEWS:
-        tflops = ("--tflops", "1") if "--status" in view else ()
+        tflops = ("--tflops", "1") if view == ("runs", "--status") else ()
         out, _ = run(*view, *tflops, "--results", root)
-        assert out
+        assert out or "--missing" in view
 
 
 def test_costs_come_from_the_numbers_of_a_result(tmp_path: Path) -> None:
