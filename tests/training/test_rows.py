@@ -18,10 +18,10 @@ def test_a_row_trains_two_steps_with_each_method(
 ) -> None:
     name = "cifar10" if row.endswith("_cifar10") else "cifar100"
     methods = TABLES[row.partition("/")[0]]
-    cifar_writer(tmp_path, name, per_file=1 if name == "cifar10" else 4)  # 5 and 4 images: two of the batches below
+    cifar_writer(tmp_path, name, per_file=2 if name == "cifar10" else 8)  # 10 and 8 images: two of the batches below
     done = run(
         *("-m", f"experiment={row}", f"method={','.join(methods)}", "budget=1", "precision=fp32"),
-        *(f"batch_size={3 if name == 'cifar10' else 2}", f"data_dir={tmp_path}", "dataset.verify=false"),
+        *(f"batch_size={5 if name == 'cifar10' else 4}", f"data_dir={tmp_path}", "dataset.verify=false"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
