@@ -20,7 +20,9 @@ LONGEST = (
     ),
     *("training/test_speed.py", "test_reproduce.py", "test_gpu_check.py", "test_readme.py", "test_fork_server.py"),
 )
-"""Files of the tests that take longest: they begin first, so that the workers of make test end together."""
+"""Files of the tests that take longest: they begin first, so that the workers of make test, each of which takes file
+after file (what a file's tests share is made once), end together.
+"""
 
 LAYOUTS = {
     "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent
-pytestmark = pytest.mark.xdist_group("wheel")  # they share what takes seconds to make
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,9 @@
+"""The files of CIFAR: read without running their pickles, and downloaded.
+
+The oracles: Python's own pickle and NumPy on the same bytes, torchvision's names and sums, a web server on this
+machine.
+"""
+
 import hashlib
 import os
 import pickle

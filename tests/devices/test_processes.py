@@ -32,7 +32,6 @@ TRAININGS = [
 ]
 COMMAND = (*SMALL, "method=sam", "collect=swa", "budget=2")
 """A run of three epochs, in the last of which the average is evaluated."""
-pytestmark = pytest.mark.xdist_group("two processes")
 
 
 def torchrun(*command: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":

@@ -14,7 +14,6 @@ from broadopt.errors import InputError
 from broadopt.predictor import load
 
 HOWTO = (Path(__file__).parents[2] / "docs/howto.md").read_text()
-pytestmark = pytest.mark.xdist_group("left")  # they share what takes seconds to make
 QUICK = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=1", "collect.budgets=[1]")
 
 

@@ -17,7 +17,6 @@ from broadopt.status import state as standing
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 RUNS, RUNNING = 245, 30
-pytestmark = pytest.mark.xdist_group("many runs")  # they share what takes seconds to make
 
 
 @pytest.fixture(scope="module")

@@ -446,7 +446,7 @@ def test_the_other_formats_show_the_same(name: str, tmp_path: Path) -> None:
         (["table3", "--status", "--seeds", "3-1"],
          "--seeds 3-1: expected whole numbers and ranges of them, as 1-5 or 1,2,7"),
         (["table3", "--seeds", "1"], "--seeds does not go with a table of results; see broadopt-table --help"),
-        (["table3", "--watch", "0"], "--watch 0: expected a number > 0"),
+        (["table3", "--watch", "0"], "--watch 0: expected a number > 0 and <= 86400"),
         (["table3", "--watch", "--output", "a"], "--output does not go with --watch; see broadopt-table --help"),
         (["table3", "--status", "--tflops", "many"], "--tflops many: expected a number > 0"),
         (["table3", "--missing", "--format", "csv"],
