@@ -189,6 +189,8 @@ def become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    import torch._dynamo  # noqa: F401 - torch.optim imports it with the first optimizer
+
     import broadopt.run
     import broadopt.training.execute
     import broadopt.training.plan  # noqa: F401 - all that runs and plans import

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 
 import broadopt
 from broadopt import table as tables
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.runs import checkpoint, heartbeat, results
@@ -72,7 +73,7 @@ def test_readme_states_what_the_runs_have_cost() -> None:
 
 
 def test_readme_states_the_hours_of_a_row_at_the_stated_rate() -> None:
-    flops = price(plain(compose(["experiment=table3/wrn28_10", "method=asam"])))["flops"]
+    flops = price(run_config(compose(["experiment=table3/wrn28_10", "method=asam"])).recipe).flops
     assert f"| {flops / 100e12 / 3600:.1f} | estimate: {flops / 1e15:.0f} PFLOPs at 100 TFLOP/s |" in text("README.md")
     runs, hours = zip(*re.findall(r"# (\d+) runs: ([\d.]+) device hours needed", text("docs/rows.md")), strict=True)
     stated = "| Table 1 with 3 seeds, {} runs / Table 3 with 5 seeds, {} runs | {:.0f} / {:.0f} |"
@@ -200,15 +201,15 @@ def test_the_table_of_rows_names_every_row() -> None:
 def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated: tuple[str, str, str, str]) -> None:
     in_table3 = experiment.startswith("table3")
     methods = ("sgd", "asam") if in_table3 else ("sgd", "swa")
-    composed = [plain(compose([f"experiment={experiment}", f"method={method}"])) for method in methods]
+    recipes = [run_config(compose([f"experiment={experiment}", f"method={method}"])).recipe for method in methods]
     parameters, macs, budget, operations = stated
-    costs = [price(values) for values in composed[: 1 if in_table3 else 2]]
-    assert rounded_as(parameters, costs[0]["parameters"] / 1e6, "M")
-    assert rounded_as(macs, costs[0]["macs"] / 1e9, "G")
-    budgets = [values["budget"] for values in composed]
+    costs = [price(recipe) for recipe in recipes[: 1 if in_table3 else 2]]
+    assert rounded_as(parameters, costs[0].parameters / 1e6, "M")
+    assert rounded_as(macs, costs[0].macs / 1e9, "G")
+    budgets = [recipe.budget for recipe in recipes]
     assert budget == ", ".join(dict.fromkeys(f"{value:g}" for value in budgets))
     assert not in_table3 or budgets[0] == 2 * budgets[1], "so that two gradients a step cost as much"
-    figures = [cost["flops"] / 1e15 for cost in costs]
+    figures = [cost.flops / 1e15 for cost in costs]
     assert operations == ", SWA ".join(f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}" for figure in figures)
 
 
@@ -285,7 +286,7 @@ def test_every_setting_of_a_launcher_is_there_with_its_default(launcher: str) ->
 def test_every_exit_code_is_there() -> None:
     """Those of the contract; tests/reliability/test_odd_command_lines.py knows no others."""
     codes = re.findall(r"^\| (\d+) \|", section("docs/reference.md", "Exit codes"), flags=re.MULTILINE)
-    assert codes == ["0", "1", "2", "75"]
+    assert codes == ["0", "1", "2", "3", "75"]
     for command, help_text in (("broadopt-run", text("configs/run.yaml")), ("broadopt-table", help_of_table())):
         stated = re.search(r"exit codes: (.*)", help_text, flags=re.IGNORECASE)
         assert stated, command
@@ -322,7 +323,7 @@ def test_every_file_of_a_run_is_there(left: Path) -> None:
     assert files - NAMED == set()
     checkpoint.save(left, {}, identity="x", step=1)
     assert [re.sub(r"\d+", "<step>", path.name) for path in checkpoint.files(left)] == ["checkpoint-<step>.ckpt"]
-    assert {"checkpoint-<step>.ckpt", heartbeat.NAME, "error.txt", ".*.tmp"} <= NAMED
+    assert {"checkpoint-<step>.ckpt", heartbeat.NAME, "error.txt", "code.diff", ".*.tmp"} <= NAMED
 
 
 def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) -> None:
@@ -338,8 +339,13 @@ def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) ->
     assert {column for column in columns if not column.startswith("validation_")} <= NAMED
 
 
-def test_every_field_of_a_heartbeat_is_there() -> None:
-    assert set(heartbeat.FIELDS) <= NAMED
+def test_every_field_of_a_heartbeat_is_there(left: Path) -> None:
+    config, size = json.loads((left / "result.json").read_text())["config"], {"parameters": 1, "macs": 1, "passes": 1}
+    with heartbeat.Heartbeat(left, config, device="CPU", size=size) as beat:
+        beat.follow(lambda: heartbeat.Position(1, 10, 5, 100, 50.0))
+        while "step" not in (found := json.loads((left / heartbeat.NAME).read_text())):
+            time.sleep(0.01)
+    assert found.keys() - NAMED == {"schema"} - NAMED
 
 
 def test_substitutes_change_no_command_that_can_be_run() -> None:
