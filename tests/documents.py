@@ -7,18 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from hydra.core.global_hydra import GlobalHydra
+import fork_server
+from command import BIN, Process
 from PIL import Image
-
-import broadopt.run
-import broadopt.table
-from broadopt.data.datasets import digits
-from broadopt.training import execute, plan  # noqa: F401 - imported here, so that no child has to
 
 CHECKOUT = Path(__file__).parent.parent
 DOCUMENTS = [Path("README.md"), *sorted(path.relative_to(CHECKOUT) for path in (CHECKOUT / "docs").glob("*.md"))]
@@ -43,7 +37,7 @@ SUBSTITUTES = {
     "the same, by four processes": (r"^(broadopt-run -m hydra/launcher=local .*)$", r"\1 plan=true"),
     "every row, planned": (r"glob\(table3/\*\)(.*)seed=1,2,3[,45]*", r"glob(table3/resnet20)\1seed=1"),
     "every row of a network, planned": (r"glob\(table1/vgg16\*\)(.*)seed=1,2,3", r"glob(table1/vgg16_cifar10)\1seed=1"),
-    "a reader who presses Ctrl-C": (r"--watch ", "--status "),
+    "a reader who presses Ctrl-C": (r"--watch$", "--status"),
     "hours of a whole table": (r"\| sh\b", "| head -n 1 | sed 's/$/ plan=true/' | sh"),
     "the same, from a file": (r"(--output missing.txt)$", r"\1 && sed -i '2,$d; s/$/ plan=true/' missing.txt"),
     "a Slurm cluster": (r"^sbatch --array=.*? --wrap ", "SLURM_ARRAY_TASK_ID=1 bash -c "),
@@ -144,57 +138,38 @@ def followed(document: str | Path, folder: Path) -> list[Ran]:
 
 
 def run(line: str, folder: Path) -> Ran:
-    """Run a line: in bash, or, where it is one of broadopt's commands and nothing else, in a child of this process,
-    which need not import torch again. Raises AssertionError where it fails.
+    """Run a line: in bash, or, where it is broadopt-run and nothing else, forked from the server that has torch
+    imported. Raises AssertionError where it fails.
     """
     command = substituted(line, set())
-    match = re.fullmatch(r"(PYTHONPATH=\. )?broadopt-(run|table) ([^|&;<>]*)", command + " ")
-    code, output = in_child(match, folder) if match else in_bash(command, folder)
-    assert code == 0, f"{line}\n{command}\n{output}"
+    match = re.fullmatch(r"(PYTHONPATH=\. )?broadopt-run ([^|&;<>]*)", command + " ")
+    process = forked(match, folder) if match else in_bash(command, folder)
+    try:
+        output, errors = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert process.returncode == 0, f"{line}\n{command}\n{output}{errors}"
     return Ran(line, command, output)
 
 
-def in_bash(command: str, folder: Path) -> tuple[int, str]:
-    """Exit code and output of a command."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+def in_bash(command: str, folder: Path) -> Process:
+    """A command as a shell starts it."""
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    options = {"cwd": folder, "env": environment, "text": True}
-    done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-    return done.returncode, done.stdout
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, **options)
 
 
-def in_child(match: re.Match[str], folder: Path) -> tuple[int, str]:
-    """Exit code and output of broadopt's command whose words are the match's last group."""
-    output = folder / ".output"
-    digits()  # imports scikit-learn, and the next line torch.compile
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    main = {"run": broadopt.run.main, "table": broadopt.table.main}[match[2]]
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            os.chdir(folder)
-            sys.path[:0] = ["."] if match[1] else []
-            sys.argv = [f"broadopt-{match[2]}", *shlex.split(match[3])]
-            GlobalHydra.instance().clear()
-            torch.set_num_threads(1)
-            main()
-            code = 0
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        except BaseException:  # noqa: BLE001 - whatever it is, the test sees it
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code, output.read_text()
+def forked(match: re.Match[str], folder: Path) -> Process:
+    """broadopt-run. PYTHONPATH, which an interpreter reads when it starts, is put into the script instead."""
+    script = BIN / "broadopt-run"
+    if match[1] is not None:
+        script = folder / ".bin" / "broadopt-run"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'import sys\nsys.path.insert(1, "")\n{(BIN / "broadopt-run").read_text()}')
+    environment = fork_server.environment_of_server()
+    command = [str(script), *shlex.split(match[2])]
+    return fork_server.Forked(command, cwd=folder, env=environment, start_new_session=False)
 
 
 def executed(block: Block, folder: Path) -> Ran:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,7 @@ def test_every_setting_of_a_launcher_is_there_with_its_default(launcher: str) ->
 def test_every_exit_code_is_there() -> None:
     """Those of the contract; tests/reliability/test_odd_command_lines.py knows no others."""
     codes = re.findall(r"^\| (\d+) \|", section("docs/reference.md", "Exit codes"), flags=re.MULTILINE)
-    assert codes == ["0", "1", "2", "75"]
+    assert codes == ["0", "1", "2", "3", "75"]
     for command, help_text in (("broadopt-run", text("configs/run.yaml")), ("broadopt-table", help_of_table())):
         stated = re.search(r"exit codes: (.*)", help_text, flags=re.IGNORECASE)
         assert stated, command
@@ -322,7 +323,7 @@ def test_every_file_of_a_run_is_there(left: Path) -> None:
     assert files - NAMED == set()
     checkpoint.save(left, {}, identity="x", step=1)
     assert [re.sub(r"\d+", "<step>", path.name) for path in checkpoint.files(left)] == ["checkpoint-<step>.ckpt"]
-    assert {"checkpoint-<step>.ckpt", heartbeat.NAME, "error.txt", ".*.tmp"} <= NAMED
+    assert {"checkpoint-<step>.ckpt", heartbeat.NAME, "error.txt", "code.diff", ".*.tmp"} <= NAMED
 
 
 def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) -> None:
@@ -338,8 +339,13 @@ def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) ->
     assert {column for column in columns if not column.startswith("validation_")} <= NAMED
 
 
-def test_every_field_of_a_heartbeat_is_there() -> None:
-    assert set(heartbeat.FIELDS) <= NAMED
+def test_every_field_of_a_heartbeat_is_there(left: Path) -> None:
+    config, size = json.loads((left / "result.json").read_text())["config"], {"parameters": 1, "macs": 1, "passes": 1}
+    with heartbeat.Heartbeat(left, config, device="CPU", size=size) as beat:
+        beat.follow(lambda: heartbeat.Position(1, 10, 5, 100, 50.0))
+        while "step" not in (found := json.loads((left / heartbeat.NAME).read_text())):
+            time.sleep(0.01)
+    assert found.keys() - NAMED == {"schema"} - NAMED
 
 
 def test_substitutes_change_no_command_that_can_be_run() -> None:
