@@ -1,5 +1,6 @@
 """The ways in which a run ends early, each with its exit code."""
 
+import codecs
 import re
 from collections.abc import Iterable
 
@@ -22,11 +23,38 @@ class Interrupted(BaseException):
     """
 
 
+class ClosedPipe(BaseException):
+    """stdout is a closed pipe, as behind `| head`: ends a command quietly, past whoever reports exceptions."""
+
+
 def printable(text: str) -> str:
     """`text` on one line, each character that cannot be printed as Python writes it: no line break and no terminal
     escape of a file or a name that anyone may have made comes through.
     """
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+AS_FOUND = "as_found"
+"""The way in which codecs write what has no place in an encoding, by `bytes_as_found`."""
+
+
+def bytes_as_found(error: UnicodeError) -> tuple[bytes, int]:
+    """For codecs: bytes of a path that were not to be decoded come out as they were, any other character that has no
+    place in an encoding as Python writes it.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    written = (
+        bytes([ord(character) - 0xDC00])
+        if 0xDC80 <= ord(character) <= 0xDCFF
+        else character.encode("ascii", "backslashreplace")
+        for character in text
+    )
+    return b"".join(written), error.end
+
+
+codecs.register_error(AS_FOUND, bytes_as_found)
 
 
 def as_typed(name: str) -> str:

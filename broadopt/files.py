@@ -8,16 +8,16 @@ of one line.
 
 import contextlib
 import json
-import math
 import os
 import re
 import stat
 from collections.abc import Iterator
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from broadopt.errors import printable
+from broadopt.errors import AS_FOUND, printable
 
 MEBIBYTE = 2**20
 
@@ -82,12 +82,18 @@ def _refuse_constant(name: str) -> NoReturn:
 def _check_bounds(value: Any) -> None:
     level = [value]
     for _ in range(DEPTH + 1):
-        if any(isinstance(item, float) and not math.isfinite(item) for item in level):  # 1e999, which JSON allows
-            raise ValueError("not JSON: it has a number that no float can hold")
-        containers = [item for item in level if isinstance(item, dict | list)]
-        level = [item for one in containers for item in (one.values() if isinstance(one, dict) else one)]
-        if not level:
+        inner: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is dict:
+                inner += item.values()
+            elif kind is list:
+                inner += item
+            elif kind is float and not isfinite(item):  # 1e999, which JSON allows
+                raise ValueError("not JSON: it has a number that no float can hold")
+        if not inner:
             return
+        level = inner
     raise ValueError(f"nested more than {DEPTH} deep")
 
 
@@ -208,3 +214,16 @@ def write_output(path: Path, content: bytes) -> None:
         return
     with replacing(Path(os.path.realpath(path))) as file:
         file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 whatever the locale; bytes of a path that are none come out as they are."""
+    path.write_text(text, encoding="utf-8", errors=AS_FOUND)
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept from one command to the next: below XDG_CACHE_HOME or the home folder. A user
+    without a home, as in many a container, gets a place where nothing can be kept.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.devnull if cache.startswith("~") else cache, "broadopt")

@@ -94,7 +94,7 @@ def _predictor(model: nn.Module, recipe: Recipe, classes: Sequence[str]) -> Pred
 
 
 def _described(path: Path, metadata: Mapping[str, str]) -> tuple[Recipe, list[str]]:
-    """The recipe and the classes' names, as the file itself tells them; an older file leaves that to config.yaml."""
+    """The recipe and the classes' names, as the file itself records them; an older file leaves that to config.yaml."""
     if "recipe" not in metadata:
         values: Any = OmegaConf.to_container(OmegaConf.load(path.with_name("config.yaml")))
         return RunConfig.of(values).recipe, [str(number) for number in range(int(metadata["classes"]))]

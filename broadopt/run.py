@@ -1,36 +1,49 @@
 """broadopt-run: the command line, its runs one after the other, and what becomes of their failures."""
 
+import errno
+import gc
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from broadopt import __version__, launchers
+from broadopt import __version__, launchers, streams
 from broadopt.completion import completion
 from broadopt.config.arguments import is_sweep, prepared
 from broadopt.config.compose import register_resolvers, run_config
-from broadopt.config.messages import one_line, printable
-from broadopt.config.run_config import RunConfig
+from broadopt.config.messages import one_line
+from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.config.shipped import config_dir
-from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
+from broadopt.errors import ClosedPipe, InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs.repeat import repeated
 from broadopt.signals import Stop
+
+if TYPE_CHECKING:
+    from broadopt.training.plan import Cost
 
 
 def main() -> None:
     """The entry point of broadopt-run. Exit codes: 0 finished, 1 failed, 2 bad input, 3 left to another process, 75
     interrupted with the state saved.
     """
+    streams.prepare()
+    with streams.complete_output("broadopt-run", closed_pipe=75):
+        _main()
+
+
+def _main() -> None:
     level = logging.WARNING if is_first() else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Composing makes a million small objects that stay: to look through them at every 700 is a quarter of its time.
+    gc.set_threshold(200_000, 20, 20)
     session = Session(show_traces=os.environ.get("HYDRA_FULL_ERROR") == "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole and leave as one line
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -44,9 +57,8 @@ def main() -> None:
             command(session)
     except Interrupted as signal:
         leave(f"stopped by {signal}: run the same command to go on", 75)
-    except BrokenPipeError:  # stdout is a closed pipe, as behind `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(75)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         line = one_line(error, sys.argv[1:])
         if line is None:
@@ -72,7 +84,7 @@ def command(session: "Session") -> None:
 
 def is_first() -> bool:
     """Whether this process, of those that torchrun may have started, is the one that speaks."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+    return os.environ.get("TORCHELASTIC_RUN_ID") is None or os.environ.get("RANK", "0") == "0"
 
 
 def leave(line: str, code: int) -> None:
@@ -98,6 +110,8 @@ class Session:
     """Runs that another process is on."""
     failed: list[tuple[str, InputError | RunFailed]] = field(default_factory=list)
     planned: list[float] = field(default_factory=list)
+    latest: "tuple[Recipe, Cost] | None" = None
+    """Of the last planned run the recipe and its cost."""
 
     def task(self, composed: DictConfig) -> None:
         """One run; Hydra calls it with a composed config."""
@@ -134,7 +148,9 @@ class Session:
         try:
             run = checked()
             if run.execution.plan and composed is not None:
-                self.planned.append(show_plan(composed, run, overrides, brief=sweep))
+                cost = show_plan(composed, run, overrides, brief=sweep)
+                self.planned.append(cost.flops)
+                self.latest = run.recipe, cost
             else:
                 from broadopt.training.execute import execute  # imports torch: --help answers without it
 
@@ -144,10 +160,12 @@ class Session:
             print(left, flush=True)
         except (InputError, RunFailed) as error:
             self.note(error, overrides, sweep=sweep)
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # the disk is full, or the folder has gone
-            self.note(RunFailed(str(error)), overrides, sweep=sweep)
+        except BrokenPipeError as error:
+            raise ClosedPipe from error
+        except OSError as error:  # the disk is full, or the folder has gone, or it cannot have such a name
+            line = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            kind = InputError if error.errno == errno.ENAMETOOLONG else RunFailed
+            self.note(kind(line), overrides, sweep=sweep)
         except Exception as error:  # noqa: BLE001 - nobody foresaw it; the other runs of a sweep go on all the same
             if self.show_traces:
                 traceback.print_exc()
@@ -155,8 +173,17 @@ class Session:
             self.note(RunFailed(reason), overrides, sweep=sweep)
         self.stop.check()  # a signal after the last batch of a run still ends a sweep
 
+    def plan_like(self, planned: "tuple[Recipe, Cost]", seed: int) -> None:
+        """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""
+        from broadopt.training.plan import line
+
+        recipe, cost = planned
+        self.runs += 1
+        self.planned.append(cost.flops)
+        print(line(replace(recipe, seed=seed), cost), flush=True)
+
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> None:
-        """Keep a failure for the end; said at once as well in a sweep, which goes on."""
+        """Keep a failure for the summary; a sweep, which goes on, reports it at once as well."""
         where = printable(" ".join(overrides)) if sweep else ""
         if sweep:
             print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)
@@ -180,8 +207,8 @@ class Session:
         leave("\n  ".join([f"{len(lines)} of the sweep's runs failed:", *lines]), code)
 
 
-def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> float:
-    """Print what a run would do and cost, in one line where `brief`; returns its floating-point operations."""
+def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "Cost":
+    """Print what a run would do and cost, in one line where `brief`; returns the cost."""
     from broadopt.config.instantiate import instantiated
     from broadopt.training import plan
 
@@ -189,12 +216,12 @@ def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, bri
     cost = plan.price(recipe)
     if brief:
         print(plan.line(recipe, cost), flush=True)
-        return cost.flops
+        return cost
     nodes: Any = OmegaConf.to_container(composed, resolve=False)
     origins = plan.origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
     schedule, collector = instantiated("schedule", recipe.schedule), instantiated("collect", recipe.collect)
     print(plan.page(recipe, cost, schedule=schedule, collector=collector, origins=origins))
-    return cost.flops
+    return cost
 
 
 if __name__ == "__main__":

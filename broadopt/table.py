@@ -1,6 +1,5 @@
 """broadopt-table: the paper's tables and an overview of all runs, made from result files alone."""
 
-import io
 import os
 import sys
 import time
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from broadopt import streams
 from broadopt.errors import InputError, printable
 from broadopt.tables.request import Request, parse
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of broadopt-table; ends the process with the exit code of the contract."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # ± and Δ, whatever the locale
+    streams.prepare(encoding="utf-8")  # ± and Δ, whatever the locale
     try:
-        request = parse(sys.argv[1:])
+        with streams.complete_output("broadopt-table", closed_pipe=0):  # of --help
+            request = parse(sys.argv[1:])
         if request.watch is not None:
             watch(request)
         document, left_out = make(request)
@@ -46,7 +46,7 @@ def watch(request: Request) -> NoReturn:
     try:
         while True:
             document, _ = make(request)
-            print(f"{clear}{time.strftime('%Y-%m-%d %H:%M:%S')}\n\n{document}", flush=True)
+            _write(f"{clear}{time.strftime('%Y-%m-%d %H:%M:%S')}\n\n{document}\n", None)
             time.sleep(request.watch)
     except KeyboardInterrupt:
         sys.exit(0)
@@ -56,16 +56,20 @@ def watch(request: Request) -> NoReturn:
 
 def _leave_closed_pipe() -> NoReturn:
     """End well: whoever read the output, head for example, had enough of it."""
-    # Python writes out what is left on its way to the end, and would complain once more.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()
     sys.exit(0)
+
+
+def _drop_output() -> None:
+    """What is left to be written to stdout goes nowhere: on its way to the end Python would complain of it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, list[str]]:
     """The document as text, and a line on all that is not in it.
 
     These lines begin with `not counted` (unfinished runs) or `left out` (files that cannot be used). `compose` gives
-    the recipes that runs are compared with: broadopt.config.compose.recipe_of unless told otherwise.
+    the recipes that runs are compared with: broadopt.config.compose.recipe_of by default.
     """
     from broadopt.tables.match import Recipes
     from broadopt.tables.stored_recipes import StoredRecipes
@@ -162,6 +166,7 @@ def _write(document: str, output: Path | None) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk behind a redirection
+            _drop_output()
             raise InputError(f"the table cannot be written: {error.strerror or error}") from error
         return
     from broadopt.files import write_output

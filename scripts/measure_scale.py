@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--latency", type=float, default=0.0)
     given = parser.parse_args()
-    paths = results.find(given.folder, "result.json")
+    paths, _ = folders.scan(given.folder, "result.json")
     if not paths:
         parser.error(f"{given.folder} holds no result")
     contents = [path.read_bytes() for path in paths]

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ BIN = Path(sys.executable).parent
 OWN = Path(__file__).parent / "own"
 SMALL = ("--config-dir", str(OWN), "experiment=quickstart", "model=small", "device=cpu", "precision=fp32")
 """Half a second of training an epoch: 45 steps of 32 digits."""
+PATIENCE = 600
+"""Seconds after which a process counts as one that never does what is waited for, on however busy a machine."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def start(*arguments: str, cwd: Path, session: bool = False, **environment: str)
 def finish(process: Process) -> "subprocess.CompletedProcess[str]":
     """Wait for a process's end."""
     try:
-        output, errors = process.communicate(timeout=150)
+        output, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -69,13 +71,21 @@ def halted(*arguments: str, cwd: Path, at: str) -> Iterator[Process]:
     """broadopt-run with the small network, standing still at the pass `at` until `go_on(cwd)`; killed at the end."""
     process = start(*arguments, cwd=cwd, HALT=at, HALT_FILE=str(cwd / "halted"))
     try:
-        while not (cwd / "halted").exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        until((cwd / "halted").exists, process)
         yield process
     finally:
         process.kill()
         process.communicate()
+
+
+def until(condition: Callable[[], object], *processes: Process) -> None:
+    """Wait for what one of `processes`, which have not ended, does; raises AssertionError where one ends before."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        for process in processes:
+            assert process.poll() is None or condition(), process.communicate()
+        assert time.monotonic() < deadline, f"nothing has happened for {PATIENCE} seconds"
+        time.sleep(0.01)
 
 
 def go_on(cwd: Path) -> None:

@@ -11,10 +11,28 @@ from command import SMALL, Sweep, folders, run
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where it is passed on to children
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONGEST = (
+    *(
+        "devices/test_processes.py",
+        "launchers/test_local_launcher.py",
+        "training/test_rows.py",
+        "status/test_status.py",
+    ),
+    *("training/test_speed.py", "test_reproduce.py", "test_gpu_check.py", "test_readme.py", "test_fork_server.py"),
+)
+"""Files of the tests that take longest: they begin first, so that the workers of make test, each of which takes file
+after file (what a file's tests share is made once), end together.
+"""
+
 LAYOUTS = {
     "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
     "cifar100": ("cifar-100-python", ["train"], "test", "fine_labels"),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def write_cifar(root: Path, name: str = "cifar10", per_file: int = 4, protocol: int = 2) -> Path:

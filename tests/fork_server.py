@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 READ_AT_START = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "ATEN_", "LD_", "MALLOC_", "LC_", "LANG", "CUDA_")
-"""Beginnings of the names of variables that an interpreter or a library looks at once, when it is loaded."""
+"""Beginnings of the names of variables that an interpreter or a library looks at once, when it is loaded. PYTHONPATH is
+passed on, unless there is another broadopt in it.
+"""
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 NUMBER = struct.Struct("i")
 
@@ -109,14 +111,20 @@ def takes(environment: Mapping[str, str]) -> bool:
     return usable and _read_at_start(environment) == _read_at_start(environment_of_server())
 
 
-def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, object]:
+    found = {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
+    path = found.pop("PYTHONPATH", "")
+    return found | {"another broadopt": any((folder / "broadopt").exists() for folder in _folders(path))}
+
+
+def _folders(path: str) -> list[Path]:
+    return [Path(folder) for folder in path.split(os.pathsep) if folder]
 
 
 @cache
 def environment_of_server() -> dict[str, str]:
     """As command.py gives it to every command."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent / "own")}
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
 @cache
@@ -185,11 +193,14 @@ def become(request: dict[str, Any]) -> None:
     for limit, values in request["limits"]:
         resource.setrlimit(limit, tuple(values))
     sys.argv = request["command"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    folders = _folders(os.environ.get("PYTHONPATH", ""))
+    sys.path[:1] = [str(Path(sys.argv[0]).parent), *map(str, folders)]
+    hidden = {file.stem for folder in folders for file in folder.glob("*")} & set(sys.modules)
+    assert not hidden, f"PYTHONPATH has {hidden}, which the server has imported from elsewhere"
 
 
 if __name__ == "__main__":
-    import torch._dynamo  # noqa: F401 - torch.optim imports it with the first optimizer
+    import torch._inductor  # noqa: F401 - by set_flags in every run
 
     import broadopt.run
     import broadopt.training.execute

@@ -1,6 +1,6 @@
-"""A short training in float64, alone or as one of torchrun's processes: what each process ends with goes to a file.
+"""Short trainings in float64, alone or as one of torchrun's processes: what each process ends with goes to a file.
 
-python tests/processes.py FOLDER OVERRIDE...
+python tests/processes.py FOLDER 'OVERRIDE ...' 'OVERRIDE ...', one argument a training: FOLDER/<its place>-<rank>.pt
 """
 
 import sys
@@ -52,7 +52,8 @@ def outcome(made: Training) -> dict:
 
 if __name__ == "__main__":
     register_resolvers()
-    folder, *keys = sys.argv[1:]
-    with torch.random.fork_rng():
-        made = training(*keys)
-    torch.save(outcome(made), Path(folder) / f"{made.parts.processes.rank}.pt")
+    folder, *trainings = sys.argv[1:]
+    for place, overrides in enumerate(trainings):
+        with torch.random.fork_rng():
+            made = training(*overrides.split())
+        torch.save(outcome(made), Path(folder) / f"{place}-{made.parts.processes.rank}.pt")

@@ -13,7 +13,7 @@ import broadopt
 PACKAGE = Path(broadopt.__file__).parent
 FLOORS = (
     {"errors", "seeds"},
-    {"signals", "files"},
+    {"signals", "files", "streams"},
     {"config"},
     {"completion"},
     {"data", "devices"},

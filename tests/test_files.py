@@ -2,14 +2,13 @@
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.files import DEPTH, read_bytes, read_json, read_yaml
 
 LIMIT = 1 << 20
@@ -22,7 +21,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("method", ["sgd", "swa", "fge", "sam", "asam"])
 def test_the_config_of_a_run_is_read_as_it_was_written(file: Path, method: str) -> None:
-    values = plain(compose([f"method={method}", "step.p=inf"] if method in ("sam", "asam") else [f"method={method}"]))
+    overrides = [f"method={method}", "step.p=inf"] if method in ("sam", "asam") else [f"method={method}"]
+    values = run_config(compose(overrides)).values()
     file.write_text(OmegaConf.to_yaml(values))
     assert read_yaml(file, limit=LIMIT) == values == OmegaConf.to_container(OmegaConf.load(file))
 
@@ -81,10 +81,8 @@ BAD_YAML = {
 def test_bad_yaml_is_refused_at_once_in_one_line(file: Path, name: str) -> None:
     text, words = BAD_YAML[name]
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    began = time.process_time()
     with pytest.raises(ValueError, match=r"\S") as caught:
         read_yaml(file, limit=LIMIT)
-    assert time.process_time() - began < 10
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
 

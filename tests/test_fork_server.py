@@ -3,13 +3,14 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import SMALL, finish, folders, outcome, result, run, same_outcome, start, stopped
+from command import OWN, SMALL, finish, folders, outcome, result, run, same_outcome, start, stopped, until
 from fork_server import Forked, environment_of_server, takes
+
+import broadopt
 
 Both = Callable[[Callable[[Path], "subprocess.CompletedProcess[str]"]], list[Path]]
 
@@ -57,9 +58,7 @@ def test_a_run_that_is_stopped_and_goes_on_leaves_the_same(both: Both) -> None:
 def test_a_signal_ends_or_holds_a_forked_process(by: signal.Signals, tmp_path: Path) -> None:
     process = start(*SMALL, cwd=tmp_path, HALT="train 1", HALT_FILE=str(tmp_path / "halted"))
     assert isinstance(process, Forked)
-    while not (tmp_path / "halted").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    until((tmp_path / "halted").exists, process)
     os.kill(process.pid, by)
     if by == signal.SIGSTOP:
         os.kill(process.pid, signal.SIGCONT)
@@ -79,5 +78,7 @@ def test_a_forked_process_that_does_not_end_is_waited_for_as_long_as_was_said(tm
 def test_what_is_read_at_the_start_of_a_process_gets_a_new_one() -> None:
     usual = environment_of_server()
     assert takes(usual | {"HALT": "train 1"})
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONPATH", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"):
+    assert takes(usual | {"PYTHONPATH": str(OWN)})
+    assert not takes(usual | {"PYTHONPATH": str(Path(broadopt.__file__).parents[1])})
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"):
         assert not takes(usual | {name: "2"})

@@ -36,7 +36,7 @@ def _with_home(argument: str) -> str:
 
 def quoted_path(argument: str, *, sweep: bool) -> str:
     """`data_dir=/data/été` with quotes around a path that Hydra's grammar has no room for, or takes for a number: what
-    is typed for a path means nothing else. The paths of a `sweep` are told apart by their commas.
+    is typed for a path means nothing else. The paths of a `sweep` are separated by their commas.
     """
     key, _, path = argument.partition("=")
     rule = RULES.get(key.lstrip("+"))

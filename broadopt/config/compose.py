@@ -44,8 +44,9 @@ def look_up(key: str, *, _root_: DictConfig) -> Any:
     if key not in protocol.recipe:
         raise InputError(f"protocol={protocol.name} has no value for {key}{nearest(key, map(str, protocol.recipe))}")
     value = protocol.recipe[key][0]
-    chosen = (_root_.model.name, _root_.dataset.name, _choices()["step"])
     while isinstance(value, DictConfig):
+        # Worked out for the few values that hang on it: it costs as much as all the rest.
+        chosen = (_root_.model.name, _root_.dataset.name, _choices()["step"])
         name = next((name for name in chosen if name in value), "other")
         if name not in value:
             raise InputError(

@@ -20,18 +20,13 @@ from broadopt.config.compose import COMPOSED, NO_PACKAGE, compose
 from broadopt.config.habits import about_choice, from_habit
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
-from broadopt.errors import InputError, nearest
+from broadopt.errors import InputError, nearest, printable
 
 
 def one_line(error: BaseException, arguments: list[str]) -> str | None:
-    """What a user is told of `error` raised for the command line `arguments`; None where it is not about the input."""
+    """The line that reports `error`, raised for the command line `arguments`; None where it is not about the input."""
     line = _line(error, arguments)
     return None if line is None else printable(line)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, each character that cannot be printed as Python writes it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _line(error: BaseException, arguments: list[str]) -> str | None:
@@ -44,6 +39,8 @@ def _line(error: BaseException, arguments: list[str]) -> str | None:
         return line
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _override(error, arguments)
+    if isinstance(error, OSError) and error.filename:  # of a sweep's folder, made ahead of its runs
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (OSError, YAMLError)) or _raised_by_hydra(error):
         return " ".join(str(error).split())
     return None
@@ -77,7 +74,9 @@ def _missing_config(error: MissingConfigException) -> str:
 
 
 def _malformed(arguments: list[str]) -> str | None:
-    """The first override that says nothing: not of the form KEY=VALUE, without a key, or a group without a choice."""
+    """The message about the first malformed override: not of the form KEY=VALUE, without a key, or a group without a
+    choice.
+    """
     for argument in get_args_parser().parse_known_args(arguments)[0].overrides:
         try:
             override = OverridesParser.create().parse_override(argument)

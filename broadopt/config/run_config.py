@@ -13,7 +13,7 @@ Node = Mapping[str, Any]
 """An open node: `_target_`, the public name of what is built, and its arguments. Only the target knows its keys."""
 
 LOCATION = ("data_dir", "path", "verify")
-"""Keys of a data set's target that say where it lies; what lies there is told by its fingerprint."""
+"""Keys of a data set's target that locate it; what it contains is recorded as its fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class DatasetConfig:
 
     @property
     def reader(self) -> Node:
-        """The node that reads the data set: its target is told the name as well."""
+        """The node that reads the data set: its target takes the name as well."""
         return {"name": self.name, **self.target}
 
     def values(self) -> dict[str, Any]:

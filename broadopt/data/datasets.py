@@ -73,7 +73,7 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -
     """CIFAR-10 or CIFAR-100 (`name`: "cifar10", "cifar100") from torchvision's own folders under `data_dir`.
 
     Missing files are downloaded. Each file's MD5 is compared with the published one before it is unpickled; with
-    `verify=False` other files, also fewer images, are accepted, said in a warning and told by the fingerprint.
+    `verify=False` other files, also fewer images, are accepted, reported in a warning and known by their fingerprint.
     Raises InputError for anything that is not a whole, valid copy of the data set.
     """
     publisher = _publisher(name)

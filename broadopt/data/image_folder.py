@@ -167,8 +167,7 @@ def _cache_file(images: dict[str, list[Image]]) -> Path:
         key.update(f"{split} {len(images[split])}\n".encode())
         for image in images[split]:
             key.update(image.digest)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "broadopt" / f"image_folder-{key.hexdigest()[:32]}.npz"
+    return files.cache_folder() / f"image_folder-{key.hexdigest()[:32]}.npz"
 
 
 # What numpy and zipfile raise on damaged archives; TypeError is for a file of one array, which is no archive at all.

@@ -116,8 +116,19 @@ ALONE = Processes()
 
 
 def asked_for() -> int:
-    """The number of processes that torchrun has started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    """The number of processes that torchrun has started, 1 without it. Raises InputError where a part of what torchrun
+    sets is missing: whether this process is one of several then cannot be known.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 1
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        found = os.environ.get(name)
+        if found is None or not found.isdigit():
+            shown = "is not set" if found is None else f"is {found!r}"
+            raise InputError(
+                f"{name} {shown}, but TORCHELASTIC_RUN_ID is set: expected all variables of torchrun, or none of them"
+            )
+    return int(os.environ["WORLD_SIZE"])
 
 
 def rank() -> int:

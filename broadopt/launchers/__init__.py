@@ -12,15 +12,18 @@ the module exists in memory only."""
 
 
 def register() -> None:
-    """Make `hydra/launcher=slurm` and `hydra/launcher=local` known to Hydra."""
+    """Make `hydra/launcher=slurm`, `hydra/launcher=local` and the sweeper of every sweep known to Hydra."""
+    plugins = Plugins.instance()  # imports Hydra's own anew: what is derived from them has to be imported later
+
     from broadopt.launchers.local import LocalLauncher
     from broadopt.launchers.slurm import SlurmLauncher
+    from broadopt.launchers.sweeper import OnceSweeper
 
     if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:
         package = sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
         package.__path__ = []
     module = sys.modules[MODULE] = ModuleType(MODULE)
-    for launcher in (LocalLauncher, SlurmLauncher):
-        launcher.__module__ = MODULE
-        setattr(module, launcher.__name__, launcher)
-        Plugins.instance().register(launcher)
+    for plugin in (LocalLauncher, SlurmLauncher, OnceSweeper):
+        plugin.__module__ = MODULE
+        setattr(module, plugin.__name__, plugin)
+        plugins.register(plugin)

@@ -54,7 +54,7 @@ class LocalLauncher(SweepLauncher):
             print(opening, flush=True)
             waiting = [pool.submit(carry_out, place) for place in range(len(planned))]
             while wait(waiting, timeout=0.2).not_done:
-                if stop.requested and not children.told:
+                if stop.requested and not children.signalled:
                     children.stop()
                     print(f"{stop.requested}: the runs save their state and end", flush=True)
         return [future.result() for future in waiting]
@@ -86,10 +86,10 @@ def state(code: int) -> str:
 
 
 class Children:
-    """The processes that carry out runs. When one of them, or all, have been told to stop, no other is started."""
+    """The processes that carry out runs. Once one was interrupted, or all were signalled, no other is started."""
 
     def __init__(self) -> None:
-        self.stopped, self.told = False, False
+        self.stopped, self.signalled = False, False
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
 
@@ -111,7 +111,7 @@ class Children:
         with self._lock:
             for child in self._running:
                 child.send_signal(signal.SIGTERM)
-            self.stopped = self.told = True
+            self.stopped = self.signalled = True
 
 
 def run(planned: Planned, output: Path, gpus: Sequence[int | str], threads: int, children: Children) -> int | None:

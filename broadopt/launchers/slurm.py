@@ -5,6 +5,7 @@ commands.txt as task k, and writes <k>.out and, at the run's own end, its exit c
 """
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.errors import InputError, Interrupted
+from broadopt.files import MEBIBYTE, read_json, reason, write_text
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
+
+log = logging.getLogger("broadopt")
 
 SCRIPT = """#!/bin/bash
 {options}
@@ -51,10 +55,10 @@ class SlurmLauncher(SweepLauncher):
     """One array job, one task a run; more than a thousand runs are several jobs.
 
     partition, account, qos: as of sbatch. gpus, cpus, memory: of each run. hours: time limit of each start; a run that
-    needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long ahead of its end a run is told.
-    setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example. extra:
-    further options of sbatch. processes: of one run, by torchrun. wait: stay until all have ended, looking every `poll`
-    seconds.
+    needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long before the time limit a run gets
+    the signal. setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example.
+    extra: further options of sbatch. processes: of one run, by torchrun. wait: stay until all have ended, looking every
+    `poll` seconds.
     """
 
     def __init__(
@@ -116,10 +120,10 @@ class SlurmLauncher(SweepLauncher):
         draft = root / "slurm" / f".draft-{os.getpid()}-{time.time_ns()}"
         draft.mkdir()
         commands = [quoted(one.command(processes=self.processes)) for one in planned]
-        (draft / "commands.txt").write_text("".join(f"{command}\n" for command in commands))
+        write_text(draft / "commands.txt", "".join(f"{command}\n" for command in commands))
         (draft / "runs.json").write_text(json.dumps([one.name for one in planned]))
-        # Held until the folder has its name: the script is told that by the job's own number.
-        (draft / "job.sh").write_text(self._script(root, len(planned)))
+        # Held until the folder has its name, which the script derives from the job's own number.
+        write_text(draft / "job.sh", self._script(root, len(planned)))
         job = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh")).split(";")[0].strip()
         folder = root / "slurm" / job
         draft.rename(folder)
@@ -151,7 +155,7 @@ class SlurmLauncher(SweepLauncher):
 
     def _wait_for(self, tasks: list["Task"]) -> None:
         """Until none of the tasks is in the queue any more; each change is a line."""
-        told = ""
+        reported = ""
         while True:
             states = queue()
             here = [states[task.name] for task in tasks if task.name in states]
@@ -160,9 +164,9 @@ class SlurmLauncher(SweepLauncher):
             line = ", ".join(
                 [f"{ended} of {len(tasks)} ended", *(f"{n} {state}" for state, n in sorted(counts.items()))]
             )
-            if line != told:
+            if line != reported:
                 print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
-                told = line
+                reported = line
             if not here:
                 return
             time.sleep(self.poll)
@@ -188,7 +192,12 @@ def in_queue(root: Path) -> dict[str, Task]:
     states = queue()
     found = {}
     for path in (root / "slurm").glob("*/runs.json"):
-        for place, name in enumerate(json.loads(path.read_text())):
+        try:
+            names = read_json(path, limit=16 * MEBIBYTE)
+        except (OSError, ValueError) as error:
+            log.warning("%s: %s; its runs are taken for none of this sweep", path, reason(error))
+            continue
+        for place, name in enumerate(names):
             task = Task(path.parent, place)
             if task.name in states:
                 found[name] = task

@@ -1,6 +1,7 @@
-"""What both launchers share: which runs of a sweep are left to do, as commands, and how their ends are told."""
+"""What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
 import json
+import logging
 import shlex
 import sys
 from collections import defaultdict
@@ -19,6 +20,9 @@ from broadopt.config.identity import identity_of
 from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.runs import heartbeat, results
+from broadopt.runs.folders import scan
+
+log = logging.getLogger("broadopt")
 
 Runs = dict[str, set[tuple[str, str | None]]]
 """Of the runs of each key, the precision that each is computed in and the fingerprint of its data."""
@@ -45,7 +49,7 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """What tells it from every other run of a sweep."""
+        """A name that no other run of the sweep has."""
         return identity_of({"key": self.key, "precision": self.precision, "dataset": self.dataset.values()})
 
     def is_among(self, runs: Runs) -> bool:
@@ -166,20 +170,23 @@ def fingerprint(dataset: DatasetConfig) -> str | None:
 
 def known(root: Path) -> tuple[Runs, Runs]:
     """The runs below `root` that are finished, and those that a process is on."""
-    folders = sorted({path.parent for path in results.find(root, "result.json", heartbeat.NAME)})
+    paths, left_out = scan(root, results.NAME, heartbeat.NAME)
+    for line in left_out:
+        log.warning("left out: %s", line)
+    folders = sorted({path.parent for path in paths})
     finished, running = defaultdict(set), defaultdict(set)
     for result in results.read_all(root, folders)[0]:
         if result["state"] == "finished":
-            finished[key(result["config"])].add(told(result["config"]))
+            finished[key(result["config"])].add(variant(result["config"]))
     for folder in folders:
-        with suppress(ValueError, OSError):  # a sign of life that cannot be read is none
+        with suppress(ValueError, OSError):  # a heartbeat that cannot be read is none
             progress = heartbeat.read(folder)
             if progress is not None and heartbeat.is_alive(folder, progress):
-                running[key(progress["config"])].add(told(progress["config"]))
+                running[key(progress["config"])].add(variant(progress["config"]))
     return finished, running
 
 
-def told(record: dict[str, Any]) -> tuple[str, str | None]:
+def variant(record: dict[str, Any]) -> tuple[str, str | None]:
     """The precision and the fingerprint of the data of a recorded config."""
     return record["precision"], record["dataset"]["fingerprint"]
 

@@ -53,7 +53,7 @@ def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> No
 
 def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
     """The newest valid state of `folder` with its tensors on `device`, or None. What is found and what is passed over
-    is said, a line each.
+    is reported, one line each.
     """
     for path in files(folder):
         try:

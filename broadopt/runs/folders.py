@@ -26,15 +26,21 @@ S = TypeVar("S")
 
 def run_folder(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
     """`<results_dir>/runs/<dataset>/<model>/<method>/seed<k>-<first 8 of the identity>` for a recorded config."""
+    return Path(results_dir, "runs", _place(config, identity_of(config)))
+
+
+def check_place(folder: Path, config: Mapping[str, Any], identity: str) -> None:
+    """Raise ValueError where a run folder is not called as that of this recorded config, whose identity this is: its
+    files were copied.
+    """
+    place = _place(config, identity)
+    if not os.path.abspath(folder).endswith(f"/{place}"):
+        raise ValueError(f"it belongs to another run, whose folder is {place}")
+
+
+def _place(config: Mapping[str, Any], identity: str) -> str:
     names = (config["dataset"]["name"], config["model"]["name"], config["method"])
-    return Path(results_dir, "runs", *names, f"seed{config['seed']}-{identity_of(config)[:8]}")
-
-
-def check_place(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ValueError where a run folder is not called as that of this recorded config is: its files were copied."""
-    _, *names = run_folder("", config).parts
-    if Path(os.path.abspath(folder)).parts[-len(names) :] != tuple(names):
-        raise ValueError(f"it belongs to another run, whose folder is {'/'.join(names)}")
+    return "/".join((*names, f"seed{config['seed']}-{identity[:8]}"))
 
 
 def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:
@@ -44,7 +50,9 @@ def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:
     """
     root = Path(results_dir)
     links, found, left_out = [root / "runs"], [], []
-    seen: set[tuple[int, int]] = set(map(_inode, _above(root)))
+    # Folders by their real paths: inodes are not unique where a results folder spans several file systems.
+    top = Path(os.path.realpath(root))
+    seen = {str(top), *map(str, top.parents)}
     while links:
         # Of several links to one folder that which is called as the folder is: a run is known by its folder's name.
         links.sort(key=lambda link: (link.name != os.path.basename(os.path.realpath(link)), link))
@@ -55,7 +63,7 @@ def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:
                 left_out.append(f"{path.relative_to(root).as_posix()}: {reason(target)}")
             elif target is not None and target not in seen:
                 seen.add(target)
-                level.append(_Folder(path, target[0]))
+                level.append(_Folder(path, target))
         # Real folders to the end before the next link: a folder that both lead to is found by its own name.
         for _ in range(DEEPEST):
             listings, level = list(zip(level, at_once(_listing, level), strict=True)), []
@@ -65,23 +73,25 @@ def scan(results_dir: str | Path, *names: str) -> tuple[list[Path], list[str]]:
                     continue
                 found += [folder.path / name for name in listing.names if name in names]
                 links += [folder.path / name for name in listing.links]
-                inner = {(folder.device, inode): name for name, inode in listing.folders.items()}
-                level += [_Folder(folder.path / name, key[0]) for key, name in inner.items() if key not in seen]
-                seen.update(inner)
+                inner = [_Folder(folder.path / name, f"{folder.real}/{name}") for name in listing.folders]
+                level += [one for one in inner if one.real not in seen]
+                seen.update(one.real for one in inner)
+            if not level:
+                break
     return sorted(found), sorted(left_out)
 
 
 @dataclass(frozen=True)
 class _Folder:
     path: Path
-    device: int
+    real: str
+    """Its path without links."""
 
 
 @dataclass(frozen=True)
 class _Listing:
     names: Sequence[str]
-    folders: Mapping[str, int]
-    """Names of real folders, and their inodes."""
+    folders: Sequence[str]
     links: Sequence[str]
 
 
@@ -89,39 +99,26 @@ def _listing(folder: _Folder) -> _Listing | OSError:
     try:
         with os.scandir(folder.path) as found:
             entries = list(found)
-        real = {entry.name: entry.inode() for entry in entries if entry.is_dir(follow_symlinks=False)}
+        folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:  # removed since
-        return _Listing((), {}, ())
+        return _Listing((), (), ())
     except OSError as error:
         return error
     links = [entry.name for entry in entries if entry.is_symlink() and entry.name != OUTPUT]
-    return _Listing([entry.name for entry in entries], real, links)
+    return _Listing([entry.name for entry in entries], folders, links)
 
 
-def _target(link: Path) -> tuple[int, int] | OSError | None:
-    """Device and inode of the folder that a link leads to; None where that is a file or nothing."""
+def _target(link: Path) -> str | OSError | None:
+    """The real path of the folder that a link leads to; None where that is a file or nothing."""
     try:
-        status = os.stat(link)
+        mode = os.stat(link).st_mode
     except FileNotFoundError:
         return None
     except OSError as error:  # a link to itself, or into a folder that is not ours to read
         return error
-    if stat.S_ISDIR(status.st_mode):
-        return status.st_dev, status.st_ino
+    if stat.S_ISDIR(mode):
+        return os.path.realpath(link)
     return None if link.is_symlink() else NotADirectoryError(0, "a file, expected a folder of runs")
-
-
-def _above(root: Path) -> list[Path]:
-    real = Path(os.path.realpath(root))
-    return [real, *real.parents]
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (-1, -1)
-    return status.st_dev, status.st_ino
 
 
 def at_once(look: Callable[[S], T], places: Sequence[S]) -> list[T]:

@@ -119,7 +119,7 @@ class Heartbeat:
 
 
 def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any]:
-    """What progress.json says of a training that was at `first` and is at `now`, `seconds` later."""
+    """The figures of progress.json for a training that was at `first` and is at `now`, `seconds` later."""
     pace = (now.step - first.step) / seconds if seconds > 0 else 0.0  # evaluations and checkpoints included
     so_far = pace / now.steps_per_epoch * now.images_per_epoch
     return {
@@ -134,7 +134,7 @@ def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any
 
 
 def machine() -> str:
-    """This machine since it was started: two of one name, or one before and after a crash, are told apart."""
+    """This machine since it was started: it distinguishes two of one name, and one before and after a crash."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()} {boot.read_text().strip() if boot.exists() else ''}".strip()
 
@@ -154,7 +154,7 @@ def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:
     check_progress(progress)
     if progress["identity"] != identity_of(progress["config"]):
         raise ValueError("its identity is not that of its config")
-    check_place(folder, progress["config"])
+    check_place(folder, progress["config"], progress["identity"])
     if identity not in (None, progress["identity"]):
         raise ValueError(f"it belongs to another run, of identity {progress['identity'][:8]}")
     return dict(progress)

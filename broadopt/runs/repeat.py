@@ -23,7 +23,7 @@ FOUND = ("precision", "processes")
 
 @dataclass(frozen=True)
 class Repeat:
-    """A run to be made again, and the environment of the first one, where its result tells it."""
+    """A run to be made again, and the environment of the first one, where its result records it."""
 
     run: RunConfig
     environment: Mapping[str, Any]

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -79,6 +80,7 @@ def set_aside(folder: Path) -> None:
     if history.exists():
         with replacing(folder / f"history.{number}.csv") as file:
             file.write(history.read_bytes())
+        shutil.copystat(history, folder / f"history.{number}.csv")
     if (folder / NAME).exists():
         os.replace(folder / NAME, folder / f"result.{number}.json")
     history.unlink(missing_ok=True)
@@ -132,13 +134,8 @@ def _content(folder: Path) -> bytes | OSError | ValueError | None:
 def _parsed(content: bytes, folder: Path) -> dict[str, Any]:
     result = parse_json(content)
     _verify(result)
-    check_place(folder, result["config"])
+    check_place(folder, result["config"], result["identity"])
     return dict(result)
-
-
-def find(results_dir: str | Path, *names: str) -> list[Path]:
-    """As `scan`, without a word on what cannot be listed."""
-    return scan(results_dir, *names)[0]
 
 
 def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -173,7 +170,7 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
 
 
 def checksum(result: Mapping[str, Any]) -> str:
-    """SHA-256 (16 hex digits) over a result without its checksum: tells an edited file, not a forged one."""
+    """SHA-256 (16 hex digits) over a result without its checksum: reveals an edited file, not a forged one."""
     content = {key: value for key, value in result.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 

@@ -37,7 +37,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Device seconds an epoch, None where nothing tells them, and what they are estimated from."""
+    """Device seconds an epoch, None where they are unknown, and what they are estimated from."""
 
     seconds_per_epoch: float | None
     source: str
@@ -68,22 +68,24 @@ class Estimates:
                     known[_key(node)] = numbers[name]
         for dataset, images in _images_by_rate(folder):
             self._images.setdefault(dataset, images)
-        self._rates: dict[str, dict[str, Rate]] = {}
+        self._rates: dict[str, list[tuple[str, int | None, Rate]]] = defaultdict(list)
+        """By network: target and gradients of a step, and the rate that it was measured at."""
         for (network, step), measured in _measured(folder).items():
-            self._rates.setdefault(network, {})[step] = _usual(measured)
+            self._rates[network].append((_target(step), self._gradients(step), _usual(measured)))
 
     def of(self, record: Record, *, shipped: bool) -> Estimate:
         """By runs of the same network and step, else of the same network with another step (in proportion to the
         gradients of a step), else by FLOPs; `shipped`: the record is a recipe of broadopt's own.
         """
-        images, steps = self._epoch(record), self._rates.get(_key(record["model"]), {})
+        images, rates = self._epoch(record), self._rates.get(_key(record["model"]), [])
         own = _key(record["step"])
-        same = [rate for step, rate in steps.items() if _target(step) == _target(own)]
+        wanted = _target(own)
+        same = [rate for target, _, rate in rates if target == wanted]
         if same and images:
             rate = max(same, key=lambda rate: rate.runs)
             words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
             return Estimate(images / rate.images_per_second, "measured", words)
-        others = [(rate, passes) for step, rate in steps.items() if (passes := self._gradients(step))]
+        others = [(rate, passes) for _, passes, rate in rates if passes]
         if others and images and (gradients := self._gradients(own)):
             rate, passes = max(others, key=lambda other: other[0].runs)
             speed = rate.images_per_second * passes / gradients
@@ -96,7 +98,7 @@ class Estimates:
         return Estimate(seconds, "flops", f"operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s")
 
     def _epoch(self, record: Record) -> int | None:
-        """Training images an epoch, None where nothing tells them."""
+        """Training images an epoch, None where they are unknown."""
         dataset = record["dataset"]
         published = IMAGES.get(public(dataset.get("_target_", ""))) if dataset["fingerprint"] is None else None
         if published is None:
@@ -104,7 +106,7 @@ class Estimates:
         return max(1, published - dataset.get("validation", 0))
 
     def _gradients(self, step: str) -> int | None:
-        """Gradients that a step takes, None where nothing tells them; `step` is a config's node as JSON."""
+        """Gradients that a step takes, None where they are unknown; `step` is a config's node as JSON."""
         return self._passes.get(step) or PASSES.get(public(_target(step)))
 
     def _flops(self, record: Record, images: int | None, *, shipped: bool) -> float | None:

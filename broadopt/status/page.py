@@ -61,7 +61,7 @@ def _totals(priced: Sequence[Priced]) -> str:
     spent = sum(run.seconds for cell, _ in priced for run in cell.runs) / 3600
     needed = [_needed(run, price) for cell, price in priced for run in cell.runs]
     known = sum(hours for hours in needed if hours is not None)
-    open_ = f" and those of {_runs_in_words(needed.count(None))} that nothing tells" if None in needed else ""
+    open_ = f" and those of {_runs_in_words(needed.count(None))} that are unknown" if None in needed else ""
     runs = _runs_in_words(sum(counts.values()))
     return f"{runs}: {states}. Device hours: {spent:,.1f} spent, {known:,.1f} needed{open_}."
 
@@ -71,7 +71,7 @@ def _runs_in_words(number: int) -> str:
 
 
 def _needed(run: Run, price: Estimate | None) -> float | None:
-    """Device hours that a run still takes, None where nothing tells them."""
+    """Device hours that a run still takes, None where they are unknown."""
     if run.state == "finished":
         return 0.0
     if price is None or price.seconds_per_epoch is None:

@@ -117,13 +117,17 @@ STILL = 300.0
 """Seconds without a step that are worth a word."""
 
 
+LONGEST = 500
+"""Characters of the reason of a failed run that are shown."""
+
+
 def _ended(record: Record, path: Path, result: Mapping[str, Any]) -> Run:
     """A run that wrote why it came to its end."""
     epochs = total_epochs(record)
     saved = _saved(path, result, epochs, steps=None)
     if result["state"] == "failed":
         why = result.get("failure", {}).get("reason", "no reason given")
-        return Run(record, "failed", saved, epochs, _seconds(result), why.strip().splitlines()[0])
+        return Run(record, "failed", saved, epochs, _seconds(result), why.strip().splitlines()[0][:LONGEST])
     return Run(record, "interrupted", saved, epochs, _seconds(result), _goes_on(saved, epochs))
 
 

@@ -11,7 +11,7 @@ from broadopt.tables.published import PaperTable, Row
 
 @dataclass(frozen=True)
 class Context:
-    """What tells a run on the recipe from one off it."""
+    """What decides whether a run is on the recipe."""
 
     table: PaperTable
     recipes: Recipes

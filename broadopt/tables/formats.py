@@ -134,7 +134,15 @@ def _pipe_table(block: Block) -> str:
     frame = _frame(block, _markdown)
     table = str(frame.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=align))
     # A last column of words may be long: without its padding only the long lines wrap in a terminal.
-    return re.sub(r"(?m)( |---) *-*\|$", r"\1|", table) if align[-1] == "left" else table
+    return "\n".join(map(_unpadded, table.split("\n"))) if align[-1] == "left" else table
+
+
+def _unpadded(line: str) -> str:
+    """A line of a pipe table without what fills its last cell up. By hand, since a pattern for it takes time in
+    proportion to the square of the line's length.
+    """
+    rest, _, last = line.removesuffix("|").rpartition("|")
+    return f"{rest}|{last[:4]}|" if set(last) == {":", "-"} else f"{rest}|{last.rstrip(' ')} |"
 
 
 def _latex_float(block: Block) -> list[str]:

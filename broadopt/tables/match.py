@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from broadopt.config.identity import AS_WITHOUT
@@ -17,6 +18,12 @@ NO_RECIPE = ("seed", "precision")
 """Top-level keys that a recipe leaves open: they never make a run differ from it."""
 
 METHODS = ("sgd", "swa", "fge", "sam", "asam")
+
+MOST = 60
+"""Differences that are named; a recipe has fewer keys."""
+
+LONGEST = 200
+"""Characters of a value that are shown."""
 
 _NOTHING = object()
 
@@ -33,8 +40,10 @@ def differences(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[
 def differing(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[str, str]:
     """As `differences`, by the dotted key."""
     without = [{key: value for key, value in side.items() if key not in NO_RECIPE} for side in (expected, actual)]
-    found = {path: f"{show(got)} instead of {show(wanted)}" for path, wanted, got in _walk(*without, path="")}
-    return {path: f"{path} {words}" for path, words in found.items() if not _is_copy(path, found)}
+    walk = islice(_walk(*without, path=""), 10 * MOST)  # a file may have ten thousand keys
+    found = {path: f"{show(got)} instead of {show(wanted)}" for path, wanted, got in walk}
+    lines = {path: f"{_clipped(path)} {words}" for path, words in found.items() if not _is_copy(path, found)}
+    return lines if len(lines) <= MOST else dict(islice(lines.items(), MOST)) | {"": "and more"}
 
 
 def _is_copy(path: str, found: Mapping[str, str]) -> bool:
@@ -69,7 +78,17 @@ def _same(wanted: Any, got: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """A config value as people write it: none, true, 5 for 5.0; an object by its class and arguments."""
+    """A config value as people write it: none, true, 5 for 5.0; an object by its class and arguments; cut short where
+    it is longer than a line has room for.
+    """
+    return _clipped(_show(value))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _show(value: Any) -> str:
     if value is _NOTHING:
         return "nothing"
     if value is None or isinstance(value, bool):
@@ -77,9 +96,9 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(show, value))}]"
+        return f"[{', '.join(map(_show, value))}]"
     if isinstance(value, Mapping):
-        arguments = ", ".join(f"{key} {show(inner)}" for key, inner in value.items() if not key.startswith("_"))
+        arguments = ", ".join(f"{key} {_show(inner)}" for key, inner in value.items() if not key.startswith("_"))
         return f"{str(value.get('_target_', '')).rpartition('.')[2]}({arguments})"
     return str(value)
 

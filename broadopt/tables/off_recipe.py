@@ -31,8 +31,8 @@ def off_recipe_block(off: Sequence[tuple[Group, str]]) -> Block:
             "What differs",
         ),
         rows=tuple(
-            (group.dataset, group.model, group.method, *map(text, _cells(group, readings)), told)
-            for (group, _), told in zip(off, _told(off), strict=True)
+            (group.dataset, group.model, group.method, *map(text, _cells(group, readings)), words)
+            for (group, _), words in zip(off, _differences(off), strict=True)
         ),
         labels=0,
         notes=(NOTE,),
@@ -57,10 +57,12 @@ def off_recipe_records(off: Sequence[tuple[Group, str]]) -> list[dict[str, Any]]
     ]
 
 
-def _told(off: Sequence[tuple[Group, str]]) -> list[str]:
+def _differences(off: Sequence[tuple[Group, str]]) -> list[str]:
     """What differs, with the precision wherever runs of both precisions are in the table and it is not said yet."""
     several = len({group.precision for group, _ in off}) > 1
-    return [f"{told}; {group.precision}" if several and group.precision not in told else told for group, told in off]
+    return [
+        f"{words}; {group.precision}" if several and group.precision not in words else words for group, words in off
+    ]
 
 
 def _readings(off: Sequence[tuple[Group, str]]) -> list[tuple[str, str | None]]:

@@ -16,13 +16,14 @@ from typing import Any
 from broadopt.config import compose
 from broadopt.config.compose import recipe_of
 from broadopt.config.shipped import config_dir
+from broadopt.files import cache_folder
 
 
 class StoredRecipes:
     """broadopt.config.compose.recipe_of with a memory in a file."""
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = file or _default_file()
+        self._file = file or cache_folder() / "recipes.json"
         self._state = _state()
         self._known = self._read()
         self._saved = len(self._known)
@@ -53,11 +54,6 @@ class StoredRecipes:
         if not isinstance(content, dict) or content.get("state") != self._state:
             return {}
         return dict(content["recipes"])
-
-
-def _default_file() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "broadopt", "recipes.json")
 
 
 def _state() -> str:

@@ -11,6 +11,7 @@ from broadopt.config.run_config import Recipe
 from broadopt.devices.device import peak_memory
 from broadopt.devices.provenance import environment
 from broadopt.errors import RunFailed
+from broadopt.files import write_text
 from broadopt.runs import results
 from broadopt.training.loop import Training
 
@@ -79,6 +80,6 @@ def reported(error: Exception, folder: Path) -> str:
     """Why a run failed, in a line; the traceback of what nobody foresaw goes to error.txt."""
     if isinstance(error, RunFailed):
         return str(error)
-    (folder / "error.txt").write_text(traceback.format_exc())
+    write_text(folder / "error.txt", traceback.format_exc())
     text = " ".join(str(error).split()) or "no reason given"
     return f"{type(error).__name__}: {text} (see {folder / 'error.txt'})"

@@ -20,6 +20,7 @@ from broadopt.devices.device import choose_device, choose_precision, device_name
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
+from broadopt.files import replacing, write_text
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
@@ -94,7 +95,7 @@ def built(
 def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> bool:
     """Whether `folder` holds the finished result of this run, which is then shown, or set aside with force=true.
 
-    A result that cannot be trusted is set aside too, which is said, by the process that holds the folder `alone`.
+    A result that cannot be trusted is set aside too, with a warning, by the process that holds the folder `alone`.
     """
     try:
         result = results.read(folder, identity=recipe.identity)
@@ -159,10 +160,11 @@ def train(parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop
 
 def prepare(folder: Path, run: RunConfig) -> None:
     """Lay out the folder of a run that begins, or goes on."""
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(run.values()))
+    with replacing(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(run.values()).encode())
     (folder / "error.txt").unlink(missing_ok=True)
     if changes := difference():
-        (folder / "code.diff").write_text(changes)
+        write_text(folder / "code.diff", changes)
     remove(unfinished(folder))
     link_output(folder)
 
@@ -204,7 +206,7 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
 
 
 def opening(parts: Parts, run: RunConfig, folder: Path) -> str:
-    """The lines that say which run this is, where its files are and what was decided for it."""
+    """The opening lines of a run: its name, its folder, and what was decided for it."""
     values = run.values()
     autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"]
     device = "GPU" if parts.device.type == "cuda" else "CPU"

@@ -1,14 +1,17 @@
 """plan=true: what a run would do and cost, worked out without data and without training."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from broadopt.config.instantiate import instantiated
-from broadopt.config.run_config import Recipe
+from broadopt.config.run_config import ModelConfig, Recipe
 from broadopt.data.datasets import size
 from broadopt.methods.collect import Collector
 from broadopt.methods.schedule import Schedule
@@ -47,19 +50,35 @@ def price(recipe: Recipe) -> Cost:
     """What a run costs, without its data and without training. Raises InputError where a part of it cannot be made."""
     classes, images = size(recipe.dataset)
     images -= recipe.dataset.validation
-    with torch.device("meta"):
-        model = network(recipe.model, classes)
-        optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
+    model, operations = _measured(json.dumps(asdict(recipe.model)), classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
     collector = instantiated("collect", recipe.collect)
     epochs = max([recipe.budget, *collector.evaluation_points(recipe.budget).values()])
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        macs=macs(model),
+        macs=operations,
         epochs=epochs,
         steps=round(epochs * -(-images // recipe.batch_size)),
         images=images,
         passes=instantiated("step", recipe.step, model, optimizer).passes,
     )
+
+
+@cache
+def _measured(model: str, classes: int) -> tuple[nn.Module, int]:
+    """The network of a ModelConfig in JSON, on the meta device, and its multiply-adds; made once, since most runs of a
+    sweep share theirs with others.
+    """
+    with torch.device("meta"):
+        made = network(ModelConfig(**json.loads(model)), classes)
+    # BN multiplies nothing that is counted, and on the meta device it takes half of the pass.
+    norms = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        vars(norm)["forward"] = lambda images: images
+    operations = macs(made)
+    for norm in norms:
+        del vars(norm)["forward"]
+    return made, operations
 
 
 def line(recipe: Recipe, cost: Cost) -> str:

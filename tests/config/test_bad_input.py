@@ -1,4 +1,7 @@
-"""Bad input through the real command: one line on stderr, exit code 2, the nearest valid name, nothing written."""
+"""Bad input through the real command: one line on stderr, exit code 2, the nearest valid name, nothing written.
+
+What the config alone shows is refused in this process, all the rest in processes of their own.
+"""
 
 import subprocess
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import OWN, SMALL, run
+from in_process import said
 from PIL import Image
 
 # Told from the config alone, in the fraction of a second that comes before torch is imported.
@@ -127,7 +131,8 @@ def line_of(process: "subprocess.CompletedProcess[str]", folder: Path) -> str:
 
 @pytest.mark.parametrize(("arguments", "expected"), OF_THE_CONFIG.items(), ids=map(" ".join, OF_THE_CONFIG))
 def test_a_bad_config_is_one_line(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
-    assert expected in line_of(run("experiment=quickstart", *arguments, cwd=tmp_path), tmp_path)
+    done = said("broadopt-run", "experiment=quickstart", *arguments, cwd=tmp_path)
+    assert expected in line_of(subprocess.CompletedProcess(arguments, *done), tmp_path)
     if "-m" not in arguments:
         assert list(tmp_path.iterdir()) == []
 

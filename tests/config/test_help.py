@@ -50,7 +50,7 @@ def test_help_lists_every_choice_of_a_group(help_page: str, group: str) -> None:
 def test_those_are_all_the_groups() -> None:
     folders_of_choices = {path.parent for path in config_dir().rglob("*.yaml")} - {config_dir()}
     names = {path.relative_to(config_dir()).as_posix() for path in folders_of_choices}
-    assert names == {*GROUPS, "hydra/launcher"}
+    assert names == {*GROUPS, "hydra/launcher", "hydra/sweeper"}
 
 
 def test_help_names_every_key_that_a_user_gives(help_page: str) -> None:

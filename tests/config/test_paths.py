@@ -97,7 +97,7 @@ def test_the_home_folder_is_expanded_in_every_path(tmp_path: Path) -> None:
     assert OmegaConf.load(folder / "config.yaml").data_dir == str(tmp_path / "home/data")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
-    repeat = ("repeat=~/" + str(folder.relative_to(tmp_path / "home")), "results_dir=~/again", "plan=false")
+    repeat = ("repeat=~/" + str(folder.relative_to(tmp_path / "home")), "results_dir=~/again", "trust=own_network")
     process = run(*repeat, cwd=tmp_path, **home)
     assert (process.returncode, process.stderr) == (0, "")
     assert len(list((tmp_path / "home/again").glob("runs/*/*/*/seed1-*"))) == 1

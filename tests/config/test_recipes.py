@@ -1,3 +1,9 @@
+"""The recipes of all rows, and what identifies a run.
+
+The oracles: the recipes typed a second time, from the papers and the authors' code; hashlib on JSON written out by
+hand.
+"""
+
 import copy
 import hashlib
 import re

@@ -1,3 +1,9 @@
+"""Padding, crops, flips and normalisation of whole batches.
+
+The oracle is torchvision's functional transforms on one PIL image at a time; draws are held against their
+distributions.
+"""
+
 from itertools import product
 
 import numpy as np

@@ -1,3 +1,8 @@
+"""What an epoch shows: which images, with which labels, in which order and form.
+
+The oracles: images that carry their own number, torchvision's normalisation, counts worked out by hand.
+"""
+
 import random
 from collections.abc import Iterable
 from itertools import islice, product

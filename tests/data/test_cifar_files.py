@@ -1,9 +1,14 @@
+"""The files of CIFAR: read without running their pickles, and downloaded.
+
+The oracles: Python's own pickle and NumPy on the same bytes, torchvision's names and sums, a web server on this
+machine.
+"""
+
 import hashlib
 import os
 import pickle
 import struct
 import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -13,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import until
+from forked import ended, forked
 from torchvision.datasets import CIFAR10
 
 from broadopt.data.cifar_files import obtain, published_md5, read_bytes
@@ -188,9 +195,11 @@ def test_unreadable_file_is_an_input_error(tmp_path: Path) -> None:
 
 
 class Host:
-    """A web server on this machine that stands in for the publisher's, counts requests and is as slow as one asks."""
+    """A web server on this machine that stands in for the publisher's, counts requests, and waits, as long as one asks,
+    before it sends its answer.
+    """
 
-    def __init__(self, body: bytes, seconds: float = 0) -> None:
+    def __init__(self, body: bytes, wait: Callable[[], object] = lambda: None) -> None:
         self.requests = 0
         host = self
 
@@ -200,7 +209,7 @@ class Host:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                time.sleep(seconds)
+                wait()
                 try:
                     self.wfile.write(body)
                 except (BrokenPipeError, ConnectionResetError):
@@ -356,10 +365,12 @@ def test_without_network_one_line_says_what_where_and_how(tmp_path: Path, monkey
 
 def test_silent_host_is_given_up(tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("broadopt.data.cifar_files.PATIENCE", 0.3)
-    with Host(archive, seconds=2) as host:
+    given_up = threading.Event()
+    with Host(archive, given_up.wait) as host:
         monkeypatch.setattr(CIFAR10, "url", host.url)
         with pytest.raises(InputError, match="timed out"):
             obtain(CIFAR10, tmp_path)
+        given_up.set()
 
 
 def test_data_dir_that_cannot_be_made_is_an_input_error(tmp_path: Path, published: Host) -> None:
@@ -376,35 +387,24 @@ def test_data_dir_that_cannot_be_written_is_an_input_error(tmp_path: Path, publi
         obtain(CIFAR10, tmp_path)
 
 
-PROCESS = """
-import sys
-from pathlib import Path
-from torchvision.datasets import CIFAR10
-from broadopt.data.cifar_files import obtain
-CIFAR10.url, CIFAR10.tgz_md5 = sys.argv[2:4]
-print("ready", flush=True)
-sys.stdin.readline()
-print(len(list(obtain(CIFAR10, Path(sys.argv[1])).iterdir())))
-"""
-
-
 def test_two_processes_at_once_download_once(tmp_path: Path, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    md5 = hashlib.md5(archive).hexdigest()
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
-    with Host(archive, seconds=1) as host:
-        monkeypatch.setattr(CIFAR10, "url", host.url)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
+    with Host(archive) as alone:
+        monkeypatch.setattr(CIFAR10, "url", alone.url)
         obtain(CIFAR10, tmp_path / "alone")
-        requests_of_one = host.requests
-        command = [sys.executable, "-c", PROCESS, str(tmp_path / "data"), host.url, md5]
-        processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2  # type: ignore[union-attr]
-        for process in processes:
-            process.stdin.write("\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-        outputs = [process.communicate(timeout=60) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], outputs
-        assert [output for output, _ in outputs] == ["7\n", "7\n"]
-        assert host.requests == 2 * requests_of_one
+
+    def both_have_asked() -> bool:
+        return len(list(tmp_path.glob("asked-*"))) == 2
+
+    def ask() -> None:
+        (tmp_path / f"asked-{os.getpid()}").touch()
+        found = list(obtain(CIFAR10, tmp_path / "data").iterdir())
+        (tmp_path / f"asked-{os.getpid()}").write_text(str(len(found)))
+
+    with Host(archive, lambda: until(both_have_asked)) as host:
+        monkeypatch.setattr(CIFAR10, "url", host.url)
+        children = [forked(ask, tmp_path / f"output{i}.txt") for i in range(2)]
+        codes = [ended(child) for child in children]
+        assert codes == [0, 0], [(tmp_path / f"output{i}.txt").read_text() for i in range(2)]
+        assert [path.read_text() for path in tmp_path.glob("asked-*")] == ["7", "7"]
+        assert host.requests == alone.requests

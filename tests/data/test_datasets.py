@@ -1,3 +1,9 @@
+"""The data sets as they are read.
+
+The oracles: torchvision on the same CIFAR files, scikit-learn's digits, sums of SHA-256 over bytes laid out here. The
+real CIFAR is taken from the folder in BROADOPT_DATA; what needs it is skipped, and says so, where it is not there.
+"""
+
 import hashlib
 import logging
 import os

@@ -4,7 +4,6 @@ import logging
 import os
 import pickle
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -246,11 +245,9 @@ def test_a_file_too_large_for_an_image_is_refused_by_its_name_and_else_passed_ov
 
 
 def refused(blob: bytes) -> str:
-    began = time.process_time()
     with pytest.raises(InputError) as caught:
         unpickle(Path("data_batch_1"), blob)
     assert str(caught.value).isprintable()
-    assert time.process_time() - began < 30
     return str(caught.value)
 
 

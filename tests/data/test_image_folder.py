@@ -1,3 +1,8 @@
+"""A data set of a user's own images.
+
+The oracles: the arrays that the files were written from, and the triangle filter of a resize written out here.
+"""
+
 import logging
 import os
 import pickle

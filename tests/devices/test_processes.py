@@ -1,10 +1,12 @@
-"""One run on two processes, started by torchrun and connected by Gloo, as on two devices."""
+"""One run on two processes, started by torchrun and connected by Gloo, as on two devices.
+
+The oracle is one process on the same batches, in float64; for step.perturbation=share it is written out here.
+"""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import processes
 import pytest
 import torch
 import torch.nn.functional as F
-from command import OWN, SMALL, finish, folders, history, result, same_outcome
+from command import OWN, SMALL, finish, folders, history, result, same_outcome, until
 from torch import Tensor, nn
 
 from broadopt.devices.processes import Processes
@@ -21,6 +23,15 @@ from broadopt.devices.processes import Processes
 PLAIN = "+model.batch_norm=false"
 NORMED = "+model.batch_norm=true"
 """BN normalises by each process's share; without it N processes compute what one does."""
+METHODS = ("sgd", "sam", "asam", "swa", "fge")
+SHARING = ("sam", "asam")
+TRAININGS = [
+    *((f"method={method}", PLAIN) for method in METHODS),
+    *((f"method={method}", "step.perturbation=share", PLAIN) for method in SHARING),
+    ("method=sgd", NORMED),
+]
+COMMAND = (*SMALL, "method=sam", "collect=swa", "budget=2")
+"""A run of three epochs, in the last of which the average is evaluated."""
 
 
 def torchrun(*command: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
@@ -35,12 +46,19 @@ def broadopt(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Pope
     return torchrun("-m", "broadopt.run", *arguments, cwd=cwd, **environment)
 
 
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes, started once, have left what each of TRAININGS ends with."""
+    folder = tmp_path_factory.mktemp("of_two")
+    done = finish(torchrun(str(Path(processes.__file__)), str(folder), *map(" ".join, TRAININGS), cwd=folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 def of_two(folder: Path, *overrides: str) -> dict[str, Any]:
     """What the first of two processes ends with; the second's weights and momenta are the same bit for bit."""
-    script = str(Path(processes.__file__))
-    done = finish(torchrun(script, str(folder), *overrides, cwd=folder))
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    place = TRAININGS.index(overrides)
+    first, second = (torch.load(folder / f"{place}-{rank}.pt", weights_only=True) for rank in (0, 1))
     parameters = [name for name in first["weights"] if name not in first["statistics"]]
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in parameters)
     for own, other in zip(first["momenta"].values(), second["momenta"].values(), strict=True):
@@ -62,9 +80,9 @@ def figures(rows: Iterable[dict[str, float]]) -> list[Tensor]:
     return [torch.tensor(list(row.values()), dtype=torch.float64) for row in rows]
 
 
-@pytest.mark.parametrize("method", ["sgd", "sam", "asam", "swa", "fge"])
-def test_two_processes_compute_what_one_does_on_the_same_batches(method: str, tmp_path: Path) -> None:
-    found, expected = of_two(tmp_path, f"method={method}", PLAIN), of_one(f"method={method}", PLAIN)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_compute_what_one_does_on_the_same_batches(method: str, trained_by_two: Path) -> None:
+    found, expected = of_two(trained_by_two, f"method={method}", PLAIN), of_one(f"method={method}", PLAIN)
     close(found["weights"], expected["weights"])
     close(
         [entry["momentum_buffer"] for entry in found["momenta"].values()],
@@ -77,10 +95,10 @@ def test_two_processes_compute_what_one_does_on_the_same_batches(method: str, tm
     assert found["gradients"] == expected["gradients"]
 
 
-@pytest.mark.parametrize("method", ["sam", "asam"])
-def test_a_perturbation_of_each_share_is_m_sharpness(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", SHARING)
+def test_a_perturbation_of_each_share_is_m_sharpness(method: str, trained_by_two: Path) -> None:
     """Against one process that takes the same shares one after the other."""
-    found = of_two(tmp_path, f"method={method}", "step.perturbation=share", PLAIN)
+    found = of_two(trained_by_two, f"method={method}", "step.perturbation=share", PLAIN)
     made = processes.training(f"method={method}", PLAIN)
     step, epsilon = made.parts.step, made.parts.step.epsilon
     for epoch in range(2):
@@ -113,8 +131,8 @@ def gradients_of(model: nn.Module, weights: list[Tensor], images: Tensor, labels
     return list(torch.autograd.grad(F.cross_entropy(model(images).float(), labels), weights))
 
 
-def test_statistics_of_bn_estimated_by_two_processes_are_those_of_all_batches(tmp_path: Path) -> None:
-    found = of_two(tmp_path, "method=sgd", NORMED)
+def test_statistics_of_bn_estimated_by_two_processes_are_those_of_all_batches(trained_by_two: Path) -> None:
+    found = of_two(trained_by_two, "method=sgd", NORMED)
     alone = processes.training("method=sgd", NORMED)
     alone.parts.model.load_state_dict(found["weights"])
     alone.progress.step = 16
@@ -123,45 +141,47 @@ def test_statistics_of_bn_estimated_by_two_processes_are_those_of_all_batches(tm
         close(found["statistics"][name], alone.parts.model.get_buffer(name))
 
 
-def test_a_run_that_torchrun_was_asked_to_end_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    command = (*SMALL, "method=sam", "collect=swa", "budget=2")
-    (tmp_path / "whole").mkdir()
-    whole = finish(broadopt(*command, cwd=tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run that two processes have carried out undisturbed, and what they printed."""
+    cwd = tmp_path_factory.mktemp("whole")
+    done = finish(broadopt(*COMMAND, cwd=cwd))
+    assert done.returncode == 0, done.stderr
+    return cwd, done.stdout
 
-    process = broadopt(*command, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted"))
-    while not (tmp_path / "halted").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+
+def test_a_run_that_torchrun_was_asked_to_end_goes_on_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
+    process = broadopt(*COMMAND, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted-PID"))
+    until(lambda: len(list(tmp_path.glob("halted-*"))) == 2, process)
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
     for _ in range(2):  # torchrun says so for each process that it passes the signal on to
-        while "closing signal SIGTERM" not in process.stderr.readline():
-            assert process.poll() is None
-    (tmp_path / "halted").unlink()
+        while "closing signal SIGTERM" not in (line := process.stderr.readline()):
+            assert line, "torchrun has ended"
+    for file in tmp_path.glob("halted-*"):
+        file.unlink()
     assert finish(process).returncode != 0
     (folder,) = folders(tmp_path)
     assert result(folder)["state"] == "interrupted"
     (left,) = folder.glob("checkpoint-*.ckpt")
     assert int(left.stem.removeprefix("checkpoint-")) % 10 == 0
 
-    again = finish(broadopt(*command, cwd=tmp_path))
+    again = finish(broadopt(*COMMAND, cwd=tmp_path))
     assert again.returncode == 0, again.stderr
     assert f"going on from {folder.relative_to(tmp_path)}/{left.name}" in again.stderr
-    (reference,) = folders(tmp_path / "whole")
+    (reference,) = folders(whole[0])
     assert same_outcome(folder, reference)
     assert result(folder)["config"]["processes"] == result(folder)["environment"]["processes"] == 2
 
 
-def test_the_first_process_alone_speaks_and_writes(tmp_path: Path) -> None:
-    done = finish(broadopt(*SMALL, "method=sgd", "budget=1", cwd=tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished: ") == done.stdout.count("epoch 1/1") == 1
-    (folder,) = folders(tmp_path)
+def test_the_first_process_alone_speaks_and_writes(whole: tuple[Path, str]) -> None:
+    cwd, output = whole
+    assert output.count("finished: ") == output.count("epoch 1/3: ") == 1
+    (folder,) = folders(cwd)
     left = [".lock", "config.yaml", "history.csv", "predictor.safetensors", "result.json"]
     assert sorted({path.name for path in folder.iterdir()} - {"code.diff"}) == left
-    assert len(history(folder)) == 1
-    again = finish(broadopt(*SMALL, "method=sgd", "budget=1", cwd=tmp_path))
+    assert len(history(folder)) == 3
+    again = finish(broadopt(*COMMAND, cwd=cwd))
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already finished") == 1
 

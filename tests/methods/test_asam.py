@@ -1,3 +1,9 @@
+"""ASAM: Algorithm 1 of the paper, its perturbation and its invariance.
+
+The oracles: formulas.py (the paper's equations in float64, without broadopt), the authors' two passes written out, and
+random directions of the same size, none of which may rise more.
+"""
+
 import math
 
 import pytest

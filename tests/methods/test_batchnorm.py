@@ -1,3 +1,8 @@
+"""BN statistics estimated anew.
+
+The oracles: means and unbiased variances worked out by hand from what enters each BN, and torch's own running update.
+"""
+
 import copy
 from collections.abc import Iterator
 

@@ -1,3 +1,8 @@
+"""FGE: the mean of the members' softmax outputs, and when members are taken.
+
+The oracles: the mean of the outputs of networks kept apart, the paper's counts, and a training without an ensemble.
+"""
+
 import copy
 import io
 

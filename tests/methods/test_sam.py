@@ -1,3 +1,9 @@
+"""SAM: the perturbation of equation 2 and the step made of it.
+
+The oracles: formulas.py (the paper's equations in float64, without broadopt), the published two passes written out, and
+random directions of the same size, none of which may rise more.
+"""
+
 import math
 
 import pytest

@@ -1,3 +1,8 @@
+"""The learning rate at every moment of a run.
+
+The oracles: the formulas of the papers and the loops of their authors' code, each written out here with its lines.
+"""
+
 import math
 from collections.abc import Iterator
 

@@ -1,3 +1,8 @@
+"""What every step does with weights, gradients, BN statistics, noise and the optimizer's state.
+
+The oracles: torch.optim.SGD on a twin, bit for bit, and formulas.py in float64.
+"""
+
 import copy
 import gc
 import math

@@ -1,3 +1,8 @@
+"""SWA: the mean of the weights, and when they are taken.
+
+The oracles: the arithmetic mean of weights kept apart, the paper's numbers of models, and a training without averaging.
+"""
+
 import copy
 import io
 import math

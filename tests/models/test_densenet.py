@@ -1,3 +1,9 @@
+"""DenseNet-121.
+
+The oracles: pytorchcv's network, and torchvision's for the ImageNet stem: logits, gradients and BN statistics in
+float64.
+"""
+
 import pytest
 import torch
 import torchvision

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import digits
 from broadopt.models.densenet import densenet121
 from broadopt.models.preresnet import PreResNet
@@ -132,7 +132,7 @@ def test_gammas_are_uniform_from_the_seed_where_asked_and_all_other_weights_stay
 @pytest.mark.parametrize(("protocol", "gamma"), [("swa2018", "uniform"), ("asam2021", "ones")])
 def test_a_run_draws_its_gammas_from_its_seed_where_its_protocol_says_so(protocol, gamma):
     overrides = ["dataset=digits", "model=wrn28_2", "model.depth=10", f"protocol={protocol}", "seed=5"]
-    made = build(plain(compose(overrides)), "fp32", digits(), torch.device("cpu")).model
+    made = build(run_config(compose(overrides)), digits(), torch.device("cpu")).model
     torch.manual_seed(derive(5, "weights"))
     variant = "swa2018" if protocol == "swa2018" else "homura"
     expected = WideResNet(num_classes=10, depth=10, widen_factor=2, variant=variant, gamma=gamma)

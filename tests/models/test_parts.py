@@ -1,3 +1,8 @@
+"""What the networks share: depths and stages.
+
+The oracle is the number of blocks that the papers give for a depth, written as numbers.
+"""
+
 import pytest
 
 from broadopt.errors import InputError

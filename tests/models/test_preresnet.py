@@ -1,3 +1,9 @@
+"""PreResNet.
+
+The oracle is pytorchcv's network with the shortcut of the SWA repository: logits, gradients and BN statistics in
+float64.
+"""
+
 import pytest
 import torch
 from pytorchcv.models.preresnet import PreResUnit

@@ -1,3 +1,9 @@
+"""PyramidNet, and ShakeDrop in it.
+
+The oracles: pytorchcv's network and widths, equation 6 of the ShakeDrop paper put into its units, and the
+distributions of what is drawn.
+"""
+
 import pytest
 import scipy.stats
 import torch

@@ -1,3 +1,8 @@
+"""ResNet.
+
+The oracle is pytorchcv's network: logits, gradients and BN statistics in float64.
+"""
+
 import pytest
 from pytorchcv.models.resnet_cifar import CIFARResNet
 

@@ -1,3 +1,8 @@
+"""ResNeXt.
+
+The oracle is pytorchcv's network: logits, gradients and BN statistics in float64.
+"""
+
 import pytest
 from pytorchcv.models.resnext_cifar import CIFARResNeXt
 from torch import nn

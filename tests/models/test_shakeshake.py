@@ -1,3 +1,9 @@
+"""Shake-Shake.
+
+The oracles: a second implementation over a flat list of tensors, pytorchcv's shortcut, and the distributions of what is
+drawn.
+"""
+
 from functools import partial
 
 import pytest

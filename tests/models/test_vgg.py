@@ -1,3 +1,8 @@
+"""VGG with and without BN, with each head.
+
+The oracles: torchvision's features, with the heads written out here, and torchvision's whole network.
+"""
+
 import pytest
 import torch
 import torchvision

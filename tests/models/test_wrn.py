@@ -1,3 +1,8 @@
+"""WideResNet in both variants.
+
+The oracles: pytorchcv's network for the one, a second implementation over a flat list of tensors for the other.
+"""
+
 import pytest
 import torch.nn.functional as F
 from pytorchcv.models.preresnet import PreResUnit

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from command import SMALL, Sweep, folders, go_on, halted, result, run, same_outcome
+from command import PATIENCE, SMALL, Sweep, folders, go_on, halted, result, run, same_outcome
 
 COMMAND = (*SMALL, "budget=2", "method=asam")
 
@@ -45,7 +45,7 @@ def test_a_full_disk_fails_the_run_which_goes_on_when_there_is_room(
     with halted(*command, cwd=tmp_path, at="train 40") as process:
         fill(small_disk)
         go_on(tmp_path)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, output
     assert "No space left on device" in errors
     assert "Traceback" not in errors
@@ -67,7 +67,7 @@ def test_a_failure_on_a_full_disk_is_written_where_there_is_room_for_it(small_di
         with open(small_disk / "filling", "r+b") as file:
             file.truncate(os.path.getsize(small_disk / "filling") - 16384)
         go_on(tmp_path)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     (folder,) = folders(tmp_path)
     assert result(folder)["state"] == "failed"
@@ -80,7 +80,7 @@ def test_a_disk_that_becomes_read_only_fails_the_run_and_keeps_its_checkpoint(
     with halted(*COMMAND, "checkpoint.minutes=0", cwd=tmp_path, at="train 40") as process:
         make_read_only(small_disk)
         go_on(tmp_path)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "Read-only file system" in errors
     assert "Traceback" not in errors
@@ -98,7 +98,7 @@ def test_a_folder_that_vanishes_fails_the_run_in_one_line(tmp_path: Path) -> Non
     with halted(*COMMAND, "checkpoint.minutes=0", cwd=tmp_path, at="train 40") as process:
         shutil.rmtree(tmp_path / "results")
         go_on(tmp_path)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "No such file or directory" in errors.splitlines()[-1]
     assert "Traceback" not in errors
@@ -124,7 +124,7 @@ def test_a_signal_while_the_data_are_read_stops_the_run_after_its_first_batch(fi
     with halted(*COMMAND, cwd=tmp_path, at="init 1") as process:
         process.send_signal(signal.SIGUSR1)
         go_on(tmp_path)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     (folder,) = folders(tmp_path)
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-0000000001.ckpt"]

@@ -10,36 +10,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import folders, result, same_outcome
-from forked import ended, forked, one_run, run_of, until
+from command import folders, result, same_outcome, until
+from forked import ended, forked, one_run, run_of
 
+from broadopt.config.run_config import RunConfig
+from broadopt.errors import LeftToAnother
 from broadopt.runs import results
-from broadopt.signals import Stop
 from broadopt.table import main as table
-from broadopt.training.execute import execute
 
 SEEDS = range(1, 5)
 
 
-def sweep(runs: list[dict[str, Any]], cwd: Path) -> Any:
-    """Every run in turn, in the folder `cwd`, as one process of many that were given the same sweep."""
+def sweep(runs: list[RunConfig], cwd: Path, *, halt: str = "") -> Any:
+    """Every run in turn, in the folder `cwd`, as one process of many that were given the same sweep; it stands still at
+    the pass `halt` until its file `held` is removed.
+    """
 
     def work() -> None:
-        os.chdir(cwd)
         for one in runs:
-            with Stop() as stop:
-                execute(one, stop)
+            try:
+                one_run(one, cwd, halt=halt, file=cwd / "held")()
+            except LeftToAnother as left:
+                print(left, flush=True)
 
     return work
 
 
 def tables_until(ended: Path, cwd: Path) -> Any:
-    """Read all results, and make a table, again and again until the file `ended` is there; prints how often."""
+    """Read all results, and make a table, again and again, for the last time when the file `ended` is there.
+
+    Each time the file `made-PID` is written.
+    """
 
     def work() -> None:
         os.chdir(cwd)
-        count = 0
-        while not ended.exists():
+        last = False
+        while not last:
+            last = ended.exists()
             found, problems = results.read_all(cwd / "results")
             assert problems == [], problems
             assert all(one["state"] == "finished" for one in found)
@@ -47,8 +54,8 @@ def tables_until(ended: Path, cwd: Path) -> Any:
             with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as end:
                 table()
             assert end.value.code == 0
-            count += 1
-        print(f"tables: {count}")
+            (cwd / f"made-{os.getpid()}").touch()
+        print(f"results: {len(found)}")
 
     return work
 
@@ -57,8 +64,16 @@ def share(writers: int, readers: int, cwd: Path) -> None:
     runs = [run_of(f"method={method}", "budget=0.3", f"seed={seed}") for method in ("sgd", "sam") for seed in SEEDS]
     (cwd / "results" / "runs").mkdir(parents=True)
     done = cwd / "done"
+    children = [forked(sweep(runs, cwd, halt="train 5"), cwd / "writer0.txt")]
+    until((cwd / "held").exists)
     tables = [forked(tables_until(done, cwd), cwd / f"table{i}.txt") for i in range(readers)]
-    children = [forked(sweep(runs, cwd), cwd / f"writer{i}.txt") for i in range(writers)]
+    until(lambda: len(list(cwd.glob("made-*"))) == readers)  # tables while a run is under way
+    children += [forked(sweep(runs, cwd), cwd / f"writer{i}.txt") for i in range(1, writers)]
+    until(lambda: any("left to it" in (cwd / f"writer{i}.txt").read_text() for i in range(1, writers)))
+    for file in cwd.glob("made-*"):
+        file.unlink()
+    until(lambda: len(list(cwd.glob("made-*"))) == readers)  # and while several are
+    (cwd / "held").unlink()
     codes = [ended(child) for child in children]
     done.touch()
     told = [(cwd / f"writer{i}.txt").read_text() for i in range(writers)]
@@ -66,7 +81,7 @@ def share(writers: int, readers: int, cwd: Path) -> None:
     assert [ended(child) for child in tables] == [0] * readers, [
         (cwd / f"table{i}.txt").read_text() for i in range(readers)
     ]
-    assert all("tables: 0" not in (cwd / f"table{i}.txt").read_text() for i in range(readers))
+    assert [(cwd / f"table{i}.txt").read_text() for i in range(readers)] == [f"results: {len(runs)}\n"] * readers
     assert sum(text.count("\nfinished: ") for text in told) == len(runs)  # each was trained once
     assert sum(text.count("finished: ") + text.count("left to it") for text in told) == writers * len(runs)
     assert [result(folder)["state"] for folder in folders(cwd)] == ["finished"] * len(runs)
@@ -81,10 +96,17 @@ def test_thirty_two_processes_share_a_sweep_while_four_make_tables(tmp_path: Pat
     share(32, 4, tmp_path)
 
 
+def held_at_its_checkpoint(one: RunConfig, cwd: Path) -> int:
+    """A run in a child that has left checkpoints and stands still, until the file `held` is removed."""
+    child = forked(one_run(one, cwd, halt="train 20", file=cwd / "held"), cwd / "first.txt")
+    until((cwd / "held").exists)
+    assert len(list(cwd.rglob("checkpoint-*.ckpt"))) == 2
+    return child
+
+
 def test_a_writer_that_was_killed_is_no_obstacle_to_one_that_waits(tmp_path: Path) -> None:
     one = run_of("method=sam", "budget=3", "wait=true")
-    first = forked(one_run(one, tmp_path), tmp_path / "first.txt")
-    until(lambda: list(tmp_path.rglob("checkpoint-*.ckpt")))
+    first = held_at_its_checkpoint(one, tmp_path)
     second = forked(one_run(one, tmp_path), tmp_path / "second.txt")
     until(lambda: "waiting for it to end" in (tmp_path / "second.txt").read_text())
     os.kill(first, signal.SIGKILL)
@@ -98,13 +120,14 @@ def test_a_writer_that_was_killed_is_no_obstacle_to_one_that_waits(tmp_path: Pat
 
 
 def test_a_signal_ends_the_wait_for_another_process(tmp_path: Path) -> None:
-    one = run_of("method=sam", "budget=30", "wait=true")
-    first = forked(one_run(one, tmp_path), tmp_path / "first.txt")
-    until(lambda: list(tmp_path.rglob("checkpoint-*.ckpt")))
+    one = run_of("method=sam", "budget=3", "wait=true")
+    first = held_at_its_checkpoint(one, tmp_path)
     second = forked(one_run(one, tmp_path), tmp_path / "second.txt")
     until(lambda: "waiting for it to end" in (tmp_path / "second.txt").read_text())
     for child, output in ((second, "second.txt"), (first, "first.txt")):
         os.kill(child, signal.SIGUSR2)
+        if child == first:
+            (tmp_path / "held").unlink()
         assert ended(child) == 70
         assert "broadopt.errors.Interrupted: SIGUSR2" in (tmp_path / output).read_text()
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from stored import RESNET20, VGG16, record, run, store
 
-from broadopt.config.compose import compose, plain
+from broadopt.config.compose import compose, run_config
 from broadopt.config.identity import identity_of
 from broadopt.data.cifar_pickles import unpickle
 from broadopt.data.decode import FORMATS, UnreadableImage, decode, is_image
@@ -65,7 +65,7 @@ def changed(content: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         elif what == 2:
             node[path[-1]] = copy.deepcopy(content)
         else:
-            node[path[-1]] = draw.choice(ODD)
+            node[path[-1]] = copy.deepcopy(draw.choice(ODD))
     return content
 
 
@@ -294,7 +294,7 @@ def test_odd_images_are_read_or_refused(number: int, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_odd_configs_are_read_or_refused(tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    usual = OmegaConf.to_yaml(plain(compose(["experiment=quickstart", "method=asam"]))).encode()
+    usual = OmegaConf.to_yaml(run_config(compose(["experiment=quickstart", "method=asam"])).values()).encode()
     parts = [
         b"&a ",
         b"*a",

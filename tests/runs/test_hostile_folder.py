@@ -19,6 +19,7 @@ from stored import RESNET20, record, run, store
 
 from broadopt import files
 from broadopt.config.identity import identity_of
+from broadopt.config.instantiate import instantiated
 from broadopt.data.datasets import size
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.folders import scan
@@ -144,33 +145,42 @@ def test_a_run_is_made_where_the_result_of_another_lies_in_its_folder(tmp_path: 
 
 
 @pytest.fixture
-def marking(tmp_path: Path) -> Iterator[Path]:
-    """A file that must not come to be: the nodes of a hostile config make it when they are instantiated."""
-    mark = tmp_path / "mark"
-    yield mark
-    assert not mark.exists()
+def marks(tmp_path: Path) -> Iterator[Path]:
+    """A folder that must stay empty."""
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
 
 
-def node(mark: Path, **keys: Any) -> dict[str, Any]:
-    return {"_target_": "subprocess.check_call", "args": ["touch", str(mark)], **keys}
+def node(marks: Path, **keys: Any) -> dict[str, Any]:
+    """A config's node that leaves a mark when it is instantiated, whatever it is called with."""
+    made = {"_target_": "builtins.dict", "evil": {"_target_": "tempfile.mkdtemp", "dir": str(marks)}}
+    instantiated("evil", made)
+    (mark,) = marks.iterdir()  # else this node is harmless and proves nothing
+    mark.rmdir()
+    return keys | made
 
 
 @pytest.mark.parametrize("group", ["step", "collect", "model", "dataset", "schedule", "augmentation"])
 @pytest.mark.parametrize("kind", ["result", "heartbeat"])
-def test_no_view_calls_what_a_config_names(tmp_path: Path, marking: Path, group: str, kind: str) -> None:
+@pytest.mark.parametrize("rate", [0.0, 5000.0])
+def test_no_view_calls_what_a_config_names(tmp_path: Path, marks: Path, group: str, kind: str, rate: float) -> None:
     own = record(RESNET20, "method=sam")
     kept = {key: own[group][key] for key in ("name", "fingerprint", "validation") if key in own[group]}
-    evil = own | {group: node(marking, **kept)}
+    evil = own | {group: node(marks, **kept | ({"name": "own"} if group == "dataset" else {}))}
     root = tmp_path / "results"
-    store(root, record(RESNET20, "method=sgd"))  # a rate of the same network, to be scaled by gradients
+    if rate:
+        store(root, record(RESNET20, "method=sgd"))  # a rate of the same network, to be scaled by gradients
     if kind == "result":
-        store(root, evil, state="interrupted")
+        folder = store(root, evil, state="interrupted")
+        reseal(folder, lambda content: content["cost"].update(images_per_second=0.0))
     else:
-        beat(results.run_folder(root, evil), evil)
+        beat(results.run_folder(root, evil), evil, images_per_second=None)
     for view in VIEWS:
-        tflops = ("--tflops", "1") if "--status" in view else ()
+        tflops = ("--tflops", "1") if view == ("runs", "--status") else ()
         out, _ = run(*view, *tflops, "--results", root)
-        assert out
+        assert out or "--missing" in view
 
 
 def test_costs_come_from_the_numbers_of_a_result(tmp_path: Path) -> None:
@@ -223,6 +233,7 @@ def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
     import torch
 
     from broadopt.config.instantiate import instantiated
+    from broadopt.config.run_config import DatasetConfig
     from broadopt.training import plan
 
     found = {}
@@ -235,8 +246,10 @@ def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
     assert plan.GRADIENT == estimate.GRADIENT
     cifar, digits = record(RESNET20)["dataset"], record("experiment=quickstart")["dataset"]
     for dataset in (cifar, digits):
-        given = {key: value for key, value in dataset.items() if key in ("_target_", "name")}
-        assert estimate.IMAGES[dataset["_target_"]] == size(given)[1]
+        config = DatasetConfig(
+            name=dataset["name"], label_noise=0.0, validation=0, target={"_target_": dataset["_target_"]}
+        )
+        assert estimate.IMAGES[dataset["_target_"]] == size(config)[1]
 
 
 @pytest.mark.parametrize("view", [["table3", "--status"], ["runs", "--status"], ["table3", "--missing"]])
@@ -357,6 +370,20 @@ def test_numbers_at_the_edge_of_what_is_allowed_are_shown(tmp_path: Path) -> Non
         reseal(folder, lambda content: content["cost"].update(train_seconds=edge, images_per_second=edge))  # noqa: B023
         beat(folder, recorded, epoch=edge, images_per_second=edge, seconds_left=edge, time=edge, moved=edge)
     assert all(views(tmp_path).values())
+
+
+def test_values_of_any_length_are_shown_in_part_and_at_once(tmp_path: Path) -> None:
+    own = record(RESNET20, "method=sgd")
+    long = "x " * 100_000
+    keys = {f"key{number}": number for number in range(20_000)}
+    for seed, model in enumerate(({long: long}, keys, {"list": [long] * 3}, {"spaces": " " * 300_000})):
+        store(tmp_path, {**own, "seed": seed, "model": {**own["model"], **model}}, state="interrupted")
+        store(tmp_path, {**own, "seed": seed + 10, "model": {**own["model"], **model}})
+    failed = store(tmp_path, {**own, "seed": 30}, state="failed")
+    reseal(failed, put("failure", value={"reason": long}))
+    for view, text in views(tmp_path).items():
+        assert len(text) < 200_000, view
+    assert "and more" in views(tmp_path)["runs",]
 
 
 # ---- what lies there in place of a file
@@ -554,7 +581,7 @@ def test_links_are_followed_by_every_view_once(tmp_path: Path) -> None:
 
 def output(root: Path, target: Path) -> "subprocess.CompletedProcess[str]":
     command = [BIN / "broadopt-table", "table3", "--results", root, "--format", "csv", "--output", target]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
 
 
 def test_output_goes_into_a_device_a_fifo_or_what_a_link_leads_to(tmp_path: Path) -> None:
@@ -571,7 +598,7 @@ def test_output_goes_into_a_device_a_fifo_or_what_a_link_leads_to(tmp_path: Path
     os.mkfifo(fifo)
     reader = subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE, text=True)
     assert output(tmp_path, fifo).returncode == 0
-    assert reader.communicate(timeout=60)[0] == expected
+    assert reader.communicate(timeout=600)[0] == expected
     assert stat.S_ISFIFO(fifo.stat().st_mode)
     (tmp_path / "there").mkdir()
     for link, target in (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, Sweep, folders, halted, result, run, same_outcome, stopped
+from command import SMALL, Sweep, folders, halted, result, run, same_outcome, stopped, until
 
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
@@ -101,8 +101,8 @@ def test_checkpoints_that_cannot_be_trusted_are_passed_over_for_an_older_one(fiv
     flipped[-1000] ^= 1
     legacy, zipped = pickle.dumps(Touch(executed), protocol=2), archive(Touch(executed))
     damaged = {
-        30: (b"", "Expecting value"),
-        31: (b"\x80 garbage", "'utf-8' codec can't decode byte"),
+        30: (b"", "not JSON, perhaps truncated (Expecting value: "),
+        31: (b"\x80 garbage", "not JSON, perhaps truncated ('utf-8' codec can't decode byte"),
         32: (valid[:-100], "truncated or damaged"),
         33: (bytes(flipped), "truncated or damaged"),
         34: (valid.replace(identity.encode(), b"0" * 64, 1), "it belongs to another run"),
@@ -133,12 +133,16 @@ def test_the_code_in_that_checkpoint_would_have_run(tmp_path: Path) -> None:
 
 
 def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
+    sent = 0
     with halted(*SMALL, "budget=2", cwd=tmp_path, at="train 20") as process:
-        sent = 0
-        while process.poll() is None and sent < 100:
-            process.send_signal(signal.SIGINT)
+
+        def has_ended() -> bool:
+            nonlocal sent
+            process.send_signal(signal.SIGINT)  # two that are sent at once may arrive as one
             sent += 1
-            time.sleep(0.1)
+            return process.poll() is not None
+
+        until(has_ended)
     assert process.returncode == -signal.SIGINT
     assert sent >= 2
     (folder,) = folders(tmp_path)
@@ -216,12 +220,14 @@ def test_a_signal_is_obeyed_at_once_where_there_is_nothing_to_save() -> None:
 
 
 def test_a_forked_child_takes_a_signal_as_if_nobody_had_asked_for_it() -> None:
+    ready, its_ready = os.pipe()
     with Stop() as stop:
         child = os.fork()
         if child == 0:
-            signal.pause()
-            os._exit(0)
-        time.sleep(0.1)
+            os.write(its_ready, b".")  # what arrives while Python forks is lost
+            while True:
+                time.sleep(0.01)  # signal.pause() would not end by what arrives right before it
+        os.read(ready, 1)
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM

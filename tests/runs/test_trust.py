@@ -10,7 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import BIN, OWN, SMALL, Sweep, finish, folders, go_on, halted, result, run, same_outcome, start, stopped
+from command import (
+    BIN,
+    OWN,
+    PATIENCE,
+    SMALL,
+    Sweep,
+    finish,
+    folders,
+    go_on,
+    halted,
+    result,
+    run,
+    same_outcome,
+    start,
+    stopped,
+    until,
+)
 from filelock import FileLock
 from safetensors.torch import load_file
 
@@ -201,11 +217,10 @@ def test_nohup_goes_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / "halted").exists():
-        assert process.poll() is None
+    until((tmp_path / "halted").exists, process)
     process.send_signal(signal.SIGHUP)
     go_on(tmp_path)
-    assert process.wait(timeout=100) == 0
+    assert process.wait(timeout=PATIENCE) == 0
 
 
 def test_a_signal_ahead_of_the_loop_ends_the_command_at_once(tmp_path: Path) -> None:
@@ -347,8 +362,7 @@ def test_a_checkpoint_of_another_network_is_one_line(
         cwd=tmp_path,
         PYTHONPATH=str(tmp_path),
     )
-    while not list(tmp_path.glob("results/runs/*/*/*/*/*.ckpt")):
-        assert process.poll() is None
+    until(lambda: list(tmp_path.glob("results/runs/*/*/*/*/*.ckpt")), process)
     process.send_signal(signal.SIGTERM)
     assert finish(process).returncode == 75
     again = own("budget=1000", BIAS="yes")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command import BIN, OWN, finish, start
+from command import BIN, OWN, PATIENCE, Process, finish, start, until
 from filelock import FileLock
 from stored import RESNET20, record, run, store
 
@@ -77,10 +77,10 @@ class Place:
     cwd: Path
     environment: Mapping[str, str]
 
-    def train(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    def train(self, *arguments: str, **environment: str) -> Process:
         """Start a run of the table."""
         overrides = ("experiment=table3/small", "device=cpu", "precision=fp32", *arguments)
-        return start(*overrides, cwd=self.cwd, **self.environment, **environment)
+        return start("--config-dir", str(self.cwd.parent / "own"), *overrides, cwd=self.cwd, **environment)
 
     def table(self, *arguments: str) -> str:
         """What broadopt-table prints."""
@@ -99,13 +99,11 @@ class Place:
         """The lines of --missing."""
         return self.table("--missing", "--seeds", SEEDS, "device=cpu").splitlines()
 
-    def halted(self, *arguments: str, at: str) -> "subprocess.Popen[str]":
+    def halted(self, *arguments: str, at: str) -> Process:
         """A run that stands still at the pass `at` until its file `halted` is removed."""
         file = self.cwd / "-".join(["halted", *arguments])
         process = self.train(*arguments, HALT=at, HALT_FILE=str(file))
-        while not file.exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
+        until(file.exists, process)
         return process
 
     def folder(self, method: str, seed: int) -> Path:
@@ -118,14 +116,12 @@ class Place:
 def small_table(top: Path) -> Iterator[Place]:
     for name in ("broadopt", "configs"):
         shutil.copytree(TOP / name, top / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path, content in {
-        "results/paper/table3.yaml": TABLE,
-        "configs/experiment/table3/small.yaml": EXPERIMENT,
-        "configs/model/small.yaml": (OWN / "model/small.yaml").read_text(),
-    }.items():
-        file = top / "code" / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content)
+    configs = {"experiment/table3/small.yaml": EXPERIMENT, "model/small.yaml": (OWN / "model/small.yaml").read_text()}
+    files = {f"code/configs/{path}": content for path, content in configs.items()}
+    files |= {f"own/{path}": content for path, content in configs.items()}  # for runs of the code that is not copied
+    for path, content in (files | {"code/results/paper/table3.yaml": TABLE}).items():
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_text(content)
     (top / "cwd").mkdir()
     environment = {"PYTHONPATH": os.pathsep.join([str(top / "code"), str(OWN)]), "OMP_NUM_THREADS": "1"}
     environment |= {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]])}
@@ -154,12 +150,24 @@ class Disturbed:
     """The first and the last sign of life of the halted run."""
 
 
+def beat_later_than(moment: float, place: Place) -> dict:
+    """Wait for a sign of life of the run that is halted."""
+    found: dict = {}
+
+    def came() -> bool:
+        found.update(heartbeat.read(place.folder("sgd", 2)) or {})
+        return found.get("time", 0) > moment
+
+    until(came)
+    return found
+
+
 @contextmanager
 def disturbed_table(tmp_path: Path) -> Iterator[Disturbed]:
     with small_table(tmp_path) as place:
         running = place.halted("method=sgd", "seed=2", at="train 60")
-        first = heartbeat.read(place.folder("sgd", 2))
         try:
+            first = beat_later_than(0, place)
             assert finish(place.train("method=sgd", "seed=1")).returncode == 0
             stopped = place.halted("method=sgd", "seed=3", at="train 30")
             stopped.send_signal(signal.SIGTERM)
@@ -170,9 +178,7 @@ def disturbed_table(tmp_path: Path) -> Iterator[Disturbed]:
                 killed.kill()
                 finish(killed)
             assert with_files_of_at_most(5000, place, "method=sam", "seed=3", "checkpoint.minutes=0").returncode == 1
-            last = heartbeat.read(place.folder("sgd", 2))
-            assert first is not None
-            assert last is not None
+            last = beat_later_than(first["time"] + heartbeat.INTERVAL / 2, place)
             page = place.table("--status", "--seeds", SEEDS)
             yield Disturbed(place, place.standings(), page, place.missing(), (first, last))
         finally:
@@ -440,7 +446,7 @@ def test_the_other_formats_show_the_same(name: str, tmp_path: Path) -> None:
         (["table3", "--status", "--seeds", "3-1"],
          "--seeds 3-1: expected whole numbers and ranges of them, as 1-5 or 1,2,7"),
         (["table3", "--seeds", "1"], "--seeds does not go with a table of results; see broadopt-table --help"),
-        (["table3", "--watch", "0"], "--watch 0: expected a number > 0"),
+        (["table3", "--watch", "0"], "--watch 0: expected a number > 0 and <= 86400"),
         (["table3", "--watch", "--output", "a"], "--output does not go with --watch; see broadopt-table --help"),
         (["table3", "--status", "--tflops", "many"], "--tflops many: expected a number > 0"),
         (["table3", "--missing", "--format", "csv"],
@@ -467,7 +473,7 @@ def test_watch_shows_the_status_again_and_ends_with_ctrl_c(tmp_path: Path) -> No
         while seen < 2:
             seen += b"72 missing" in process.stdout.readline().replace(b"\n", b" ") or 0
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert errors == b""
     assert b"\x1b" not in rest

@@ -1,3 +1,8 @@
+"""Accuracy, negative log-likelihood and calibration error.
+
+The oracles: torchmetrics, the definitions in Python's own floats, and cases worked out by hand.
+"""
+
 import math
 
 import pytest

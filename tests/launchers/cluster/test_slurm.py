@@ -20,7 +20,7 @@ LAUNCHER = (
 )
 
 
-def until(condition: Callable[[], object], seconds: float = 180) -> None:
+def until(condition: Callable[[], object], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -58,7 +58,7 @@ def test_failures_of_jobs_come_back_to_the_command(slurm: Path, tmp_path: Path) 
     done = run(*command, cwd=tmp_path)
     assert done.returncode == 1
     assert "1 of the sweep's runs failed:" in done.stderr
-    assert "the loss or a weight is not finite" in done.stderr
+    assert "is not finite in epoch 1 at lr 1e+30" in done.stderr
     states = sorted(result(folder)["state"] for folder in folders(tmp_path))
     assert states == ["failed", "finished"]
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -37,11 +36,14 @@ def run_of(*overrides: str) -> RunConfig:
     return run_config(compose([*SMALL, *overrides]))
 
 
-def one_run(run: RunConfig, cwd: Path) -> Callable[[], None]:
-    """That run in the folder `cwd`, as the command carries it out."""
+def one_run(run: RunConfig, cwd: Path, *, halt: str = "", file: Path | None = None) -> Callable[[], None]:
+    """That run in the folder `cwd`, as the command carries it out; it stands still at the pass `halt` for as long as
+    `file`, which it makes, is there.
+    """
 
     def work() -> None:
         os.chdir(cwd)
+        os.environ.update({"HALT": halt, "HALT_FILE": str(file)})
         with Stop() as stop:
             execute(run, stop)
 
@@ -63,6 +65,7 @@ def forked(work: Callable[[], object], output: Path) -> int:
         os.dup2(file, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         sys.path.append(str(OWN))
+        sys.modules.pop("own_network", None)  # it counts passes, which may have begun before the fork
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
         torch.set_num_threads(1)
         work()
@@ -78,15 +81,6 @@ def forked(work: Callable[[], object], output: Path) -> int:
 def ended(child: int) -> int:
     """Wait for a child; its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that other processes do; raises TimeoutError after a minute."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.005)
 
 
 def has_ended(child: int) -> bool:

@@ -1,0 +1,170 @@
+"""Hydra's sweeper without what it does over and over: a sweep of hundreds of runs is composed in seconds.
+
+Hydra composes every run twice, once ahead of all to find mistakes and once to carry it out, and reads twenty files each
+time. Here each file is read once, and of runs that differ in their seed alone one is composed: the others are its
+copies, in which the seed has no part in what else is chosen. Of those that are only planned one is worked out.
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class OnceSweeper(BasicSweeper):
+    """Hydra's own sweeper, over a `OnceLoader`."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """As BasicSweeper; the launcher composes its runs with the same loader."""
+        loader: Any = OnceLoader(hydra_context.config_loader)
+        context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
+        super().setup(hydra_context=context, task_function=task_function, config=config)
+        session = getattr(task_function, "__self__", None)
+        self.launcher: Any = PlanningLauncher(self.launcher, config, loader, session)
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose what the runs are copies of. Raises Hydra's error for one that cannot be composed."""
+        assert self.hydra_context is not None
+        loader: Any = self.hydra_context.config_loader
+        for overrides in batch:
+            loader.original(self.config, list(overrides))
+
+
+class PlanningLauncher:
+    """Another launcher, except that a run which differs from a planned one in its seed alone is planned like it."""
+
+    def __init__(self, launcher: Any, config: DictConfig, loader: "OnceLoader", session: Any) -> None:
+        self._launcher, self._config, self._loader, self._session = launcher, config, loader, session
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """As the other launcher."""
+        originals = [self._loader.original(self._config, list(overrides)) for overrides in job_overrides]
+        if not all(original.plan is True and _is_free_of_the_seed(original) for original in originals):
+            found: Sequence[JobReturn] = self._launcher.launch(job_overrides, initial_job_idx)
+            return found
+        returns: list[JobReturn] = []
+        plans: dict[int, Any] = {}
+        for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
+            seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
+            if id(original) in plans and seed is not None and seed < 2**63:
+                self._session.plan_like(plans[id(original)], seed)
+                continue
+            self._session.latest = None
+            returns += self._launcher.launch([overrides], initial_job_idx + place)
+            if self._session.latest is not None:
+                plans[id(original)] = self._session.latest
+        return returns
+
+
+def _is_free_of_the_seed(config: DictConfig) -> bool:
+    """Whether no other value is worked out from the seed."""
+    own = [str(key) for key in config if key != "hydra"]
+    values = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=False)
+    return re.search(r"\$\{[^}]*\bseed\b", str(values)) is None
+
+
+class OnceLoader:
+    """Hydra's config loader, whose configs of a sweep are copies of those that were composed already."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        loader.repository = OnceRepository(loader.repository)
+        self._originals: dict[tuple[str, ...], DictConfig] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def original(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
+        """The config of a run with these overrides or with others that differ from them in the seed."""
+        key = tuple("seed" if _seed(override) is not None else override for override in overrides)
+        if key not in self._originals:
+            self._originals[key] = self._loader.load_sweep_config(master_config, overrides)
+        return self._originals[key]
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        """As Hydra's loader: a config that is the caller's alone."""
+        config = copy.deepcopy(self.original(master_config, sweep_overrides))
+        given = [override for override in sweep_overrides if _seed(override) is not None]
+        task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        for place, override in enumerate(task):
+            if _seed(override) is not None and override != given[0]:
+                config.seed = _seed(given[0])
+                config.hydra.overrides.task[place] = task[place] = given[0]
+                _name_anew(config, task)
+        return config
+
+
+def _seed(override: str) -> int | None:
+    """The seed that an override gives as a plain number; None for any other, which is composed by itself."""
+    key, _, value = override.partition("=")
+    return int(value) if key == "seed" and value.isascii() and value.isdigit() and str(int(value)) == value else None
+
+
+def _name_anew(config: DictConfig, overrides: list[str]) -> None:
+    """Hydra's name of a run by its overrides, for a config whose overrides are others than when it was composed."""
+    naming = config.hydra.job.config.override_dirname
+    parsed: list[Override] = OverridesParser.create().parse_overrides(overrides)
+    config.hydra.job.override_dirname = get_overrides_dirname(
+        overrides=parsed, exclude_keys=naming.exclude_keys, item_sep=naming.item_sep, kv_sep=naming.kv_sep
+    )
+
+
+class OnceRepository(IConfigRepository):
+    """Hydra's files of configs, each read once. Who composes changes what it has loaded, so everyone gets a copy."""
+
+    def __init__(self, files: IConfigRepository) -> None:
+        self._files = files
+        self._read: dict[str, ConfigResult | None] = {}
+        self._there: dict[tuple[str, str], bool] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnceRepository":
+        other = OnceRepository(copy.deepcopy(self._files, memo))
+        other._read, other._there = self._read, self._there
+        return other
+
+    def initialize_sources(self, config_search_path: Any) -> None:
+        """Read from other folders from now on."""
+        self._files.initialize_sources(config_search_path)
+        self._read, self._there = {}, {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """As Hydra's."""
+        if config_path not in self._read:
+            self._read[config_path] = self._files.load_config(config_path)
+        return copy.deepcopy(self._read[config_path])
+
+    def group_exists(self, config_path: str) -> bool:
+        """As Hydra's."""
+        return self._known("group", config_path)
+
+    def config_exists(self, config_path: str) -> bool:
+        """As Hydra's."""
+        return self._known("config", config_path)
+
+    def _known(self, kind: str, path: str) -> bool:
+        if (kind, path) not in self._there:
+            found = self._files.group_exists(path) if kind == "group" else self._files.config_exists(path)
+            self._there[kind, path] = found
+        return self._there[kind, path]
+
+    def get_schema_source(self) -> Any:
+        """As Hydra's."""
+        return self._files.get_schema_source()
+
+    def get_group_options(self, group_name: str, results_filter: Any = None) -> list[str]:
+        """As Hydra's."""
+        return list(self._files.get_group_options(group_name, results_filter))
+
+    def get_sources(self) -> list[Any]:
+        """As Hydra's."""
+        return list(self._files.get_sources())

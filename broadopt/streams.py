@@ -1,0 +1,104 @@
+"""The standard streams of a command, whatever they lead to: nowhere, to a full disk, to a closed pipe, or to a terminal
+that knows few characters.
+
+A message that cannot be written ends no run. Neither does what a run prints, which is in its folder as well; the
+command ends with a line about it and 1. A closed pipe ends it quietly.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+from broadopt.errors import AS_FOUND, ClosedPipe
+
+STREAMS = (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRONLY))
+"""By their descriptors."""
+
+
+class Messages(io.FileIO):
+    """A descriptor to write to, which drops what does not go there."""
+
+    failure: OSError | None = None
+    """Why something was dropped, the first time."""
+
+    def write(self, data: Any) -> int:
+        """As FileIO, but raises nothing."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            return len(data)
+
+
+class Output(Messages):
+    """The same for what was asked for: a closed pipe is reported, once."""
+
+    def write(self, data: Any) -> int:
+        """As FileIO; raises BrokenPipeError, the first time, and nothing else."""
+        known = self.failure
+        written = super().write(data)
+        if known is None and isinstance(self.failure, BrokenPipeError):
+            raise self.failure
+        return written
+
+
+def prepare(*, encoding: str | None = None) -> None:
+    """Make the streams fit to be used, ahead of all that is said. Closed ones lead nowhere, stderr takes any message,
+    and characters that a stream does not know are written by `bytes_as_found`. `encoding`: of stdout, where it is
+    not the locale's.
+    """
+    for number, (name, mode) in enumerate(STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Otherwise the next file that is opened would have this number, and what is printed would go into it.
+            os.set_inheritable(os.open(os.devnull, mode), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if mode == os.O_RDONLY else "w", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding=encoding, errors=AS_FOUND)
+    sys.stderr = _over(sys.stderr, 2, Messages)
+
+
+@contextmanager
+def complete_output(command: str, *, closed_pipe: int) -> Iterator[None]:
+    """Within the block what is printed may get lost; at its end that is an error of the `command`: a line and exit
+    code 1, or nothing but the code `closed_pipe`, unless it ends with another already.
+    """
+    before, end = sys.stdout, None
+    sys.stdout = stream = _over(before, 1, Output)
+    try:
+        yield
+    except SystemExit as error:
+        end = error
+    except (BrokenPipeError, ClosedPipe):
+        end = SystemExit(closed_pipe)
+    finally:
+        with suppress(BrokenPipeError):
+            stream.flush()
+        sys.stdout = before
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    failure = raw.failure if isinstance(raw, Output) else None
+    if failure is not None and (end is None or not end.code):
+        if isinstance(failure, BrokenPipeError):
+            sys.exit(closed_pipe)
+        print(f"{command}: stdout cannot be written: {failure.strerror or failure}", file=sys.stderr)
+        sys.exit(1)
+    if end is not None:
+        raise end
+
+
+def _over(stream: TextIO, number: int, kind: type[Messages]) -> TextIO:
+    """`stream` with a descriptor of that `kind`; one that something else has put in the place of the real stays."""
+    if type(stream) is not io.TextIOWrapper or stream.fileno() != number:
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(kind(number, "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=AS_FOUND,
+        line_buffering=stream.line_buffering or number == 2,
+        write_through=stream.write_through,
+    )
