@@ -48,7 +48,12 @@ def test_readme_prints_what_the_committed_runs_print() -> None:
     quoted = re.findall(r"^\*\*cifar10.*?\*\*\n\n(?:\|.*\n)+", text("README.md"), flags=re.MULTILINE)
     assert len(quoted) == 2
     for table in quoted:
-        assert table in printed
+        assert unpadded(table) in unpadded(printed)
+
+
+def unpadded(table: str) -> str:
+    """A Markdown table without the blanks and dashes that make its columns wide."""
+    return re.sub("-+", "-", re.sub(" +", " ", table))
 
 
 def test_the_picture_shows_the_committed_runs() -> None:
@@ -341,11 +346,14 @@ def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) ->
 
 def test_every_field_of_a_heartbeat_is_there(left: Path) -> None:
     config, size = json.loads((left / "result.json").read_text())["config"], {"parameters": 1, "macs": 1, "passes": 1}
+    numbers = {"step": 1, "steps": 10, "steps_per_epoch": 5, "images_per_epoch": 100, "images_per_second": 50.0}
     with heartbeat.Heartbeat(left, config, device="CPU", size=size) as beat:
-        beat.follow(lambda: heartbeat.Position(1, 10, 5, 100, 50.0))
+        beat.follow(lambda: heartbeat.Position(**numbers))
+        deadline = time.monotonic() + 60
         while "step" not in (found := json.loads((left / heartbeat.NAME).read_text())):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-    assert found.keys() - NAMED == {"schema"} - NAMED
+    assert found.keys() <= NAMED
 
 
 def test_substitutes_change_no_command_that_can_be_run() -> None:
