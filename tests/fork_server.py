@@ -192,6 +192,12 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     for limit, values in request["limits"]:
         resource.setrlimit(limit, tuple(values))
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        # Opened anew: the server's are of the null device, which can be sought in, and a pipe cannot.
+        was = getattr(sys, name)
+        now = os.fdopen(number, "w", encoding=was.encoding, errors=was.errors, closefd=False)
+        now.reconfigure(line_buffering=number == 2)
+        setattr(sys, name, now)
     sys.argv = request["command"]
     folders = _folders(os.environ.get("PYTHONPATH", ""))
     sys.path[:1] = [str(Path(sys.argv[0]).parent), *map(str, folders)]
