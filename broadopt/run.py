@@ -201,6 +201,8 @@ class Session:
         if not self.failed:
             return
         code = 2 if all(isinstance(error, InputError) for _, error in self.failed) else 1
+        if self.runs == 1 and self.failed[0][0]:  # a sweep of one: it is said already
+            sys.exit(code)
         lines = [f"{where}: " * bool(where) + printable(str(error)) for where, error in self.failed]
         if not self.failed[0][0]:
             leave(lines[0], code)

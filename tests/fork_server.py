@@ -192,12 +192,9 @@ def become(request: dict[str, Any]) -> None:
     os.environ.update(request["environment"])
     for limit, values in request["limits"]:
         resource.setrlimit(limit, tuple(values))
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        # Opened anew: the server's are of the null device, which can be sought in, and a pipe cannot.
-        was = getattr(sys, name)
-        now = os.fdopen(number, "w", encoding=was.encoding, errors=was.errors, closefd=False)
-        now.reconfigure(line_buffering=number == 2)
-        setattr(sys, name, now)
+    # The server's streams can be sought in, a pipe cannot: they are made anew, as an interpreter makes them.
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = request["command"]
     folders = _folders(os.environ.get("PYTHONPATH", ""))
     sys.path[:1] = [str(Path(sys.argv[0]).parent), *map(str, folders)]

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def _fits(given: argparse.Namespace, view: str) -> None:
     for word in given.overrides if view != "missing" else ():
         key, equals, _ = word.partition("=")
         hint = _nearest(f"--{key}", ("--results", "--output", "--format", "--metric", "--seeds")) if equals else ""
-        if hint or Path(word).is_dir():
+        if hint or os.path.isdir(word):
             raise InputError(f"{word}: expected an option{hint or f'; the folder of results is --results {word}'}")
     for option in (option for option, given_in_vain in unfit.items() if given_in_vain):
         shown = "--watch" if given.watch else f"--{view}" if view != "table" else "a table of results"

@@ -187,6 +187,14 @@ def test_a_composition_on_top_of_a_method_is_carried_out(arguments: str, name: s
     assert output.startswith(f"{name} on resnet20, cifar100, ")
 
 
+@pytest.mark.parametrize("seed", ["[1,2]", "1..3"])
+def test_a_sweep_of_one_bad_run_says_it_once(seed: str, place: Path) -> None:
+    code, output, errors = said("broadopt-run", "-m", f"seed={seed}", cwd=place)
+    assert (code, output) == (2, "")
+    (line,) = errors.splitlines()
+    assert line.count("expected a whole number from 0 to 2^63 - 1; ") == 1
+
+
 def test_own_experiments_are_found_by_a_glob(place: Path) -> None:
     sweep = ("--config-dir", "own", "-m", "experiment=glob(comp*)", "plan=true")
     code, output, errors = said("broadopt-run", *sweep, cwd=place)

@@ -1,5 +1,7 @@
 """Whatever is typed: no traceback, one line, a known exit code, and nothing trained."""
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from in_process import said
 
+from broadopt.config.habits import RENAMED, SENTENCES
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import options
 
+HABITS = [*SENTENCES, *RENAMED, "rho", "optimizer.lr", "trainer.max_epochs", "n-epochs", "Seed", "LR"]
+"""Keys of other programs."""
 GROUPS = ("dataset", "model", "method", "step", "collect", "schedule", "protocol", "experiment")
 KEYS = [*RULES, "augmentation", "model.depth", "dataset.path", "hydra.run.dir", "step._target_", "nothing", "model.x"]
 VALUES = [
@@ -62,6 +67,9 @@ VALUES = [
         "@x",
         "!!python/name:os",
     ),
+    *("été", "/data/été (1)", "a#b", "~", "~/x", "~nobody/x", "it's", 'the "best"', "データ", "a" * 300, "back\\"),
+    *("1..3", "1-3", "[1, 2]", "yes", "gpu", "fp16", "NHWC"),
+    *("SAM", "CIFAR10", "ResNet20", "wrn-28-10", "resnet20.yaml", "./resnet20", "table3", "table3/*", "glob(table3/*)"),
     *("../../../etc/passwd", "/dev/null", "os.system", "*", "~", "-", "--", "=", "a=b", "a.b.c", "[[[[[[[[", "${${${"),
 ]
 TABLE_WORDS = [
@@ -92,9 +100,14 @@ TABLE_WORDS = [
         "3-1",
         "--tflops",
         "--output",
+        "--completion",
+        "--result",
+        "-o",
     ),
+    *("table2", "Table3", "md", "bash", "~", "~/x", "~nobody/x", "results_dir=x", "été", "a" * 300, "1e10"),
     *("", "nowhere", "x=y", "seed=1", "\u202e", "--help", "--unknown", "9" * 50),
 ]
+PATHS = [key for key, rule in RULES.items() if rule.is_path]
 text = st.one_of(st.sampled_from(VALUES), st.text(max_size=12))
 override = st.one_of(
     st.builds("{}={}".format, st.sampled_from(KEYS), text),
@@ -105,12 +118,31 @@ override = st.one_of(
     st.builds("{}{}={}".format, st.sampled_from(["+", "++", "~", "@", "%"]), st.sampled_from(KEYS), text),
     st.builds("~{}".format, st.sampled_from(KEYS)),
     st.builds("repeat={}".format, text),
+    st.builds("{}={}".format, st.sampled_from(HABITS), text),
+    st.builds("{}={}".format, st.sampled_from(PATHS), text),
+    st.builds("--{}={}".format, st.sampled_from([*HABITS, *KEYS]), text),
+    st.builds("--{}".format, st.sampled_from([*HABITS, *KEYS])),
     text,
 )
 option = st.sampled_from(
-    ["-m", "--cfg", "--resolve", "--info", "--package", "-c", "job", "-p", "--version", "-sc", "-h", "-x", "-cd"]
+    [
+        *("-m", "--cfg", "--resolve", "--info", "--package", "-c", "job", "-p", "--version", "-sc", "-h", "-x", "-cd"),
+        *("query=bash", "install=fish", "uninstall=zsh", "query=tcsh", "--config-dir=~/x", "-cd=été"),
+    ]
 )
 line = st.lists(st.one_of(override, override, override, option), max_size=4)
+
+
+COUNTS: Counter[tuple[str, object]] = Counter()
+"""How many command lines of a program ended with a code, or were completed."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted() -> Iterator[None]:
+    """At the end, what the command lines came to."""
+    yield
+    for (program, outcome), count in sorted(COUNTS.items(), key=str):
+        print(f"{program}: {count} command lines, {outcome}")
 
 
 def said_in_one_line(code: int, errors: str) -> None:
@@ -122,15 +154,24 @@ def said_in_one_line(code: int, errors: str) -> None:
 
 
 def odd_run(arguments: list[str], cwd: Path) -> None:
-    code, _, errors = said("broadopt-run", *arguments, "plan=true", cwd=cwd)
+    code, _, errors = said("broadopt-run", *arguments, "plan=true", cwd=cwd, HOME=str(cwd))
+    COUNTS["broadopt-run", f"exit code {code}"] += 1
     said_in_one_line(code, errors)
     assert not list(cwd.rglob("result.json"))
     assert not list(cwd.rglob("checkpoint*"))
 
 
 def odd_table(arguments: list[str], cwd: Path) -> None:
-    code, _, errors = said("broadopt-table", *arguments, cwd=cwd)
+    code, _, errors = said("broadopt-table", *arguments, cwd=cwd, HOME=str(cwd))
+    COUNTS["broadopt-table", f"exit code {code}"] += 1
     said_in_one_line(code, errors)
+
+
+def odd_completion(typed: str, cwd: Path) -> None:
+    code, output, errors = said("broadopt-run", "-sc", "query=bash", cwd=cwd, HOME=str(cwd), COMP_LINE=typed)
+    COUNTS["broadopt-run", "completed"] += 1
+    assert (code, errors) == (0, ""), (code, errors)
+    assert len(output.splitlines()) <= 1
 
 
 FIXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
@@ -160,3 +201,23 @@ def test_many_odd_lines_for_broadopt_run(arguments: list[str], tmp_path_factory:
 @given(arguments=st.lists(st.sampled_from(TABLE_WORDS), max_size=6))
 def test_many_odd_lines_for_broadopt_table(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     odd_table(arguments, tmp_path_factory.mktemp("odd"))
+
+
+typed_line = st.builds(
+    lambda words, last: " ".join(["broadopt-run", *words, last]),
+    st.lists(st.one_of(override, option), max_size=2),
+    st.one_of(override, option, st.sampled_from([*KEYS, "experiment=table3/", "precision=", "", "+step.", "~"])),
+).filter(lambda typed: "\0" not in typed)
+
+
+@settings(max_examples=30, derandomize=True, **FIXED)
+@given(typed=typed_line)
+def test_an_odd_line_is_completed(typed: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    odd_completion(typed, tmp_path_factory.mktemp("odd"))
+
+
+@pytest.mark.long
+@settings(max_examples=500, **FIXED)
+@given(typed=typed_line)
+def test_many_odd_lines_are_completed(typed: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    odd_completion(typed, tmp_path_factory.mktemp("odd"))
