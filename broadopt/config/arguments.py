@@ -104,6 +104,7 @@ def choices(group: str, own: str | None) -> list[str]:
 
 
 def parsed_arguments(arguments: list[str]) -> Namespace:
+    """Hydra's reading of a command line: options and overrides."""
     from hydra._internal.utils import get_args_parser
 
     found: Namespace = get_args_parser().parse_known_args(arguments)[0]
@@ -111,6 +112,7 @@ def parsed_arguments(arguments: list[str]) -> Namespace:
 
 
 def option_names() -> list[str]:
+    """Every option that Hydra's command line has, as --multirun and -m."""
     from hydra._internal.utils import get_args_parser
 
     return [name for action in get_args_parser()._actions for name in action.option_strings]

@@ -1,6 +1,7 @@
 """The parts of a run, made from its config; nothing else makes them."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,14 +67,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         precision=recipe.precision,
         device=device,
         processes=_sharing(processes, run, data),
-        settings={
-            **({"processes": processes.count} if processes.count > 1 else {}),
-            "precision": recipe.precision,
-            "memory_format": "channels_last" if memory_format == torch.channels_last else "contiguous",
-            "compile": execution.compile,
-            "cuda_graphs": execution.cuda_graphs,
-            "deterministic": execution.deterministic,
-        },
+        settings=_settings(run, processes, memory_format),
         size={
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "macs": forward,
@@ -81,6 +75,18 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
             "passes": step.passes,
         },
     )
+
+
+def _settings(run: RunConfig, processes: Processes, memory_format: torch.memory_format) -> dict[str, Any]:
+    execution = run.execution
+    return {
+        **({"processes": processes.count} if processes.count > 1 else {}),
+        "precision": run.recipe.precision,
+        "memory_format": "channels_last" if memory_format == torch.channels_last else "contiguous",
+        "compile": execution.compile,
+        "cuda_graphs": execution.cuda_graphs,
+        "deterministic": execution.deterministic,
+    }
 
 
 def _say_of_last_batch(model: nn.Module, data: Data, batch_size: int) -> None:
