@@ -58,8 +58,7 @@ def prepare(*, encoding: str | None = None) -> None:
             os.set_inheritable(os.open(os.devnull, mode), True)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if mode == os.O_RDONLY else "w", closefd=False))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding=encoding, errors=AS_FOUND)
+    sys.stdout = _over(sys.stdout, 1, io.FileIO, encoding=encoding)
     sys.stderr = _over(sys.stderr, 2, Messages)
 
 
@@ -91,13 +90,13 @@ def complete_output(command: str, *, closed_pipe: int) -> Iterator[None]:
         raise end
 
 
-def _over(stream: TextIO, number: int, kind: type[Messages]) -> TextIO:
+def _over(stream: TextIO, number: int, kind: type[io.FileIO], *, encoding: str | None = None) -> TextIO:
     """`stream` with a descriptor of that `kind`; one that something else has put in the place of the real stays."""
     if type(stream) is not io.TextIOWrapper or stream.fileno() != number:
         return stream
     return io.TextIOWrapper(
         io.BufferedWriter(kind(number, "w", closefd=False)),
-        encoding=stream.encoding,
+        encoding=encoding or stream.encoding,
         errors=AS_FOUND,
         line_buffering=stream.line_buffering or number == 2,
         write_through=stream.write_through,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 from broadopt import run
 from broadopt import table as tables
@@ -19,7 +20,7 @@ def captured(cwd: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
     """stdout and stderr of a command that is run in this process, in the folder `cwd`."""
     before, root = os.getcwd(), logging.getLogger()
     handlers, argv, environment = root.handlers[:], sys.argv[:], dict(os.environ)
-    GlobalHydra.instance().clear()
+    _forget()
     root.handlers = []
     os.chdir(cwd)
     output, errors = io.StringIO(), io.StringIO()
@@ -32,7 +33,13 @@ def captured(cwd: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
         os.environ.clear()
         os.environ.update(environment)
         root.handlers, sys.argv = handlers, argv
-        GlobalHydra.instance().clear()
+        _forget()
+
+
+def _forget() -> None:
+    """Make Hydra what it is in a process of its own."""
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
 
 
 def said(program: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
