@@ -58,7 +58,10 @@ def prepare(*, encoding: str | None = None) -> None:
             os.set_inheritable(os.open(os.devnull, mode), True)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if mode == os.O_RDONLY else "w", closefd=False))
-    sys.stdout = _over(sys.stdout, 1, io.FileIO, encoding=encoding)
+    stdout = _over(sys.stdout, 1, io.FileIO, encoding=encoding)
+    if stdout is sys.stdout and isinstance(stdout, io.TextIOWrapper):  # what has been put in the place of the real one
+        stdout.reconfigure(encoding=encoding, errors=AS_FOUND)
+    sys.stdout = stdout
     sys.stderr = _over(sys.stderr, 2, Messages)
 
 
@@ -92,7 +95,7 @@ def complete_output(command: str, *, closed_pipe: int) -> Iterator[None]:
 
 def _over(stream: TextIO, number: int, kind: type[io.FileIO], *, encoding: str | None = None) -> TextIO:
     """`stream` with a descriptor of that `kind`; one that something else has put in the place of the real stays."""
-    if type(stream) is not io.TextIOWrapper or stream.fileno() != number:
+    if type(stream) is not io.TextIOWrapper or _descriptor(stream) != number:
         return stream
     return io.TextIOWrapper(
         io.BufferedWriter(kind(number, "w", closefd=False)),
@@ -101,3 +104,11 @@ def _over(stream: TextIO, number: int, kind: type[io.FileIO], *, encoding: str |
         line_buffering=stream.line_buffering or number == 2,
         write_through=stream.write_through,
     )
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """The number of a stream's descriptor; None of one in memory."""
+    try:
+        return stream.fileno()
+    except io.UnsupportedOperation:
+        return None
