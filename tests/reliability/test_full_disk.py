@@ -120,13 +120,13 @@ def test_too_little_memory_fails_the_run_which_goes_on_where_there_is_more(five_
     assert same_outcome(folder, five_runs.folders["asam"])
 
 
-def test_a_signal_while_the_data_are_read_stops_the_run_after_its_first_batch(five_runs: Sweep, tmp_path: Path) -> None:
+def test_a_signal_while_the_run_is_built_ends_it_at_once(five_runs: Sweep, tmp_path: Path) -> None:
     with halted(*COMMAND, cwd=tmp_path, at="init 1") as process:
         process.send_signal(signal.SIGUSR1)
         go_on(tmp_path)
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
-    (folder,) = folders(tmp_path)
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-0000000001.ckpt"]
+    assert folders(tmp_path) == []
     assert run(*COMMAND, cwd=tmp_path).returncode == 0
+    (folder,) = folders(tmp_path)
     assert same_outcome(folder, five_runs.folders["asam"])
