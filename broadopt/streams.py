@@ -97,6 +97,7 @@ def _over(stream: TextIO, number: int, kind: type[io.FileIO], *, encoding: str |
     """`stream` with a descriptor of that `kind`; one that something else has put in the place of the real stays."""
     if type(stream) is not io.TextIOWrapper or _descriptor(stream) != number:
         return stream
+    stream.flush()  # what was printed before comes first
     return io.TextIOWrapper(
         io.BufferedWriter(kind(number, "w", closefd=False)),
         encoding=encoding or stream.encoding,
