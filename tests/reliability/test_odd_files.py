@@ -169,7 +169,7 @@ def test_odd_results_are_read_or_left_out(tmp_path: Path, number: int, capsys: p
 @pytest.mark.parametrize("number", NUMBERS)
 def test_odd_heartbeats_are_read_or_left_out(tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]) -> None:
     recorded = record(RESNET20, "method=sam")
-    first = heartbeat.Standing(10, 1000, 10, 320, 50.0)
+    first = heartbeat.Position(step=10, steps=1000, steps_per_epoch=10, images_per_epoch=320, images_per_second=50.0)
     beat = heartbeat.Heartbeat(tmp_path, recorded, device="a device")
     usual = beat._fixed | heartbeat._figures(first, first, seconds=1.0) | {"time": 1e9, "moved": 1e9}
     usual |= {"parameters": 10, "macs": 10, "passes": 2, "machine": "another"}
