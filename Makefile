@@ -2,7 +2,7 @@
 # make quick  the tests that catch most, in less than a minute: formulas of every method, data, schedules, recipes and identities, tables,
 #             and the five methods through the real command, undisturbed, failing, and interrupted and resumed
 # make test   all tests but those of make test-long (minutes of kills and odd inputs) and make test-cluster (as root: a Slurm of its own);
-#             FORK_SERVER=no gives every command a new process (tests/fork_server.py), for twice the time
+#             FORK_SERVER=no gives every command a new process (tests/fork_server.py)
 # make check  style and types
 PYTHON ?= python3
 BIN := .venv/bin
