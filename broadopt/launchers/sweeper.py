@@ -13,6 +13,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
@@ -41,35 +42,43 @@ class OnceSweeper(BasicSweeper):
 
 
 class PlanningLauncher:
-    """Another launcher, except that a run which differs from a planned one in its seed alone is planned like it."""
+    """Another launcher, except that runs which are only planned are worked out here: without folders, logs and copies
+    of their config, and those that differ in their seed alone once.
+    """
 
     def __init__(self, launcher: Any, config: DictConfig, loader: "OnceLoader", session: Any) -> None:
         self._launcher, self._config, self._loader, self._session = launcher, config, loader, session
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """As the other launcher."""
+        """As the other launcher; a plan returns nothing."""
         originals = [self._loader.original(self._config, list(overrides)) for overrides in job_overrides]
-        if not all(original.plan is True and _is_free_of_the_seed(original) for original in originals):
+        different = {id(original): original for original in originals}.values()
+        if not all(original.plan is True and _is_free_of_the_seed(original) for original in different):
             found: Sequence[JobReturn] = self._launcher.launch(job_overrides, initial_job_idx)
             return found
-        returns: list[JobReturn] = []
         plans: dict[int, Any] = {}
-        for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
+        begun: set[int] = set()
+        for overrides, original in zip(job_overrides, originals, strict=True):
             seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
             if id(original) in plans and seed is not None and seed < 2**63:
                 self._session.plan_like(plans[id(original)], seed)
                 continue
             self._session.latest = None
-            returns += self._launcher.launch([overrides], initial_job_idx + place)
+            # Its first run is the original itself; another one is worked out only where that could not be planned.
+            first = id(original) not in begun
+            composed = original if first else self._loader.load_sweep_config(self._config, list(overrides))
+            begun.add(id(original))
+            HydraConfig.instance().set_config(composed)
+            self._session.task(composed)
             if self._session.latest is not None:
                 plans[id(original)] = self._session.latest
-        return returns
+        return []
 
 
 def _is_free_of_the_seed(config: DictConfig) -> bool:
     """Whether no other value is worked out from the seed."""
-    own = [str(key) for key in config if key != "hydra"]
-    values = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=False)
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    del values["hydra"]
     return re.search(r"\$\{[^}]*\bseed\b", str(values)) is None
 
 
@@ -94,6 +103,7 @@ class OnceLoader:
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """As Hydra's loader: a config that is the caller's alone."""
         config = copy.deepcopy(self.original(master_config, sweep_overrides))
+        OmegaConf.set_readonly(config.hydra, None)  # as it is in one that was carried out itself
         given = [override for override in sweep_overrides if _seed(override) is not None]
         task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         for place, override in enumerate(task):
