@@ -47,6 +47,19 @@ exit "$code"
 """
 
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "gpus": (0, 1024),
+    "cpus": (1, 65_536),
+    "hours": (1 / 60, 24 * 366),
+    "parallel": (1, 1_000_000),
+    "signal_seconds": (0, 65_535),  # as sbatch takes them
+    "processes": (1, 1024),
+    "poll": (0.1, 86_400),
+}
+"""The least and the largest value of each number."""
+FRACTIONS = ("hours", "poll")
+
+
 LARGEST_ARRAY = 1000
 """Tasks of one job: Slurm's MaxArraySize is 1001 unless a cluster has changed it."""
 
@@ -58,7 +71,7 @@ class SlurmLauncher(SweepLauncher):
     needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long before the time limit a run gets
     the signal. setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example.
     extra: further options of sbatch. processes: of one run, by torchrun. wait: stay until all have ended, looking every
-    `poll` seconds.
+    `poll` seconds. Raises InputError for a number out of its LIMITS.
     """
 
     def __init__(
@@ -81,6 +94,9 @@ class SlurmLauncher(SweepLauncher):
         poll: float,
     ) -> None:
         super().__init__()
+        numbers = {"gpus": gpus, "cpus": cpus, "hours": hours, "parallel": parallel, "signal_seconds": signal_seconds}
+        for name, value in {**numbers, "processes": processes, "poll": poll}.items():
+            _check(name, value)
         self.resources = {"partition": partition, "account": account, "qos": qos, "mem": memory}
         self.gpus, self.cpus, self.hours, self.parallel = gpus, cpus, hours, parallel
         self.signal_seconds, self.setup_lines, self.prefix, self.extra = signal_seconds, list(setup), prefix, extra
@@ -170,6 +186,13 @@ class SlurmLauncher(SweepLauncher):
             if not here:
                 return
             time.sleep(self.poll)
+
+
+def _check(name: str, value: Any) -> None:
+    low, high = LIMITS[name]
+    kinds, kind = ((int, float), "a number") if name in FRACTIONS else ((int,), "a whole number")
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        raise InputError(f"hydra.launcher.{name}={value}: expected {kind} from {low:.3g} to {high:,}")
 
 
 class Task:

@@ -29,8 +29,8 @@ UNREADABLE = (
 
 
 def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> None:
-    """Write `state` (tensors and plain values) as the newest checkpoint of `folder` and keep one older. Raises OSError
-    (disk full, ...).
+    """Write `state` (tensors and plain values) as the checkpoint of `folder` at `step`, and keep one of before. Raises
+    OSError (disk full, ...).
     """
     import torch
 
@@ -44,10 +44,12 @@ def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> No
         "length": len(payload),
         "sha256": hashlib.sha256(payload).hexdigest(),
     }
-    with replacing(folder / f"checkpoint-{step:010d}.ckpt") as file:
+    new = folder / f"checkpoint-{step:010d}.ckpt"
+    with replacing(new) as file:
         file.write(json.dumps(header).encode() + b"\n")
         file.write(payload)
-    for old in files(folder)[KEPT:]:
+    # A file that was passed over, of a later step or of another run, counts for none: it would push a good one out.
+    for old in [path for path in files(folder) if path <= new and _belongs(path, identity)][KEPT:]:
         old.unlink(missing_ok=True)
 
 
@@ -71,6 +73,16 @@ def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
 def files(folder: Path) -> list[Path]:
     """The checkpoints of `folder`, the newest first."""
     return sorted(folder.glob("checkpoint-*.ckpt"), reverse=True)
+
+
+def _belongs(path: Path, identity: str) -> bool:
+    """Whether a checkpoint says that it is of this run; what it holds is not looked at."""
+    try:
+        with open_regular(path) as file:
+            header = parse_json(file.readline(4096))
+    except (OSError, ValueError):
+        return False
+    return isinstance(header, dict) and header.get("identity") == identity
 
 
 def _read(path: Path, identity: str, device: Any) -> dict[str, Any]:

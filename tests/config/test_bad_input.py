@@ -30,6 +30,12 @@ OF_THE_CONFIG = {
         "hydra/launcher=local",
         "hydra.launcher.njobs=2",
     ): 'unknown key hydra.launcher.njobs; did you mean "hydra.launcher.n_jobs"?',
+    ("-m", "hydra/launcher=slurm", "hydra.launcher.poll=1e10"): (
+        "hydra.launcher.poll=10000000000.0: expected a number from 0.1 to 86,400"
+    ),
+    ("-m", "hydra/launcher=slurm", "hydra.launcher.gpus=0.5"): (
+        "hydra.launcher.gpus=0.5: expected a whole number from 0 to 1,024"
+    ),
     ("datset.validation=1",): 'unknown key datset.validation; did you mean "dataset.validation"?',
     ("+checkpoint.minute=1",): 'unknown key checkpoint.minute; did you mean "checkpoint.minutes"?',
     ("+method.stepp=sam",): 'unknown key method.stepp; did you mean "method.step"?',

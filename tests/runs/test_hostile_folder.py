@@ -451,6 +451,17 @@ def test_a_checkpoint_that_is_none_is_passed_over(tmp_path: Path, kind: str, cap
     assert said.isprintable()
 
 
+def test_checkpoints_that_were_passed_over_push_no_good_one_out(tmp_path: Path) -> None:
+    strays = [tmp_path / f"checkpoint-{step:010d}.ckpt" for step in (15, 9999999998, 9999999999)]
+    for stray in strays:
+        lay(stray, "a word")
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, {"step": step}, identity="x", step=step)
+    kept = [path for path in checkpoint.files(tmp_path) if path not in strays]
+    assert [path.name for path in kept] == ["checkpoint-0000000030.ckpt", "checkpoint-0000000020.ckpt"]
+    assert checkpoint.load(tmp_path, identity="x", device="cpu") == {"step": 30}
+
+
 # ---- folders
 
 
