@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from glob import escape, glob
+from itertools import pairwise
 
 from broadopt.config.arguments import choices, option_names, parsed_arguments
 from broadopt.config.compose import COMPOSED
@@ -69,19 +70,32 @@ def suggestions(line: str) -> list[str]:
     """
     words = line.split()[1:]
     word = "" if line.endswith(" ") or not words else words.pop()
+    own = _own_folder(words)
     key, equals, value = word.partition("=")
     if equals:
-        return _values(key, value, parsed_arguments(words).config_dir)
+        return _values(key, value, own)
     if word.startswith("-"):
         return sorted(name for name in option_names() if name.startswith(word))
     prefix, word = word[: len(word) - len(word.lstrip("+"))], word.lstrip("+")
-    known = known_keys(words)
+    # Of the options this one alone decides what there is; another may still lack its value, which Hydra would refuse.
+    overrides = [given for given in words if not given.startswith("-")]
+    known = known_keys([*overrides, "--config-dir", own] if own else overrides)
     groups = [name for name in (*COMPOSED, "experiment", "hydra/launcher") if options(name)]
     nodes = {name for name in known if any(other.startswith(f"{name}.") for other in known)}
     names = {f"{name}." if name in nodes else f"{name}=" for name in known}
     names |= {f"{name}=" for name in (*groups, "repeat")}
     depth = word.count(".")
     return sorted(f"{prefix}{name}" for name in names if name.startswith(word) and name.rstrip(".").count(".") == depth)
+
+
+def _own_folder(words: Sequence[str]) -> str | None:
+    """What --config-dir gives on a command line that is not finished."""
+    found = None
+    for option, following in pairwise([*words, ""]):
+        name, equals, value = option.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found = (value if equals else following) or found
+    return found
 
 
 def _values(key: str, typed: str, own: str | None) -> list[str]:

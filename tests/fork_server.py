@@ -26,9 +26,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-READ_AT_START = ("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "ATEN_", "LD_", "MALLOC_", "LC_", "LANG", "CUDA_")
-"""Beginnings of the names of variables that an interpreter or a library looks at once, when it is loaded. PYTHONPATH is
-passed on, unless there is another broadopt in it.
+READ_AT_START = (
+    *("PYTHON", "OMP_", "GOMP_", "KMP_", "MKL_", "LD_", "MALLOC_", "LC_", "LANG"),
+    *("TORCH_", "TORCHINDUCTOR_", "TORCHDYNAMO_", "ATEN_", "CUDA_"),
+)
+"""Beginnings of the names of variables that an interpreter or a library looks at once, when it is loaded; those of
+torchrun (TORCHELASTIC_) are read by each run. PYTHONPATH is passed on, unless there is another broadopt in it.
 """
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 NUMBER = struct.Struct("i")

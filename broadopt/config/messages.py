@@ -173,7 +173,7 @@ def known_keys(arguments: list[str]) -> list[str]:
     chosen = [argument for argument in firsts if argument.split("=")[0] in (*COMPOSED, "experiment", "hydra/launcher")]
     try:
         composed = compose([*search, *chosen])
-    except HydraException:
+    except (HydraException, OmegaConfBaseException, YAMLError, InputError, ValueError, TypeError):  # dataset=null
         composed = compose([])
     config: Any = OmegaConf.to_container(composed, resolve=False)
     given = [key for key in _flat(config) if key.startswith("hydra.launcher") or not key.startswith("hydra")]

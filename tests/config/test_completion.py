@@ -76,6 +76,11 @@ def test_fish_has_one_suggestion_a_line(place: Path) -> None:
     assert offered("method=s", place, shell="fish") == {"method=sam", "method=sgd", "method=swa"}
 
 
+@pytest.mark.parametrize("word", ["-c", "--config-dir", "--package", "-cn", "dataset=null", "method=", "lr=[1,"])
+def test_a_word_that_is_not_finished_hinders_no_completion(word: str, place: Path) -> None:
+    assert offered(f"{word} weight_", place) == {"weight_decay="}
+
+
 @pytest.mark.parametrize("arguments", ["-sc", "-sc install", "-sc install=tcsh", "-sc query=bash install=bash"])
 def test_completion_without_what_it_is_for_is_one_line(arguments: str, place: Path) -> None:
     code, output, errors = said("broadopt-run", *arguments.split(), cwd=place)
