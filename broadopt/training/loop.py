@@ -4,7 +4,7 @@ here.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,13 +159,16 @@ class Training:
 
     def check_finite(self) -> None:
         """Raise RunFailed, naming what it is, where the loss of the epoch so far or a number that a checkpoint holds is
-        not finite: a weight, a BN statistic, the optimizer's state, an average. Waits for the device, once.
+        not finite: a weight, a BN statistic, the optimizer's state, an average. Waits for the device, once where all
+        is finite.
         """
         state = self._tensors()
-        # The maximum of the absolute values is finite where all are; a 2-norm could overflow by itself.
-        largest = torch._foreach_norm([tensor.detach() for tensor in state.values()], math.inf)
-        total = sum((value.double() for value in largest), start=self.stepper.loss_sum)
-        if math.isfinite(float(total)):
+        tensors = [tensor.detach() for tensor in state.values()]
+        if self._is_finite(torch._foreach_norm(tensors)):
+            return
+        # A 2-norm can overflow by itself; the maximum of the absolute values cannot, but takes a CPU 20 times as long.
+        largest = torch._foreach_norm(tensors, math.inf)
+        if self._is_finite(largest):
             return
         wrong = [name for name, value in zip(state, largest, strict=True) if not math.isfinite(float(value))]
         what = wrong[0] if wrong else "the loss"
@@ -174,6 +177,10 @@ class Training:
             f"{what} is not finite in epoch {place['epoch']} at lr {self.stepper.lr:g}; "
             f"last finite loss: {place['last_finite_loss']}"
         )
+
+    def _is_finite(self, norms: Sequence[Tensor]) -> bool:
+        """Whether these and the sum of the epoch's losses are; waits for the device."""
+        return math.isfinite(float(sum((norm.double() for norm in norms), start=self.stepper.loss_sum)))
 
     def _tensors(self) -> dict[str, Tensor]:
         """Every floating-point tensor of the state, by a name for people."""
