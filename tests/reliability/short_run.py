@@ -1,6 +1,7 @@
 """A run of a second in this process: broadopt's own parts on 40 random images, stopped at an exact moment."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.config.compose import compose, run_config
+from broadopt.config.run_config import RunConfig
 from broadopt.data.datasets import Dataset, Images
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
@@ -32,6 +34,12 @@ METHODS = {  # with the values that they had when tests/golden/semantics.json wa
 }
 
 
+@cache
+def composed(*overrides: str) -> RunConfig:
+    """The run of `broadopt-run OVERRIDES`; composed once, since most runs here are made twice."""
+    return run_config(compose([*FIXED, "precision=fp32", *overrides]))
+
+
 def parts_of(*overrides: str) -> Any:
     """The parts of `broadopt-run OVERRIDES` on random images."""
     generator = torch.Generator().manual_seed(0)
@@ -40,8 +48,7 @@ def parts_of(*overrides: str) -> Any:
     dataset = Dataset(
         "random", tuple("0123456789"), Images(pixels[:40], labels[:40]), Images(pixels[40:], labels[40:]), None
     )
-    run = run_config(compose([*FIXED, "precision=fp32", *overrides]))
-    return build(run, dataset, torch.device("cpu"))
+    return build(composed(*overrides), dataset, torch.device("cpu"))
 
 
 class Kind:

@@ -22,6 +22,7 @@ def test_a_row_trains_two_steps_with_each_method(
     cifar_writer(tmp_path, name, per_file=2 if name == "cifar10" else 8)
     done = run(
         *("-m", f"experiment={row}", f"method={','.join(methods)}", "budget=1", "precision=fp32"),
+        "checkpoint.predictor=false",  # half a gigabyte each of the largest
         *(f"batch_size={5 if name == 'cifar10' else 4}", f"data_dir={tmp_path}", "dataset.verify=false"),
         cwd=tmp_path,
     )
