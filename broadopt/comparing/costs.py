@@ -4,10 +4,13 @@ Histories are those of `broadopt.runs.history`: a row an epoch, those that were 
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from broadopt.comparing.lines import Line
+from broadopt.comparing.sweep import Sweep
 from broadopt.tables.match import Result, precision
+from broadopt.tables.options import Comparison
 
 History = Sequence[Mapping[str, float]]
 
@@ -81,3 +84,44 @@ def epochs_for(result: Result, quantity: str, amount: float) -> float | None:
     """How many epochs of a run cost `amount` of a quantity; None where that was not measured."""
     each = per_epoch(result, quantity)
     return amount / each if each else None
+
+
+class AlongTraining:
+    """The columns that are worked out from histories: at an epoch, to an accuracy, at an equal cost."""
+
+    def __init__(self, sweep: Sweep, asked: Comparison, histories: Callable[[Result], History]) -> None:
+        self.asked = asked
+        needed = asked.at_epoch is not None or asked.reach is not None or asked.equal_cost is not None
+        runs = [run for line in sweep.lines for run in line.group.runs] if needed else []
+        self._of = {run["identity"]: histories(run) for run in runs}
+        self.epoch = asked.at_epoch
+        if asked.at_epoch == 0:
+            self.epoch = last_common_epoch(history for history in self._of.values() if evaluated(history))
+        self.against = asked.against or "sgd"
+        self._baseline = [run for line in sweep.lines if line.method == self.against for run in line.finished]
+
+    def at_epoch(self, line: Line) -> list[float | None]:
+        """Accuracy of each run of a line, finished or not, at the epoch asked for."""
+        return [evaluated(self._of[run["identity"]]).get(self.epoch or 0.0) for run in line.group.runs]
+
+    def to_reach(self, line: Line) -> list[tuple[float, float | None] | None]:
+        """Epochs and seconds of each finished run to the accuracy asked for; None where it was not reached."""
+        found: list[tuple[float, float | None] | None] = []
+        for run in line.finished:
+            epochs = epochs_to(self._of[run["identity"]], self.asked.reach or 0.0)
+            each = per_epoch(run, "train_seconds")
+            found.append(None if epochs is None else (epochs, epochs * each if each else None))
+        return found
+
+    def at_equal_cost(self, line: Line) -> list[float | None]:
+        """Accuracy of each finished run when it had cost what the baseline's median run cost in all."""
+        quantity = {"gradients": "gradient_evaluations", "seconds": "train_seconds"}[self.asked.equal_cost or ""]
+        found: list[float | None] = []
+        for run in line.finished:
+            like = self._baseline
+            if quantity == "train_seconds":  # seconds of another machine are no measure
+                like = [one for one in like if machine(one) == machine(run) is not None]
+            known = [value for one in like if (value := spent(one, quantity))]
+            epochs = epochs_for(run, quantity, statistics.median(known)) if known else None
+            found.append(None if epochs is None else accuracy_after(self._of[run["identity"]], epochs))
+        return found

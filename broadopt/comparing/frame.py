@@ -44,9 +44,14 @@ def load_results(
     Rows are sorted by these columns, numbers by size. Files that cannot be trusted are left out, each with a warning.
     Raises InputError for a folder, a key, a value or a state that does not exist.
     """
+    return frame_of(_selected(folders, where, states))
+
+
+def frame_of(results: Iterable[Result]) -> "pandas.DataFrame":
+    """The data frame of `load_results` from results that were read already."""
     import pandas
 
-    rows = per_run(_selected(folders, where, states))
+    rows = per_run(results)
     return pandas.DataFrame(rows, columns=_columns(rows, PLACE + RESULTS))
 
 

@@ -42,4 +42,6 @@ def read(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
     roots = list(dict.fromkeys(map(located, folders)))
     found, left_out = read_several(roots)
     # Of several folders the names of run folders begin with theirs already.
-    return [{**one, "path": one["folder"] if len(roots) > 1 else str(roots[0] / one["folder"])} for one in found], left_out
+    return [
+        {**one, "path": one["folder"] if len(roots) > 1 else str(roots[0] / one["folder"])} for one in found
+    ], left_out

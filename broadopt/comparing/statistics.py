@@ -60,7 +60,14 @@ def difference(
     seeds = sorted(values)
     ours, theirs = list(values.values()), list(baseline.values())
     without = Difference(
-        math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs), None, None, None, None, "", len(ours), len(theirs)
+        math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs),
+        None,
+        None,
+        None,
+        None,
+        "",
+        len(ours),
+        len(theirs),
     )
     if min(len(ours), len(theirs)) < 2:
         return replace(without, why_not="one seed: no interval can be given")
@@ -124,7 +131,8 @@ def seeds_needed(
     `power` by a two-sided t test at level `alpha`: of the differences by seed where both have the same seeds, else of
     two independent samples, with the spread seen so far.
 
-    None where that is not known: with one seed, without any spread, or beyond MOST_SEEDS. Raises InputError without statsmodels.
+    None where that is not known: with one seed, without any spread, or beyond MOST_SEEDS. Raises InputError without
+    statsmodels.
     """
     from scipy import stats
 

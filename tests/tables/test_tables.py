@@ -19,7 +19,7 @@ from broadopt.errors import InputError
 from broadopt.runs import results
 from broadopt.tables.match import Recipes, differences
 from broadopt.tables.request import FORMATS, TABLES, parse
-from broadopt.tables.runs_table import build
+from broadopt.comparing.runs_table import build
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
