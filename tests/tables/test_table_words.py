@@ -20,7 +20,7 @@ LINES = {
     "table3 --Format csv": 'unknown option --Format; did you mean "--format"?',
     "table3 --verbose": "unknown option --verbose; see broadopt-table --help",
     "table3 --format md": '--format "md" is none of markdown, latex, csv, html; did you mean "markdown"?',
-    "table3 --format json": '--format "json" is none of markdown, latex, csv, html',
+    "table3 --format json": "--format json goes with runs --per-run, which writes a row a run",
     "table3 --metric accuracy": '--metric "accuracy" is none of last, best, collected',
     "table3 folder": "folder: expected an option; the folder of results is --results folder",
     "table3 results_dir=folder": 'results_dir=folder: expected an option; did you mean "--results"?',
