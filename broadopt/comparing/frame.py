@@ -41,7 +41,7 @@ def load_results(
     (nats), `...test_ece` (a fraction), the same of `metrics.best` and `metrics.collected.1.5`; `cost.train_seconds`,
     `cost.gradient_evaluations`, ...; `environment.device`, .... What a run does not have is missing (NaN or None).
 
-    Rows are sorted by these columns, numbers by size. Files that cannot be trusted are left out, each with a warning.
+    Rows are sorted by data set, network, protocol, budget, method, the other keys and seed, numbers by size. Files that cannot be trusted are left out, each with a warning.
     Raises InputError for a folder, a key, a value or a state that does not exist.
     """
     return frame_of(_selected(folders, where, states))

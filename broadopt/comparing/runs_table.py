@@ -55,7 +55,8 @@ def build(
     records: list[dict[str, Any]] = []
     for sweep, differences in zip(found, compared, strict=True):
         extra = AlongTraining(sweep, asked, histories)
-        blocks += [_accuracies(sweep, extra)]
+        alone = () if differences or not asked.against else (f"No run of {asked.against} here to compare with.",)
+        blocks += [_accuracies(sweep, extra, alone)]
         blocks += [difference_block(sweep, differences, asked)] if differences else []
         blocks += [_calibration(sweep), _costs(sweep, extra)]
         for line, one in zip(sweep.lines, differences or repeat(None), strict=False):
@@ -75,7 +76,7 @@ def _count(line: Line) -> str:
     return str(len(line.finished)) if line.ended == len(line.finished) else f"{len(line.finished)} of {line.ended}"
 
 
-def _accuracies(sweep: Sweep, extra: AlongTraining) -> Block:
+def _accuracies(sweep: Sweep, extra: AlongTraining, notes: tuple[str, ...]) -> Block:
     keys = collected_keys(sweep.runs)
     epoch = () if extra.asked.at_epoch is None else (_epoch_title(extra.epoch),)
     return Block(
@@ -94,7 +95,7 @@ def _accuracies(sweep: Sweep, extra: AlongTraining) -> Block:
             for line in sweep.lines
         ),
         labels=0,
-        notes=(*sweep.notes, *_at_chance(sweep)),
+        notes=(*sweep.notes, *_at_chance(sweep), *notes),
     )
 
 

@@ -8,6 +8,7 @@ import bisect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import stdev, variance
 from typing import Any, TypeVar
 
 from broadopt.errors import InputError
@@ -134,15 +135,13 @@ def seeds_needed(
     None where that is not known: with one seed, without any spread, or beyond MOST_SEEDS. Raises InputError without
     statsmodels.
     """
-    from scipy import stats
-
     if min(len(values), len(baseline)) < 2:
         return None
     tests = _statsmodels("power")
     if sorted(values) == sorted(baseline):
-        spread, test = float(stats.tstd([values[seed] - baseline[seed] for seed in values])), tests.TTestPower()
+        spread, test = stdev(values[seed] - baseline[seed] for seed in values), tests.TTestPower()
     else:
-        variances = [float(stats.tvar(list(side.values()))) for side in (values, baseline)]
+        variances = [variance(side.values()) for side in (values, baseline)]
         spread, test = math.sqrt(sum(variances) / 2), tests.TTestIndPower()
     if spread <= 1e-9 * detect:
         return None
