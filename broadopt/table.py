@@ -15,6 +15,7 @@ from broadopt.tables.options import Comparison
 from broadopt.tables.request import Request, parse
 
 if TYPE_CHECKING:
+    from broadopt.tables.cells import Context
     from broadopt.tables.formats import Document
     from broadopt.tables.match import Compose, Recipes
 
@@ -98,11 +99,10 @@ def per_run(request: Request) -> tuple[bytes, list[str]]:
 
 def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
     """The results that are asked for, and a line on each that is not counted or cannot be used."""
-    from broadopt.comparing import sources
-    from broadopt.comparing.where import conditions, select
+    from broadopt.comparing import selection
 
-    results, unusable = sources.read(request.results)
-    results = select(results, conditions(request.comparison.where))
+    results, unusable = selection.read(request.results)
+    results = selection.select(results, selection.conditions(request.comparison.where))
     return results, _unfinished(results) + [f"left out: {line}" for line in unusable]
 
 
@@ -120,7 +120,21 @@ def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
         finished = [result for result in results if result["state"] == "finished"]
         context = Context(published.load(request.table, folder=paper_dir()), recipes)
         document = paper_table.build(finished, context=context, metric=asked.metric)
+        if asked.against is not None:
+            document = _with_differences(document, finished, context, asked)
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
+
+
+def _with_differences(
+    document: "Document", finished: Sequence[dict[str, Any]], context: "Context", asked: Comparison
+) -> "Document":
+    """A paper's table with the differences to one of its methods below."""
+    from broadopt.comparing.difference_blocks import paper_block
+    from broadopt.tables.cells import fill
+
+    main, *off = document.blocks
+    block = paper_block(context.table, fill(finished, context=context), asked)
+    return replace(document, blocks=(main, block, *off))
 
 
 def _runs(results: Sequence[dict[str, Any]], recipes: "Recipes", asked: Comparison) -> tuple["Document", list[str]]:

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broadopt.comparing import sources
 from broadopt.comparing.keys import completed, flat, order, recipe_id
-from broadopt.comparing.where import given, select
+from broadopt.comparing.selection import given, read, select
 from broadopt.errors import InputError, nearest
 from broadopt.files import reason
 from broadopt.runs import history
@@ -41,7 +40,8 @@ def load_results(
     (nats), `...test_ece` (a fraction), the same of `metrics.best` and `metrics.collected.1.5`; `cost.train_seconds`,
     `cost.gradient_evaluations`, ...; `environment.device`, .... What a run does not have is missing (NaN or None).
 
-    Rows are sorted by data set, network, protocol, budget, method, the other keys and seed, numbers by size. Files that cannot be trusted are left out, each with a warning.
+    Rows are sorted by data set, network, protocol, budget, method, the other keys and seed, numbers by size. Files
+    that cannot be trusted are left out, each with a warning.
     Raises InputError for a folder, a key, a value or a state that does not exist.
     """
     return frame_of(_selected(folders, where, states))
@@ -78,7 +78,7 @@ def load_history(
 
 
 def read_history(result: Result) -> tuple[list[dict[str, float]], str]:
-    """The history of a result that was read by `broadopt.comparing.sources`, and why it cannot be used, if so."""
+    """The history of a result that was read by `broadopt.comparing.selection`, and why it cannot be used, if so."""
     try:
         return history.read(Path(result["path"])), ""
     except (OSError, ValueError) as error:
@@ -92,7 +92,7 @@ def _selected(
     for state in states:
         if state not in STATES:
             raise InputError(f"states {state}: expected some of {', '.join(STATES)}{nearest(state, STATES)}")
-    results, left_out = sources.read([Path(folder) for folder in folders or ("results",)])
+    results, left_out = read([Path(folder) for folder in folders or ("results",)])
     for line in left_out:
         warnings.warn(f"left out: {line}", stacklevel=3)
     return select([result for result in results if result["state"] in states], given(where))

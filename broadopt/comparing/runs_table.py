@@ -6,8 +6,9 @@ from itertools import repeat
 from typing import Any
 
 from broadopt.comparing import costs
-from broadopt.comparing.against import Compared, compare, difference_block, difference_record, name_of
+from broadopt.comparing.against import Compared, compare
 from broadopt.comparing.costs import AlongTraining, History
+from broadopt.comparing.difference_blocks import difference_block, difference_record, name_of
 from broadopt.comparing.keys import ABSENT, label
 from broadopt.comparing.statistics import has_diverged
 from broadopt.comparing.sweep import Line, Sweep, sweeps

@@ -14,7 +14,7 @@ from broadopt.comparing.lines import (
     line_of,
     protocol_of,
 )
-from broadopt.comparing.where import check_key
+from broadopt.comparing.selection import check_key
 from broadopt.tables.match import Recipes, Result, groups, rank, show
 from broadopt.tables.summary import collected_keys
 

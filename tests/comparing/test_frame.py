@@ -95,7 +95,7 @@ def test_a_key_that_is_not_recorded_at_its_first_value_has_that_value(tmp_path: 
 )
 def test_where(root: Path, where: object, rows: int | None) -> None:
     if rows is None:
-        with pytest.raises(InputError, match="no run has this value; they have false$"):
+        with pytest.raises(InputError, match=r"no run has this value; they have false$"):
             broadopt.load_results(root, where=where)  # type: ignore[arg-type]
     else:
         assert len(broadopt.load_results(root, where=where)) == rows  # type: ignore[arg-type]

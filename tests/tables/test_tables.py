@@ -14,12 +14,12 @@ import pytest
 from stored import RESNET20, VGG16, record, run, store
 
 from broadopt import table as tables
+from broadopt.comparing.runs_table import build
 from broadopt.config.compose import recipe_of
 from broadopt.errors import InputError
 from broadopt.runs import results
 from broadopt.tables.match import Recipes, differences
 from broadopt.tables.request import FORMATS, TABLES, parse
-from broadopt.comparing.runs_table import build
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -1,18 +1,61 @@
-"""Runs selected by the keys of their recorded configs: `step.rho=0.05,0.5 method=sam`."""
+"""Which runs are compared: the folders that they lie in, and the keys of their configs that select them."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from broadopt.comparing.keys import ABSENT, ALIASES, completed, distinct, flat, label
 from broadopt.errors import InputError, nearest, printable
+from broadopt.runs.results import read_several
 from broadopt.tables.match import Result
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 MOST_VALUES = 20
 """Values of a key that a message lists."""
+
+MOST_FOLDERS = 5
+"""Folders that a message names."""
+
+
+def located(folder: Path) -> Path:
+    """The results folder that is meant: `folder` itself, which holds runs/; where it is called runs, the folder that it
+    lies in; where it holds no runs/ but one of its folders does, that one.
+
+    Raises InputError where there is no such folder, or where several of its folders hold runs/.
+    """
+    if not os.path.isdir(folder):
+        absent = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise InputError(f"results folder {folder} {absent}: --results names the folder that holds runs/")
+    if os.path.isdir(folder / "runs"):
+        return folder
+    if Path(os.path.abspath(folder)).name == "runs":
+        return folder.parent if folder.name == "runs" else folder / ".."
+    try:
+        below = sorted(path for path in folder.iterdir() if os.path.isdir(path / "runs"))
+    except OSError:  # a folder that cannot be listed holds nothing that can be read
+        below = []
+    if len(below) > 1:
+        named = " ".join(f"--results {path}" for path in below[:MOST_FOLDERS]) + (
+            " ..." if len(below) > MOST_FOLDERS else ""
+        )
+        raise InputError(f"results folder {folder} holds no runs/, but {len(below)} of its folders do: {named}")
+    return below[0] if below else folder
+
+
+def read(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
+    """The results of all `folders`, each run once and with its "path", and a line on each file that cannot be used.
+    Raises InputError.
+    """
+    roots = list(dict.fromkeys(map(located, folders)))
+    found, left_out = read_several(roots)
+    # Of several folders the names of run folders begin with theirs already.
+    return [
+        {**one, "path": one["folder"] if len(roots) > 1 else str(roots[0] / one["folder"])} for one in found
+    ], left_out
 
 
 @dataclass(frozen=True)
