@@ -103,7 +103,8 @@ def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
 
     results, unusable = selection.read(request.results)
     results = selection.select(results, selection.conditions(request.comparison.where))
-    return results, _unfinished(results) + [f"left out: {line}" for line in unusable]
+    compared = ("interrupted",) if request.comparison.at_epoch is not None else ()
+    return results, _unfinished(results, compared) + [f"left out: {line}" for line in unusable]
 
 
 def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
@@ -116,6 +117,7 @@ def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     if request.table == "runs":
         document, problems = _runs(results, recipes, asked)
         remarks += problems
+        remarks += _begun(request.results, results) if asked.at_epoch is not None else []
     else:
         finished = [result for result in results if result["state"] == "finished"]
         context = Context(published.load(request.table, folder=paper_dir()), recipes)
@@ -129,12 +131,17 @@ def _with_differences(
     document: "Document", finished: Sequence[dict[str, Any]], context: "Context", asked: Comparison
 ) -> "Document":
     """A paper's table with the differences to one of its methods below."""
-    from broadopt.comparing.difference_blocks import paper_block
+    from broadopt.comparing.difference_blocks import FIELDS, paper_block
     from broadopt.tables.cells import fill
 
     main, *off = document.blocks
-    block = paper_block(context.table, fill(finished, context=context), asked)
-    return replace(document, blocks=(main, block, *off))
+    block, records = paper_block(context.table, fill(finished, context=context), asked)
+    return replace(
+        document,
+        blocks=(main, block, *off),
+        records=(*document.records, *records),
+        fields=(*document.fields, *FIELDS),
+    )
 
 
 def _runs(results: Sequence[dict[str, Any]], recipes: "Recipes", asked: Comparison) -> tuple["Document", list[str]]:
@@ -194,9 +201,26 @@ def _absent(folder: Path) -> str:
     return "is not a folder" if os.path.lexists(folder) else "does not exist"
 
 
-def _unfinished(results: Sequence[dict[str, Any]]) -> list[str]:
-    """`not counted: 2 interrupted (folder, folder)`, one line a state."""
-    counts = Counter(result["state"] for result in results if result["state"] != "finished")
+def _begun(roots: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[str]:
+    """A line on each run that has a heartbeat and has left no figures yet."""
+    from broadopt.comparing.selection import located
+    from broadopt.status import state
+
+    seen = {result["identity"] for result in known}
+    lines = []
+    for folder in (state.look(located(root)) for root in roots):
+        for identity, (path, progress) in sorted(folder.progress.items(), key=lambda item: item[1][0]):
+            if identity not in seen:
+                run = state.run_of(folder, progress["config"], identity)
+                lines.append(
+                    f"not compared: {path.relative_to(folder.root)} has no history yet ({run.state}: {run.words})"
+                )
+    return lines
+
+
+def _unfinished(results: Sequence[dict[str, Any]], compared: Sequence[str] = ()) -> list[str]:
+    """`not counted: 2 interrupted (folder, folder)`, one line a state that is not `compared`."""
+    counts = Counter(result["state"] for result in results if result["state"] not in ("finished", *compared))
     lines = []
     for state, count in sorted(counts.items()):
         folders = [result["folder"] for result in results if result["state"] == state]

@@ -24,7 +24,7 @@ def name_of(sweep: Sweep, line: Line) -> str:
 
 def difference_block(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> Block:
     """The differences of one table of runs."""
-    several = len({id(one.baseline) for one in compared if one.baseline}) > 1
+    several = sum(one.line.method == asked.against for one in compared) > 1
     which = asked.metric or "what each method reports (collected after the most budgets, else last)"
     header = [
         "method",
@@ -135,26 +135,22 @@ def difference_record(one: Compared | None, asked: Comparison) -> list[dict[str,
     """The same for a CSV."""
     if one is None or one.difference is None or one.baseline is None:
         return []
-    found = one.difference
-    return [
-        {
-            "quantity": "difference",
-            "metric": asked.metric or "reported",
-            "n": found.n,
-            "mean": found.mean,
-            "against": one.baseline.method,
-            "low": found.low,
-            "high": found.high,
-            "p": found.p,
-            "p_holm": found.p_holm,
-            "test": found.test,
-        }
-    ]
+    record = _numbers(one.difference, one.baseline.method, asked.metric or "reported")
+    return [{**record, "seeds_needed": one.seeds}]
 
 
-def paper_block(table: PaperTable, cells: Cells, asked: Comparison) -> Block:
+FIELDS = ("against", "low", "high", "p", "p_holm", "test", "seeds_needed")
+"""Of a record of a difference, beside those of any other."""
+
+
+def _numbers(found: Difference, against: str, metric: str) -> dict[str, Any]:
+    place = {"quantity": "difference", "metric": metric, "against": against, "n": found.n, "mean": found.mean}
+    return place | {name: getattr(found, name) for name in ("low", "high", "p", "p_holm", "test")}
+
+
+def paper_block(table: PaperTable, cells: Cells, asked: Comparison) -> tuple[Block, list[dict[str, Any]]]:
     """The differences of the filled cells of a paper's table to those of one method in the same row, each by the
-    accuracy that its column reads. Raises InputError where the method is no column.
+    accuracy that its column reads; and as records for CSV. Raises InputError where the method is no column.
     """
     against = str(asked.against)
     if against not in table.methods:
@@ -172,7 +168,7 @@ def paper_block(table: PaperTable, cells: Cells, asked: Comparison) -> Block:
     lines = [_paper_row(row, column, rows[row, column], one, asked, several) for (row, column), one in found.items()]
     header = [*(("Data",) if several else ()), "Network", "Method", "n", "accuracy", *titles(asked)]
     names = [(f"{row.name} {DATA_TITLES[row.dataset]} {column.title}", one) for (row, column), one in found.items()]
-    return Block(
+    block = Block(
         heading=f"Differences to {of_baseline.title}",
         caption="Differences of the means of broadopt's runs above, in percentage points of test accuracy."
         if lines
@@ -182,13 +178,19 @@ def paper_block(table: PaperTable, cells: Cells, asked: Comparison) -> Block:
         labels=2 if several else 1,
         notes=(test_note(list(found.values())), *without_interval(names), *power_note(asked)) if lines else (),
     )
+    return block, [_paper_record(table, *place, one, asked) for place, one in found.items()]
+
+
+def _paper_record(table: PaperTable, row: Row, column: Column, one: Difference, asked: Comparison) -> dict[str, Any]:
+    place: dict[str, Any] = {"table": table.name, "dataset": row.dataset, "model": row.model, "method": column.method}
+    place |= {"protocol": table.protocol, "row": row.name, "column": column.title, "key": column.key}
+    return place | _numbers(one, str(asked.against), asked.metric or column.metric)
 
 
 def _by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[int, float]:
     group = cells.on_recipe.get((row, column.method))
-    values = (
-        {run["seed"]: value(run, column, asked.metric) for run in group.runs if not has_diverged(run)} if group else {}
-    )
+    runs = [run for run in group.runs if not has_diverged(run)] if group else []
+    values = {run["seed"]: value(run, column, asked.metric) for run in runs}
     return {seed: found for seed, found in values.items() if found is not None}
 
 

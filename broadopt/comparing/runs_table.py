@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any
 
-from broadopt.comparing import costs
+from broadopt.comparing import costs, difference_blocks
 from broadopt.comparing.against import Compared, compare
 from broadopt.comparing.costs import AlongTraining, History
 from broadopt.comparing.difference_blocks import difference_block, difference_record, name_of
@@ -58,14 +58,14 @@ def build(
         extra = AlongTraining(sweep, asked, histories)
         alone = () if differences or not asked.against else (f"No run of {asked.against} here to compare with.",)
         blocks += [_accuracies(sweep, extra, alone)]
-        blocks += [difference_block(sweep, differences, asked)] if differences else []
+        blocks += [difference_block(sweep, differences, asked)] if differences and len(sweep.lines) > 1 else []
         blocks += [_calibration(sweep), _costs(sweep, extra)]
         for line, one in zip(sweep.lines, differences or repeat(None), strict=False):
             records += _records(sweep, line, one, extra)
     caption, notes = ("", NOTES) if blocks else ("No finished run.", ())
     closing = Block(heading="", caption=caption, header=(), rows=(), labels=0, notes=notes)
     keys = dict.fromkeys(key for sweep in found for key in sweep.columns if key not in FIELDS)
-    more = ("against", "low", "high", "p", "p_holm", "test") if asked.against else ()
+    more = difference_blocks.FIELDS if asked.against else ()
     return Document(title="Runs", blocks=(*blocks, closing), records=tuple(records), fields=(*FIELDS, *more, *keys))
 
 
