@@ -70,7 +70,14 @@ def order(value: Any) -> tuple[Any, ...]:
     return (2, str(value))
 
 
+def comparable(value: Any) -> Any:
+    """What is equal for equal values, and can be put into a set whatever a file of others holds: 200 is 200.0, true is
+    not 1.
+    """
+    return label(value) if isinstance(value, (bool, list, tuple)) else value
+
+
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """The different ones of some values, sorted; 200 is 200.0, true is not 1."""
-    found = {(isinstance(value, bool), value): value for value in values}
+    """The different ones of some values, sorted."""
+    found = {comparable(value): value for value in values}
     return sorted(found.values(), key=order)

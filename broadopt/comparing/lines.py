@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from broadopt.comparing.keys import ABSENT, completed, distinct, flat, label
+from broadopt.comparing.keys import ABSENT, comparable, completed, distinct, flat, label
 from broadopt.tables.match import Group, Recipes, Result, differing, show
 from broadopt.tables.summary import Summary, reading, summarise
 
@@ -13,6 +13,9 @@ OF_THE_METHOD = ("step", "collect", "schedule", "code")
 
 NAMED = ("seed", "budget", "method", "dataset.name", "model.name")
 """Keys that are the name of a table or of a line already."""
+
+MOST_KEYS = 200
+"""Keys that are looked at: a file of others may have thousands, a recipe has fewer than a hundred."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ def differing_keys(lines: Sequence[Line]) -> list[str]:
     top = {key: places.index(key.split(".")[0]) if key.split(".")[0] in places else 1.5 for key in keys}
     found: list[str] = []
     for key in sorted(keys, key=lambda key: (top[key], key)):
-        if len(distinct(map(_comparable, (line.value(key) for line in lines)))) > 1 and not _is_copy(key, found, lines):
+        if len(found) == MOST_KEYS:
+            break
+        if len(distinct(line.value(key) for line in lines)) > 1 and not _is_copy(key, found, lines):
             found.append(key)
     return found
 
@@ -87,14 +92,7 @@ def _is_copy(key: str, earlier: Sequence[str], lines: Sequence[Line]) -> bool:
     alike = [
         other for other in earlier if key.startswith("schedule.") or other.rpartition(".")[2] == key.rpartition(".")[2]
     ]
-    return any(
-        all(_comparable(line.value(key)) == _comparable(line.value(other)) for line in having) for other in alike
-    )
-
-
-def _comparable(value: Any) -> Any:
-    """A value that can be put into a set: what files of others hold need not be."""
-    return label(value) if isinstance(value, (list, tuple)) else value
+    return any(all(comparable(line.value(key)) == comparable(line.value(other)) for line in having) for other in alike)
 
 
 def follows(key: str, lines: Sequence[Line], group: Callable[[Line], Any]) -> bool:
@@ -103,7 +101,7 @@ def follows(key: str, lines: Sequence[Line], group: Callable[[Line], Any]) -> bo
         return False
     first: dict[Any, Any] = {}
     return all(
-        first.setdefault(group(line), _comparable(line.value(key))) == _comparable(line.value(key)) for line in lines
+        first.setdefault(group(line), comparable(line.value(key))) == comparable(line.value(key)) for line in lines
     )
 
 

@@ -89,7 +89,8 @@ def _sweep(place: tuple[str, str, float], lines: Sequence[Line], columns: Sequen
     chosen = tuple(columns or shown[:MOST_COLUMNS])
     notes = [*_protocols(lines, by_protocol), *_methods(lines, by_method)]
     if not columns and shown[MOST_COLUMNS:]:
-        notes.append(f"Further keys in which the runs differ: {', '.join(shown[MOST_COLUMNS:])} (--columns).")
+        further = ", ".join(shown[MOST_COLUMNS : 2 * MOST_COLUMNS]) + " and more" * (len(shown) > 2 * MOST_COLUMNS)
+        notes.append(f"Further keys in which the runs differ: {further} (--columns).")
     return Sweep(
         *place,
         lines=tuple(sorted(lines, key=lambda line: _order(line, chosen, sort))),

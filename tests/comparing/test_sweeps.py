@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Any
 import pytest
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from stored import RESNET20, record, run, store
+
+from broadopt.runs.folders import run_folder
+from broadopt.runs.heartbeat import Heartbeat
 
 SHORT = (RESNET20, "budget=10")
 
@@ -165,6 +167,8 @@ def test_several_folders_and_a_folder_one_level_off(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "mine/a/runs", tmp_path / "b/runs", dirs_exist_ok=True)
     out, _ = run("runs", "--results", tmp_path / "mine", "--results", tmp_path / "b/runs", "--strict")
     assert tables(out)[0][1] == ["sam", "2", "72.00 ± 1.41", "72.00 ± 1.41"]
+    for folder, place in ((tmp_path / "mine", tmp_path / "mine/a"), (tmp_path / "b/runs", tmp_path / "b")):
+        assert f"- {folder} holds no runs/: read from {place}\n" in out
     (broken,) = (tmp_path / "b/runs/cifar100/resnet20/sam").glob("seed2-*")
     (broken / "result.json").write_text("{")
     out, _ = run("runs", "--results", tmp_path / "mine/a", "--results", tmp_path / "b")
@@ -376,6 +380,20 @@ def test_unfinished_runs_are_compared_at_the_last_common_epoch(costly: Path) -> 
     assert "| asam" not in run("runs", "--results", costly)[0]
 
 
+def test_a_run_without_figures_is_named_where_unfinished_runs_are_compared(costly: Path, tmp_path: Path) -> None:
+    shutil.copytree(costly, tmp_path / "copy")
+    recorded = record(*SHORT, "method=asam", seed=9)
+    folder = run_folder(tmp_path / "copy", recorded)
+    folder.mkdir(parents=True)
+    with Heartbeat(folder, recorded, device="a device"):
+        shutil.copy(folder / "progress.json", tmp_path)
+    shutil.move(tmp_path / "progress.json", folder)  # as a process leaves it that was killed
+    place = folder.relative_to(tmp_path / "copy")
+    out, _ = run("runs", "--results", tmp_path / "copy", "--at-epoch")
+    assert f"not compared: {place} has no history yet (interrupted: died on " in out
+    assert "not compared" not in run("runs", "--results", tmp_path / "copy")[0]
+
+
 def test_the_csv_has_what_was_asked_for(costly: Path) -> None:
     asked = ("--at-epoch", "--reach", "60", "--equal-cost")
     out, _ = run("runs", "--results", costly, "--format", "csv", *asked)
@@ -448,11 +466,12 @@ def test_keys_of_any_kind_in_files_of_others_do_no_harm(tmp_path: Path) -> None:
     store(tmp_path, recorded, last=71.0)
     out, _ = run("runs", "--results", tmp_path)
     assert len(tables(out.replace("\\|", "¦"))[0]) == 3
-    for number in range(60):
-        own_keys = {f"key{key}": key + number for key in range(100)}
+    _, err = run("runs", "--results", tmp_path, "--where", "model.a=7", expect=2)
+    assert err == "broadopt-table: --where model.a=7: no run has this value; they have [1, [2, (b 3)]]\n"
+    for number in range(3):
+        own_keys = {f"key{key}": key + number for key in range(5000)}
         store(tmp_path / "many", {**recorded, "model": {**recorded["model"], **own_keys}})
     out, _ = run("runs", "--results", tmp_path / "many")
     assert len(tables(out)[0][0]) == 20 + 4
-    assert "Further keys in which the runs differ: " in out
-    stored = [json.loads(path.read_text()) for path in (tmp_path / "many").rglob("result.json")]
-    assert len(stored) == 60
+    assert "Further keys in which the runs differ: model.key1016, " in words(out)
+    assert "and more (--columns)." in words(out)
