@@ -473,5 +473,5 @@ def test_keys_of_any_kind_in_files_of_others_do_no_harm(tmp_path: Path) -> None:
         store(tmp_path / "many", {**recorded, "model": {**recorded["model"], **own_keys}})
     out, _ = run("runs", "--results", tmp_path / "many")
     assert len(tables(out)[0][0]) == 20 + 4
-    assert "Further keys in which the runs differ: model.key1016, " in words(out)
+    assert "Further keys in which the runs differ: model.key1015, " in words(out)
     assert "and more (--columns)." in words(out)
