@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -54,15 +55,18 @@ def build(
     compared = compare(found, asked)
     blocks: list[Block] = []
     records: list[dict[str, Any]] = []
+    of_costs: dict[str, None] = {}  # said once, below all tables
     for sweep, differences in zip(found, compared, strict=True):
         extra = AlongTraining(sweep, asked, histories)
         alone = () if differences or not asked.against else (f"No run of {asked.against} here to compare with.",)
         blocks += [_accuracies(sweep, extra, alone)]
         blocks += [difference_block(sweep, differences, asked)] if differences and len(sweep.lines) > 1 else []
-        blocks += [_calibration(sweep), _costs(sweep, extra)]
+        costs_block = _costs(sweep, extra)
+        blocks += [_calibration(sweep), replace(costs_block, notes=())]
+        of_costs |= dict.fromkeys(costs_block.notes)
         for line, one in zip(sweep.lines, differences or repeat(None), strict=False):
             records += _records(sweep, line, one, extra)
-    caption, notes = ("", NOTES) if blocks else ("No finished run.", ())
+    caption, notes = ("", (*NOTES, *of_costs)) if blocks else ("No finished run.", ())
     closing = Block(heading="", caption=caption, header=(), rows=(), labels=0, notes=notes)
     keys = dict.fromkeys(key for sweep in found for key in sweep.columns if key not in FIELDS)
     more = difference_blocks.FIELDS if asked.against else ()

@@ -69,10 +69,11 @@ class Completion(argparse.Action):
         from broadopt.completion import SHELLS, script  # imports Hydra, which a table does not need
 
         one_of("--completion", values, SHELLS)
-        options = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-        known = {"--format": FORMATS, "--metric": METRICS, "--completion": SHELLS}
+        names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        formats = tuple(dict.fromkeys((*FORMATS, *options.PER_RUN_FORMATS)))
+        known = {"--format": formats, "--metric": METRICS, "--completion": SHELLS, "--equal-cost": options.EQUAL_COSTS}
         files = ("--results", "--output")
-        print(script(values, "broadopt-table", words=TABLES, options=options, values=known, files=files))
+        print(script(values, "broadopt-table", words=TABLES, options=names, values=known, files=files))
         parser.exit()
 
 
