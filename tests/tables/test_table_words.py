@@ -25,7 +25,11 @@ LINES = {
     "table3 folder": "folder: expected an option; the folder of results is --results folder",
     "table3 results_dir=folder": 'results_dir=folder: expected an option; did you mean "--results"?',
     "table3 format=csv": 'format=csv: expected an option; did you mean "--format"?',
-    "table3 x=1": "x=1 does not go with a table of results; see broadopt-table --help",
+    "table3 x=1": "x=1: expected an option; runs are selected by --where x=1",
+    "runs step.rho=0.05": "step.rho=0.05: expected an option; runs are selected by --where step.rho=0.05",
+    "runs --filter x": 'unknown option --filter; did you mean "--where"?',
+    "runs --baseline sgd": 'unknown option --baseline; did you mean "--against"?',
+    "runs --json": 'unknown option --json; did you mean "--per-run"?',
     "table3 --missing results_dir=folder": "results_dir=folder: expected KEY=VALUE with one of data_dir, device, "
     "precision, wait, checkpoint.minutes or hydra...; --results names it",
     "table3 --watch 1e10": "--watch 1e10: expected a number > 0 and <= 86400",
