@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from broadopt.comparing.keys import label
-from broadopt.comparing.lines import OF_THE_METHOD, Line
+from broadopt.comparing.lines import OF_THE_METHOD, Line, protocol_of
 from broadopt.comparing.statistics import Difference, differences, has_diverged, seeds_needed
 from broadopt.comparing.sweep import Sweep
 from broadopt.errors import InputError, nearest
@@ -47,7 +47,8 @@ def by_seed(runs: Sequence[Result], metric: str | None) -> dict[int, float]:
 
 def compare(found: Sequence[Sweep], asked: Comparison) -> list[list[Compared] | None]:
     """The lines of each table beside those of the method `asked.against`, p values corrected over the table; None for
-    a table without that method, and for all where none is asked for. Raises InputError where no table has it.
+    a table without anything to compare with, and for all where none is asked for. Raises InputError where no table
+    has the method.
     """
     against = asked.against
     if against is None:
@@ -56,12 +57,27 @@ def compare(found: Sequence[Sweep], asked: Comparison) -> list[list[Compared] | 
     if against not in methods:
         there = f"; there are {', '.join(methods)}{nearest(against, methods)}" if methods else ""
         raise InputError(f"--against {against}: no finished run of this method{there}")
-    return [_compared(sweep, asked) for sweep in found]
+    return [_compared(sweep, _rivals(sweep, found, against), asked) for sweep in found]
 
 
-def _compared(sweep: Sweep, asked: Comparison) -> list[Compared] | None:
-    values = {id(line): by_seed(line.group.runs, asked.metric) for line in sweep.lines}
-    rivals = [line for line in sweep.lines if line.method == asked.against and values[id(line)]]
+def _rivals(sweep: Sweep, found: Sequence[Sweep], against: str) -> list[Line]:
+    """The lines of the baseline in a table; where it has none, those of the same data, network and protocol at another
+    budget: the ASAM paper gives SGD twice the epochs, so that it costs as much.
+    """
+    own = [line for line in sweep.lines if line.method == against]
+    protocols = {protocol_of(line) for line in sweep.lines}
+    return own or [
+        line
+        for other in found
+        if (other.dataset, other.model) == (sweep.dataset, sweep.model)
+        for line in other.lines
+        if line.method == against and protocol_of(line) in protocols
+    ]
+
+
+def _compared(sweep: Sweep, rivals: Sequence[Line], asked: Comparison) -> list[Compared] | None:
+    values = {id(line): by_seed(line.group.runs, asked.metric) for line in (*sweep.lines, *rivals)}
+    rivals = [line for line in rivals if values[id(line)]]
     if not rivals:
         return None
     baselines = {id(line): _baseline(sweep, line, rivals, values) for line in sweep.lines}

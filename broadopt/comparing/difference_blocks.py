@@ -18,13 +18,14 @@ from broadopt.tables.summary import signed, summarise, text
 
 
 def name_of(sweep: Sweep, line: Line) -> str:
-    """A line in a sentence."""
-    return line.name(sweep.columns)
+    """A line in a sentence, with its budget where that is not the table's."""
+    budget = float(line.config["budget"])
+    return line.name(sweep.columns) + ("" if budget == sweep.budget else f", budget {budget:g}")
 
 
 def difference_block(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> Block:
     """The differences of one table of runs."""
-    several = sum(one.line.method == asked.against for one in compared) > 1
+    several = sum(one.line.method == asked.against for one in compared) != 1
     which = asked.metric or "what each method reports (collected after the most budgets, else last)"
     header = [
         "method",

@@ -60,7 +60,8 @@ def build(
         extra = AlongTraining(sweep, asked, histories)
         alone = () if differences or not asked.against else (f"No run of {asked.against} here to compare with.",)
         blocks += [_accuracies(sweep, extra, alone)]
-        blocks += [difference_block(sweep, differences, asked)] if differences and len(sweep.lines) > 1 else []
+        if differences and any(one.baseline for one in differences):
+            blocks.append(difference_block(sweep, differences, asked))
         costs_block = _costs(sweep, extra)
         blocks += [_calibration(sweep), replace(costs_block, notes=())]
         of_costs |= dict.fromkeys(costs_block.notes)

@@ -287,6 +287,21 @@ def test_the_baseline_is_the_one_of_the_same_settings_else_the_best(tmp_path: Pa
     ]
 
 
+def test_a_baseline_of_another_budget_is_taken_where_a_table_has_none_and_named(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed), last=70.0 + seed)  # 400 epochs: as dear as SAM's 200
+        store(tmp_path, record(RESNET20, "method=sam", seed=seed), last=71.0 + 3 * seed)
+    store(tmp_path, record("model=resnet56", "dataset=cifar100", "method=asam"), last=72.0)
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    differences = [table for table in tables(out) if "Δ to sgd" in table[0]]
+    # 74 and 77 minus 71 and 72: 3 and 5
+    assert [[row[0], row[3], row[-1]] for table in differences for row in table] == [
+        ["method", "Δ to sgd", "compared with"],
+        ["sam", "+4.00", "sgd, budget 400"],
+    ]
+    assert out.count("No run of sgd here to compare with.") == 1
+
+
 def test_a_papers_table_against_a_method(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         store(tmp_path, record(RESNET20, "method=sgd", seed=seed), best=70.0 + seed)
