@@ -204,20 +204,12 @@ def _absent(folder: Path) -> str:
 
 
 def _begun(roots: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[str]:
-    """A line on each run that has a heartbeat and has left no figures yet."""
+    """A line on each run that is going on, or died, and has left no figures yet."""
     from broadopt.comparing.selection import located
     from broadopt.status import state
 
     seen = {result["identity"] for result in known}
-    lines = []
-    for folder in (state.look(located(root)) for root in roots):
-        for identity, (path, progress) in sorted(folder.progress.items(), key=lambda item: item[1][0]):
-            if identity not in seen:
-                run = state.run_of(folder, progress["config"], identity)
-                lines.append(
-                    f"not compared: {path.relative_to(folder.root)} has no history yet ({run.state}: {run.words})"
-                )
-    return lines
+    return [line for root in roots for line in state.without_figures(state.look(located(root)), seen)]
 
 
 def _unfinished(results: Sequence[dict[str, Any]], compared: Sequence[str] = ()) -> list[str]:

@@ -54,33 +54,20 @@ def difference(
     Paired by seed where both have the same seeds, which give every method the same initial weights and batches; else
     Welch's t test. No interval is given for one seed, nor where the values have no spread.
     """
-    from scipy import stats
-
     if not values or not baseline:
         return None
-    seeds = sorted(values)
     ours, theirs = list(values.values()), list(baseline.values())
-    without = Difference(
-        math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs),
-        None,
-        None,
-        None,
-        None,
-        "",
-        len(ours),
-        len(theirs),
-    )
+    apart = math.fsum(ours) / len(ours) - math.fsum(theirs) / len(theirs)
+    without = Difference(apart, None, None, None, None, "", len(ours), len(theirs))
     if min(len(ours), len(theirs)) < 2:
         return replace(without, why_not="one seed: no interval can be given")
+    seeds = sorted(values)
     paired = seeds == sorted(baseline)
     spread = [values[seed] - baseline[seed] for seed in seeds] if paired else [*_centred(ours), *_centred(theirs)]
     # Rounding leaves equal differences apart by some 1e-14, of which a test would make a certainty.
     if max(spread) - min(spread) <= 1e-9 * max(map(abs, [*ours, *theirs, 1e-300])):
         return replace(without, why_not="no spread: no interval can be given")
-    if paired:
-        test = stats.ttest_rel([values[seed] for seed in seeds], [baseline[seed] for seed in seeds])
-    else:
-        test = stats.ttest_ind(ours, theirs, equal_var=False)
+    test = _paired(values, baseline) if paired else _welch(ours, theirs)
     interval = test.confidence_interval(confidence)
     return replace(
         without,
@@ -89,6 +76,18 @@ def difference(
         p=float(test.pvalue),
         test="paired" if paired else "Welch",
     )
+
+
+def _paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Any:
+    from scipy import stats
+
+    return stats.ttest_rel([values[seed] for seed in values], [baseline[seed] for seed in values])
+
+
+def _welch(ours: Sequence[float], theirs: Sequence[float]) -> Any:
+    from scipy import stats
+
+    return stats.ttest_ind(ours, theirs, equal_var=False)
 
 
 def _centred(values: Sequence[float]) -> list[float]:
