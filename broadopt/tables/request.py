@@ -179,7 +179,7 @@ def _fits(given: argparse.Namespace, view: str) -> None:
         )
         if hint or os.path.isdir(word):
             raise InputError(f"{word}: expected an option{hint or f'; the folder of results is --results {word}'}")
-        if equals:
+        if equals and key not in ADDED and not key.startswith("hydra"):
             raise InputError(f"{word}: expected an option; runs are selected by --where {word}")
     for option in (option for option, given_in_vain in unfit.items() if given_in_vain):
         shown = "--watch" if given.watch else f"--{view}" if view != "table" else "a table of results"
