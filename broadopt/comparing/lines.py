@@ -110,7 +110,20 @@ def is_of_the_method(key: str, lines: Sequence[Line]) -> bool:
     part = key.split(".")[0]
     if part == "code":  # a module of one's own that is another for another line tells the two apart
         return len(distinct(line.value(key) for line in lines if line.value(key) is not ABSENT)) < 2
-    return part in OF_THE_METHOD and follows(key, lines, lambda line: (line.method, protocol_of(line)))
+    follows_method = part in OF_THE_METHOD and follows(key, lines, lambda line: (line.method, protocol_of(line)))
+    return follows_method and not (part in ("step", "collect") and _was_chosen(key, lines))
+
+
+def _was_chosen(key: str, lines: Sequence[Line]) -> bool:
+    """Whether a line has another value than its recipe, or a number that differs where no recipe tells what is usual:
+    whoever compares SAM and ASAM on a network of their own wants to see their rho.
+    """
+    having = [line for line in lines if line.value(key) is not ABSENT]
+    if any(key in (line.differs or {}) for line in having):
+        return True
+    values = distinct(line.value(key) for line in having)
+    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return are_numbers and len(values) > 1 and any(line.differs is None for line in having)
 
 
 def protocol_of(line: Line) -> str:

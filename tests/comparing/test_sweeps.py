@@ -126,13 +126,27 @@ def test_a_table_of_several_protocols_says_so_and_what_they_differ_in(tmp_path: 
     assert "mixes protocols" not in run("runs", "--results", tmp_path)[0]
 
 
-def test_options_of_the_methods_are_said_below_and_named_where_they_are_not_the_recipes(tmp_path: Path) -> None:
+def test_options_of_the_methods_are_said_below_and_are_columns_where_they_are_not_the_recipes(tmp_path: Path) -> None:
     store(tmp_path, record(*SHORT, "method=sgd"))
-    store(tmp_path, record(*SHORT, "method=sam", "step.rho=0.5"))
+    store(tmp_path, record(*SHORT, "method=sam"))
     store(tmp_path, record(*SHORT, "method=asam"))
     out, _ = run("runs", "--results", tmp_path)
     assert tables(out)[0][0] == ["method", "n", "last", "best"]
-    assert "Of the methods: sam: step.rho 0.5 instead of 0.1; asam: step.eta 0.01, step.rho 1." in words(out)
+    assert "Of the methods: sam: step.rho 0.1; asam: step.eta 0.01, step.rho 1." in words(out)
+    shutil.rmtree(tmp_path / "runs/cifar100/resnet20/sam")
+    store(tmp_path, record(*SHORT, "method=sam", "step.rho=0.5"))
+    out, _ = run("runs", "--results", tmp_path)
+    assert [row[:2] for row in tables(out)[0]] == [["method", "step.rho"], ["sgd", ""], ["sam", "0.5"], ["asam", "1"]]
+
+
+def test_where_no_recipe_is_known_numbers_that_methods_differ_in_are_columns(tmp_path: Path) -> None:
+    for method in ("sgd", "sam", "asam"):
+        store(tmp_path, own(record(*SHORT, f"method={method}"), model={"name": "mine", "_target_": "mine.Net"}))
+    out, _ = run("runs", "--results", tmp_path)
+    assert [row[:2] for row in tables(out)[0]] == [["method", "step.rho"], ["sgd", ""], ["sam", "0.1"], ["asam", "1"]]
+    assert "Of the methods: sam: step.bn both, step.noise fresh, step.p 2; asam: step.bn both, step.eta 0.01" in words(
+        out
+    )
 
 
 def test_sort(tmp_path: Path) -> None:
@@ -150,9 +164,8 @@ def test_where_selects_runs(tmp_path: Path) -> None:
     store(tmp_path, record(*SHORT, "method=sgd"))
     found = {
         "step.rho=0.05,5e-1": [["sam", "0.05"], ["sam", "0.5"]],
-        # Nothing differs within a method: the count comes next.
-        "step.rho=5.0,none": [["sgd", "1"], ["sam", "1"]],
-        "method=sam step.rho=0.05": [["sam", "1"]],
+        "step.rho=5.0,none": [["sgd", ""], ["sam", "5"]],
+        "method=sam step.rho=0.05": [["sam", "1"]],  # nothing differs: the count comes next
     }
     for condition, rows in found.items():
         (accuracies, *_) = tables(run("runs", "--results", tmp_path, "--where", *condition.split())[0])
