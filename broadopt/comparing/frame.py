@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from broadopt.comparing.keys import completed, flat, order, recipe_id
 from broadopt.comparing.selection import given, read, select
-from broadopt.errors import InputError, nearest
+from broadopt.errors import InputError, nearest, printable
 from broadopt.files import reason
 from broadopt.runs import history
 from broadopt.runs.schema import STATES
+from broadopt.tables.formats import csv_text
 from broadopt.tables.match import Result, precision, rank, show
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def load_history(
     for result in ordered(_selected(folders, where, states)):
         epochs, problem = read_history(result)
         if problem:
-            warnings.warn(problem, stacklevel=2)
+            warnings.warn(printable(problem), stacklevel=2)
         rows += [{**_lead(result), **row} for row in epochs]
     return pandas.DataFrame(rows, columns=_columns(rows, PLACE + RESULTS))
 
@@ -94,7 +95,7 @@ def _selected(
             raise InputError(f"states {state}: expected some of {', '.join(STATES)}{nearest(state, STATES)}")
     results, left_out = read([Path(folder) for folder in folders or ("results",)])
     for line in left_out:
-        warnings.warn(f"left out: {line}", stacklevel=3)
+        warnings.warn(printable(f"left out: {line}"), stacklevel=3)
     return select([result for result in results if result["state"] in states], given(where))
 
 
@@ -158,12 +159,13 @@ def as_table(frame: "pandas.DataFrame", form: str) -> bytes:
     if form == "parquet":
         return _parquet(frame)
     if form == "csv":
-        return str(frame.to_csv(index=False, lineterminator="\n")).encode()
+        texts = frame.map(lambda value: csv_text(value) if isinstance(value, str) else value)
+        return str(texts.to_csv(index=False, lineterminator="\n", header=[*map(csv_text, frame.columns)])).encode()
     rows = [
         {key: None if value is None or value != value else value for key, value in row.items()}
         for row in frame.astype(object).to_dict("records")
     ]
-    return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(rows, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def _parquet(frame: "pandas.DataFrame") -> bytes:
@@ -173,13 +175,16 @@ def _parquet(frame: "pandas.DataFrame") -> bytes:
         import pyarrow  # noqa: F401 -- pandas' own message names three ways to install it
     except ImportError as error:
         raise InputError("--format parquet needs pyarrow: pip install 'broadopt[parquet]'") from error
+    objects = {name: frame[name].dropna() for name in frame.columns if frame[name].dtype == object}
+    # A column of Parquet has one type: values of several, and numbers too large for any, are stored as text.
     mixed = [
         name
-        for name in frame.columns
-        if frame[name].dtype == object and len({type(value) for value in frame[name].dropna()}) > 1
+        for name, values in objects.items()
+        if not any(all(isinstance(value, kind) for value in values) for kind in (str, bool))
     ]
-    # A column of Parquet has one type: values of several are stored as text.
-    texts = {name: frame[name].map(lambda value: None if value is None else str(value)) for name in mixed}
+    texts = {
+        name: frame[name].map(lambda value: None if value is None or value != value else str(value)) for name in mixed
+    }
     buffer = io.BytesIO()
     frame.assign(**texts).to_parquet(buffer, index=False)
     return buffer.getvalue()

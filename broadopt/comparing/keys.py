@@ -64,7 +64,7 @@ def order(value: Any) -> tuple[Any, ...]:
     if value is ABSENT or value is None:
         return (0, value is None)
     if isinstance(value, (bool, int, float)):
-        return (1, float(value))
+        return (1, value)
     if isinstance(value, (list, tuple)):
         return (3, [order(item) for item in value])
     return (2, str(value))

@@ -220,11 +220,21 @@ def test_per_run_with_columns_and_conditions(root: Path) -> None:
 
 def test_values_of_several_types_are_texts_in_parquet(tmp_path: Path) -> None:
     own = record(RESNET20, "method=sgd", "budget=200")
-    for seed, value in ((1, 2.0), (2, "inf"), (3, None)):
+    for seed, value in ((1, 2.0), (2, "inf"), (3, None), (4, 10**30)):
         store(tmp_path, {**own, "seed": seed, "model": {**own["model"], "own": value}})
     run("runs", "--per-run", "--format", "parquet", "--results", tmp_path, "--output", tmp_path / "runs.parquet")
     column = pandas.read_parquet(tmp_path / "runs.parquet")["model.own"]
-    assert sorted(column.dropna()) == ["2.0", "inf"]
+    assert sorted(column.dropna()) == ["1000000000000000000000000000000", "2.0", "inf"]
+
+
+def test_texts_of_others_do_no_harm_in_a_csv_or_json(tmp_path: Path) -> None:
+    recorded = record(RESNET20, "method=sgd")
+    store(tmp_path, {**recorded, "model": {**recorded["model"], "odd\x1b": "=1+1\u202e"}})
+    out, _ = run("runs", "--per-run", "--results", tmp_path, "--columns", "model.odd\x1b")
+    assert out == "model.odd\\x1b\n'=1+1\\u202e\n"
+    out, _ = run("runs", "--per-run", "--format", "json", "--results", tmp_path)
+    assert out.isascii()
+    assert json.loads(out)[0]["model.odd\x1b"] == "=1+1\u202e"
 
 
 def test_no_warning_where_all_is_well(root: Path) -> None:
