@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from broadopt import streams
-from broadopt.errors import InputError, printable
+from broadopt.errors import InputError, nearest, printable
+from broadopt.tables.options import Comparison
 from broadopt.tables.request import Request, parse
 
 if TYPE_CHECKING:
+    from broadopt.tables.cells import Context
+    from broadopt.tables.formats import Document
     from broadopt.tables.match import Compose, Recipes
 
 
@@ -25,7 +28,7 @@ def main() -> None:
             request = parse(sys.argv[1:])
         if request.watch is not None:
             watch(request)
-        document, left_out = make(request)
+        document, left_out = (per_run if request.comparison.per_run else make)(request)
         _write(document, request.output)
     except BrokenPipeError:
         _leave_closed_pipe()
@@ -33,7 +36,7 @@ def main() -> None:
         print(f"broadopt-table: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     # A CSV and commands have no room for remarks, and a file may be read by nobody for a while.
-    if request.output or request.format == "csv" or request.view == "missing":
+    if request.output or request.format in ("csv", "json") or request.view == "missing":
         for line in left_out:
             print(f"broadopt-table: {printable(line)}", file=sys.stderr)
     sys.exit(1 if request.strict and any(line.startswith("left out") for line in left_out) else 0)
@@ -74,10 +77,6 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     from broadopt.tables.match import Recipes
     from broadopt.tables.stored_recipes import StoredRecipes
 
-    if not os.path.isdir(request.results) and request.view == "table":
-        raise InputError(
-            f"results folder {request.results} {_absent(request.results)}: --results names the folder that holds runs/"
-        )
     stored = StoredRecipes()
     recipes = Recipes(compose or stored)
     document, remarks = (_table if request.view == "table" else _status)(request, recipes)
@@ -85,21 +84,80 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     return document, remarks
 
 
+def per_run(request: Request) -> tuple[bytes, list[str]]:
+    """A row a run and seed in the format asked for, and a line on all that is not in it, as `make`."""
+    from broadopt.comparing import frame
+
+    results, remarks = _read(request)
+    table = frame.frame_of(result for result in results if result["state"] == "finished")
+    wanted = list(request.comparison.columns) or list(table.columns)
+    for name in wanted:
+        if name not in table.columns:
+            raise InputError(f"--columns {name}: no run has a column of this name{nearest(name, table.columns)}")
+    return frame.as_table(table[wanted], request.format), remarks
+
+
+def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results that are asked for, and a line on each that is not counted or cannot be used."""
+    from broadopt.comparing import selection
+
+    results, unusable = selection.read(request.results)
+    found = [(root, selection.located(root)) for root in request.results]
+    remarks = [f"{root} holds no runs/: read from {place}" for root, place in found if place != root]
+    results = selection.select(results, selection.conditions(request.comparison.where))
+    compared = ("interrupted",) if request.comparison.at_epoch is not None else ()
+    return results, remarks + _unfinished(results, compared) + [f"left out: {line}" for line in unusable]
+
+
 def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     from broadopt.config.shipped import paper_dir
-    from broadopt.runs.results import read_all
-    from broadopt.tables import formats, paper_table, published, runs_table
+    from broadopt.tables import formats, paper_table, published
     from broadopt.tables.cells import Context
 
-    results, unusable = read_all(request.results)
-    finished = [result for result in results if result["state"] == "finished"]
-    remarks = _unfinished(results) + [f"left out: {line}" for line in unusable]
+    asked = request.comparison
+    results, remarks = _read(request)
     if request.table == "runs":
-        document = runs_table.build(finished, recipes=recipes)
+        document, problems = _runs(results, recipes, asked)
+        remarks += problems
+        remarks += _begun(request.results, results) if asked.at_epoch is not None else []
     else:
-        table = published.load(request.table, folder=paper_dir())
-        document = paper_table.build(finished, context=Context(table, recipes), metric=request.metric)
+        finished = [result for result in results if result["state"] == "finished"]
+        context = Context(published.load(request.table, folder=paper_dir()), recipes)
+        document = paper_table.build(finished, context=context, metric=asked.metric)
+        if asked.against is not None:
+            document = _with_differences(document, finished, context, asked)
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
+
+
+def _with_differences(
+    document: "Document", finished: Sequence[dict[str, Any]], context: "Context", asked: Comparison
+) -> "Document":
+    """A paper's table with the differences to one of its methods below."""
+    from broadopt.comparing.difference_blocks import FIELDS, paper_block
+    from broadopt.tables.cells import fill
+
+    main, *off = document.blocks
+    block, records = paper_block(context.table, fill(finished, context=context), asked)
+    return replace(
+        document,
+        blocks=(main, block, *off),
+        records=(*document.records, *records),
+        fields=(*document.fields, *FIELDS),
+    )
+
+
+def _runs(results: Sequence[dict[str, Any]], recipes: "Recipes", asked: Comparison) -> tuple["Document", list[str]]:
+    """The tables of runs, and a line on each history that cannot be used."""
+    from broadopt.comparing import frame, runs_table
+
+    problems: list[str] = []
+
+    def histories(result: dict[str, Any]) -> list[dict[str, float]]:
+        rows, problem = frame.read_history(result)
+        problems.extend([problem] if problem else [])
+        return rows
+
+    return runs_table.build(results, recipes=recipes, asked=asked, histories=histories), problems
 
 
 def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
@@ -109,21 +167,20 @@ def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     from broadopt.status.estimate import Estimates
     from broadopt.tables import formats, published
 
-    folder = state.look(request.results)
+    results = request.results[0]
+    folder = state.look(results)
     remarks = [f"left out: {line}" for line in folder.left_out]
-    if not os.path.isdir(request.results):
-        remarks.append(
-            f"results folder {request.results} {_absent(request.results)} (yet): every run counts as missing"
-        )
+    if not os.path.isdir(results):
+        remarks.append(f"results folder {results} {_absent(results)} (yet): every run counts as missing")
     if request.table == "runs":
         found, titles = cells.of_runs(folder, recipes), ("Data", "Network", "Method", "Protocol and what differs")
-        caption = f"Every run in {request.results}."
+        caption = f"Every run in {results}."
     else:
         table = published.load(request.table, folder=paper_dir())
         seeds = request.seeds or cells.DEFAULT_SEEDS
         found = cells.of_table(table, folder, recipes, seeds=seeds)
         if request.view == "missing":
-            return "".join(f"{line}\n" for line in cells.commands(found, request.results, request.overrides)), remarks
+            return "".join(f"{line}\n" for line in cells.commands(found, results, request.overrides)), remarks
         several = len({row.dataset for row in table.rows}) > 1
         titles = (*(("Data",) if several else ()), "Network", "Method")
         caption = f"{table.title}: the status of its runs. Seeds {_ranges(seeds)} of each cell (--seeds)."
@@ -146,9 +203,18 @@ def _absent(folder: Path) -> str:
     return "is not a folder" if os.path.lexists(folder) else "does not exist"
 
 
-def _unfinished(results: Sequence[dict[str, Any]]) -> list[str]:
-    """`not counted: 2 interrupted (folder, folder)`, one line a state."""
-    counts = Counter(result["state"] for result in results if result["state"] != "finished")
+def _begun(roots: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[str]:
+    """A line on each run that is going on, or died, and has left no figures yet."""
+    from broadopt.comparing.selection import located
+    from broadopt.status import state
+
+    seen = {result["identity"] for result in known}
+    return [line for root in roots for line in state.without_figures(state.look(located(root)), seen)]
+
+
+def _unfinished(results: Sequence[dict[str, Any]], compared: Sequence[str] = ()) -> list[str]:
+    """`not counted: 2 interrupted (folder, folder)`, one line a state that is not `compared`."""
+    counts = Counter(result["state"] for result in results if result["state"] not in ("finished", *compared))
     lines = []
     for state, count in sorted(counts.items()):
         folders = [result["folder"] for result in results if result["state"] == state]
@@ -157,11 +223,11 @@ def _unfinished(results: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _write(document: str, output: Path | None) -> None:
+def _write(document: str | bytes, output: Path | None) -> None:
     """To stdout or to a file. Raises InputError where it cannot be written, BrokenPipeError where nobody reads on."""
     if output is None:
         try:
-            sys.stdout.write(document)
+            sys.stdout.write(document if isinstance(document, str) else document.decode("utf-8"))
             sys.stdout.flush()
         except BrokenPipeError:
             raise
@@ -172,6 +238,6 @@ def _write(document: str, output: Path | None) -> None:
     from broadopt.files import write_output
 
     try:
-        write_output(output, document.encode("utf-8"))
+        write_output(output, document.encode("utf-8") if isinstance(document, str) else document)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise InputError(f"--output {output} cannot be written: {getattr(error, 'strerror', None) or error}") from error

@@ -9,6 +9,7 @@ import pytest
 from broadopt import table
 from broadopt.config.compose import recipe_of
 from broadopt.config.identity import SEMANTICS, identity_of
+from broadopt.runs import history as histories
 from broadopt.runs import results
 
 RESNET20 = "experiment=table3/resnet20"
@@ -37,8 +38,13 @@ def record(*overrides, seed=1, precision="fp32", fingerprint=None):
     }
 
 
-def store(root, recorded, *, last=70.0, best=None, collected=None, state="finished"):
-    """Write the result file of one run; NLL and ECE are made up from the accuracy so that they can be told apart."""
+def store(
+    root, recorded, *, last=70.0, best=None, collected=None, state="finished", history=None, device=None, cost=None
+):
+    """Write the result file of one run; NLL and ECE are made up from the accuracy so that they can be told apart.
+
+    `history`: test accuracy by epoch, for history.csv; `cost` replaces figures of the made-up ones.
+    """
 
     def figures(accuracy):
         return {
@@ -73,8 +79,14 @@ def store(root, recorded, *, last=70.0, best=None, collected=None, state="finish
             "images_per_second": 5000.0 + recorded["seed"],
             "gradient_evaluations": 10,
             "peak_memory_bytes": 0,
+            **(cost or {}),
         },
         "environment": {"broadopt": "0.1.0", "precision": recorded["precision"]},
     }
+    if device is not None:
+        result["environment"]["device"] = device
+    if history is not None:
+        rows = [{"epoch": float(epoch), "lr": 0.1, **figures(accuracy)} for epoch, accuracy in history.items()]
+        histories.write(folder, rows)
     results.write(folder, result)
     return folder

@@ -48,7 +48,7 @@ def test_readme(folder: Path) -> None:
     sweep = output_of(ran, "method=sgd,sam,asam")
     assert (sweep.count("\nfinished: "), sweep.count("already finished: ")) == (8, 1)  # ASAM's run of the section above
     check_the_csv(folder)
-    check_pandas(folder, output_of(ran, "json_normalize"))
+    check_pandas(folder, output_of(ran, "load_results"))
 
 
 def check_the_csv(folder: Path) -> None:

@@ -44,9 +44,9 @@ def test_readme_takes_a_minute() -> None:
 
 
 def test_readme_prints_what_the_committed_runs_print() -> None:
-    printed, _ = tables.make(parse(["runs", "--results", str(COMMITTED)]))
-    quoted = re.findall(r"^\*\*cifar10.*?\*\*\n\n(?:\|.*\n)+", text("README.md"), flags=re.MULTILINE)
-    assert len(quoted) == 2
+    printed, _ = tables.make(parse(["runs", "--results", str(COMMITTED), "--where", "precision=fp32"]))
+    quoted = re.findall(r"^\*\*cifar10.*?\*\*\n\n(?:[^|\n].*\n)*\n?(?:\|.*\n)+", text("README.md"), flags=re.MULTILINE)
+    assert len(quoted) == 1
     for table in quoted:
         assert unpadded(table) in unpadded(printed)
 

@@ -1,13 +1,12 @@
 """Results as files: one folder a run, one result.json written last and whole, never believed unchecked."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -95,17 +94,6 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
         file.write(json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
-def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write history.csv, one row an epoch; numbers in Python's shortest exact form."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with replacing(folder / "history.csv") as file:
-        file.write(text.getvalue().encode())
-
-
 def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:
     """The result of one run folder, or None where there is none. Raises ValueError, saying why, for a file that cannot
     be trusted or is that of another run than the folder's or, where it is given, that of `identity`; OSError for one
@@ -141,32 +129,72 @@ def _parsed(content: bytes, folder: Path) -> dict[str, Any]:
 def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
     """Every valid result below `results_dir`/runs, each with its "folder" (relative), sorted by it; and a line for each
     that is left out. `folders`: the run folders to look into where they are known.
+
+    Of byte-identical files of one run the first counts; where two differ it is not known which is right: none counts.
     """
     root = Path(results_dir)
+    found, left_out = _found(root, folders)
+    valid, doubled = _unique(found)
+    return valid, sorted(left_out + doubled)
+
+
+def read_several(results_dirs: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """As `read_all`, of several results folders taken together; where they are several, each "folder" and each line
+    begins with the results folder that it is of.
+    """
+    together: list[_Found] = []
+    left_out: list[str] = []
+    for root in results_dirs:
+        ahead = f"{root}/" if len(results_dirs) > 1 else ""
+        found, unusable = _found(root, None)
+        together += [_Found(f"{ahead}{one.folder}", one.result, one.digest) for one in found]
+        left_out += [f"{ahead}{line}" for line in unusable]
+    valid, doubled = _unique(together)
+    return valid, sorted(left_out + doubled)
+
+
+@dataclass(frozen=True)
+class _Found:
+    folder: str
+    result: dict[str, Any]
+    digest: bytes
+    """Of the file's bytes: equal for a copy, whatever it is called."""
+
+
+def _found(root: Path, folders: Sequence[Path] | None) -> tuple[list[_Found], list[str]]:
+    """The valid results below a results folder in the order of their folders, and a line on each other file."""
     left_out: list[str] = []
     if folders is None:
         paths, left_out = scan(root, NAME)
         folders = [path.parent for path in paths]
-    valid: list[dict[str, Any]] = []
+    found: list[_Found] = []
     for path, content in zip(folders, at_once(_content, folders), strict=True):
         folder = path.relative_to(root).as_posix()
         try:
             if isinstance(content, OSError | ValueError):
                 raise content
             if content is not None:
-                valid.append({**_parsed(content, path), "folder": folder})
+                found.append(_Found(folder, _parsed(content, path), hashlib.sha256(content).digest()))
         except (ValueError, OSError) as error:
             left_out.append(f"{folder}: {reason(error)}")
-    by_identity = defaultdict(list)
-    for result in valid:
-        by_identity[result["identity"]].append(result["folder"])
-    for doubled in by_identity.values():
-        if len(doubled) > 1:
+    return found, left_out
+
+
+def _unique(found: Sequence[_Found]) -> tuple[list[dict[str, Any]], list[str]]:
+    """One result a run, with its "folder"; and a line on each of the files of a run that contradict each other."""
+    by_identity: dict[str, dict[bytes, _Found]] = defaultdict(dict)
+    for one in found:
+        by_identity[one.result["identity"]].setdefault(one.digest, one)
+    left_out = []
+    for identity, different in by_identity.items():
+        if len(different) > 1:
+            doubled = [one.folder for one in found if one.result["identity"] == identity]
             left_out += [
                 f"{folder}: its identity is also that of {', '.join(sorted(set(doubled) - {folder}))}"
                 for folder in doubled
             ]
-    return [result for result in valid if len(by_identity[result["identity"]]) == 1], sorted(left_out)
+    alone = [next(iter(different.values())) for different in by_identity.values() if len(different) == 1]
+    return [{**one.result, "folder": one.folder} for one in alone], left_out
 
 
 def checksum(result: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,16 @@ def run_of(folder: Folder, record: Record, identity: str) -> Run:
     if result is not None:
         return _ended(record, folder.root / result["folder"], result)
     return _without_figures(record, run_folder(folder.root, record))
+
+
+def without_figures(folder: Folder, known: Collection[str]) -> list[str]:
+    """A line on each run that has a heartbeat and whose identity is not among those with a result."""
+    runs = (
+        (path.relative_to(folder.root), run_of(folder, progress["config"], identity))
+        for identity, (path, progress) in sorted(folder.progress.items(), key=lambda item: item[1][0])
+        if identity not in known
+    )
+    return [f"not compared: {path} has no history yet ({run.state}: {run.words})" for path, run in runs]
 
 
 def total_epochs(record: Record) -> float:

@@ -229,7 +229,12 @@ def _latex_lines(notes: Sequence[str]) -> list[str]:
 def _csv(value: Any) -> Any:
     if isinstance(value, float):
         return repr(round(value, 6)).removesuffix(".0")
-    return _no_formula(printable(value)) if isinstance(value, str) else value
+    return csv_text(value) if isinstance(value, str) else value
+
+
+def csv_text(text: str) -> str:
+    """A text from a file of anyone's as a CSV may hold it: on one line, and no formula to a spreadsheet."""
+    return _no_formula(printable(text))
 
 
 def _no_formula(text: str) -> str:

@@ -55,13 +55,14 @@ def build(results: Iterable[Result], *, context: Context, metric: Metric | None 
 
 def _cell(row: Row, column: Column, cells: Cells, metric: Metric | None) -> Cell:
     group = cells.on_recipe.get((row, column.method))
-    ours = summarise(_value(result, column, metric) for result in group.runs) if group else None
+    ours = summarise(value(result, column, metric) for result in group.runs) if group else None
     paper = row.cells[column.name]
     comparable = metric in (None, column.metric)
     return Cell(column, ours, paper, ours.mean - paper.mean if comparable and ours and paper.mean is not None else None)
 
 
-def _value(result: Result, column: Column, metric: Metric | None) -> float | None:
+def value(result: Result, column: Column, metric: Metric | None) -> float | None:
+    """The accuracy of a run that a column reads, or `metric` where that is given; None where the run has none."""
     read = metric or column.metric
     # Last and best belong to the whole run: of SWA's three columns they fit the one whose budgets the run spent.
     if read != "collected" and column.key and abs(result["epochs"] / result["budget"] - float(column.key)) > 0.02:
@@ -144,7 +145,7 @@ def _missing(cells: Cells, column: Column, metric: Metric | None) -> str | None:
         # Where the paper itself has no value, a run need not have one.
         if method == column.method and (metric or row.cells[column.name].mean is not None)
     ]
-    values = [_value(result, column, metric) for group in groups for result in group.runs]
+    values = [value(result, column, metric) for group in groups for result in group.runs]
     missing = values.count(None)
     if not missing:
         return None

@@ -1,39 +1,25 @@
 """What the command line of broadopt-table asks for."""
 
 import argparse
-import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from broadopt.config.rules import expanded
-from broadopt.errors import InputError, as_typed, nearest
-
-if TYPE_CHECKING:
-    from broadopt.tables.published import Metric
+from broadopt.errors import InputError, nearest
+from broadopt.tables import options
+from broadopt.tables.options import METRICS, Comparison, nearest_listed, one_of, positive
 
 TABLES = ("table1", "table3", "runs")
-METRICS = ("last", "best", "collected")
 FORMATS = ("markdown", "latex", "csv", "html")
 ADDED = ("data_dir", "device", "precision", "wait", "checkpoint.minutes")
 """Keys that --missing adds to its commands: the run remains one of the table."""
 
 LONGEST_WATCH = 86_400
 """Seconds between two looks: a day."""
-
-INSTEAD = {
-    **dict.fromkeys(("o", "out", "outfile", "file"), "--output"),
-    **dict.fromkeys(("dir", "folder", "path", "resultsdir", "r"), "--results"),
-    **dict.fromkeys(("f", "fmt", "md", "markdown", "tex", "latex", "csv", "html"), "--format"),
-    **dict.fromkeys(("swa", "1"), "table1"),
-    **dict.fromkeys(("asam", "sam", "3"), "table3"),
-    **dict.fromkeys(("all", "results", "list"), "runs"),
-    **{"md": "markdown", "tex": "latex", "htm": "html"},
-}
-"""What people type for an option, a table or a format, as `nearest` compares names."""
 
 HELP = """\
 table1   Table 1 of the SWA paper: SGD, FGE and SWA; SGD by its last weights, FGE and SWA by what they collected
@@ -70,7 +56,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
             options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            hint = _nearest(unknown[1].partition("=")[0], options)
+            hint = nearest_listed(unknown[1].partition("=")[0], options)
             raise InputError(f"unknown option {unknown[1]}{hint or '; see broadopt-table --help'}")
         raise InputError(f"{message}; see broadopt-table --help")
 
@@ -82,11 +68,12 @@ class Completion(argparse.Action):
         """Raise InputError for a shell that is not known, else end the process with 0."""
         from broadopt.completion import SHELLS, script  # imports Hydra, which a table does not need
 
-        _one_of("--completion", values, SHELLS)
-        options = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-        known = {"--format": FORMATS, "--metric": METRICS, "--completion": SHELLS}
+        one_of("--completion", values, SHELLS)
+        names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        formats = tuple(dict.fromkeys((*FORMATS, *options.PER_RUN_FORMATS)))
+        known = {"--format": formats, "--metric": METRICS, "--completion": SHELLS, "--equal-cost": options.EQUAL_COSTS}
         files = ("--results", "--output")
-        print(script(values, "broadopt-table", words=TABLES, options=options, values=known, files=files))
+        print(script(values, "broadopt-table", words=TABLES, options=names, values=known, files=files))
         parser.exit()
 
 
@@ -95,8 +82,8 @@ class Request:
     """What the command line asks for."""
 
     table: str
-    results: Path
-    metric: "Metric | None"
+    results: tuple[Path, ...]
+    """One or more; status and commands are of the first."""
     format: str
     output: Path | None
     strict: bool
@@ -107,6 +94,7 @@ class Request:
     watch: float | None = None
     """Seconds between two looks."""
     overrides: tuple[str, ...] = ()
+    comparison: Comparison = field(default_factory=Comparison)
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -120,10 +108,11 @@ def parse(arguments: Sequence[str]) -> Request:
     )
     parser.add_argument("table", metavar="TABLE", nargs="?", default="", help="table1, table3 or runs")
     parser.add_argument(
-        "--results", metavar="DIR", default="results", help="the folder that holds runs/ (default: results)"
-    )
+        "--results", metavar="DIR", action="append",
+        help="the folder that holds runs/ (default: results); given several times, all of them together",
+    )  # fmt: skip
     parser.add_argument("--metric", help="last, best or collected in every column, instead of what the paper reports")
-    parser.add_argument("--format", help="markdown (default), latex, csv or html")
+    parser.add_argument("--format", help="markdown (default), latex, csv or html; with --per-run csv, json or parquet")
     parser.add_argument("--output", metavar="FILE", help="write there, in one move, instead of to the terminal")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a result file could not be used")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="with --missing: added to each command")
@@ -137,42 +126,46 @@ def parse(arguments: Sequence[str]) -> Request:
     parser.add_argument(
         "--tflops", metavar="X", help="10^12 operations a second of a device, for networks that no run has measured"
     )
+    options.add(parser)
     parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
     given = parser.parse_intermixed_args(arguments)
     view = "status" if given.status or given.watch else "missing" if given.missing else "table"
     if not given.table:
         parser.error("the following arguments are required: TABLE")
-    _one_of("table", given.table, TABLES)
-    if given.format is not None:
-        _one_of("--format", given.format, FORMATS)
+    one_of("table", given.table, TABLES)
+    if given.format in ("json", "parquet") and not given.per_run:
+        raise InputError(f"--format {given.format} goes with runs --per-run, which writes a row a run")
+    if given.format is not None and not given.per_run:
+        one_of("--format", given.format, FORMATS)
+    comparison = options.comparison(given)
     _fits(given, view)
     return Request(
         given.table,
-        Path(expanded(given.results, "--results")),
-        given.metric,
-        given.format or "markdown",
+        tuple(Path(expanded(folder, "--results")) for folder in given.results or ["results"]),
+        given.format or ("csv" if given.per_run else "markdown"),
         Path(expanded(given.output, "--output")) if given.output else None,
         given.strict,
         view=view,
         seeds=_seeds(given.seeds) if given.seeds else None,
-        tflops=_positive("--tflops", given.tflops) if given.tflops else None,
-        watch=_positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
+        tflops=positive("--tflops", given.tflops) if given.tflops else None,
+        watch=positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
         overrides=tuple(map(_override, given.overrides)),
+        comparison=comparison,
     )
 
 
 def _fits(given: argparse.Namespace, view: str) -> None:
     """Raise InputError where an option belongs to another view than the one that is asked for."""
     runs = given.table == "runs"
-    if given.metric is not None:
-        _one_of("--metric", given.metric, METRICS)
-        if runs:
-            raise InputError("--metric is for table1 and table3: runs shows last, best and collected")
+    if runs and given.metric is not None and given.against is None:
+        raise InputError("--metric is for table1 and table3: runs shows last, best and collected")
     if runs and (view == "missing" or given.seeds):
         raise InputError(f"{'--missing' if view == 'missing' else '--seeds'} is for table1 and table3: no paper says "
                          "what runs there should be")  # fmt: skip
     unfit = {
+        **{f"--{name.replace('_', '-')}": getattr(given, name) and view != "table" for name in options.NAMES},
         "--metric": given.metric and view != "table",
+        "--results given twice": len(given.results or ()) > 1 and view != "table",
         "--format": given.format and view == "missing",
         "--output": given.output and given.watch,
         "--seeds": given.seeds and view == "table",
@@ -181,9 +174,13 @@ def _fits(given: argparse.Namespace, view: str) -> None:
     }
     for word in given.overrides if view != "missing" else ():
         key, equals, _ = word.partition("=")
-        hint = _nearest(f"--{key}", ("--results", "--output", "--format", "--metric", "--seeds")) if equals else ""
+        hint = (
+            nearest_listed(f"--{key}", ("--results", "--output", "--format", "--metric", "--seeds")) if equals else ""
+        )
         if hint or os.path.isdir(word):
             raise InputError(f"{word}: expected an option{hint or f'; the folder of results is --results {word}'}")
+        if equals and key not in ADDED and not key.startswith("hydra"):
+            raise InputError(f"{word}: expected an option; runs are selected by --where {word}")
     for option in (option for option, given_in_vain in unfit.items() if given_in_vain):
         shown = "--watch" if given.watch else f"--{view}" if view != "table" else "a table of results"
         raise InputError(f"{option} does not go with {shown}; see broadopt-table --help")
@@ -200,17 +197,6 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(sorted(seeds))
 
 
-def _positive(option: str, text: str, *, most: float = math.inf) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= most or value == math.inf:
-        limit = f" and <= {most:g}" if most < math.inf else ""
-        raise InputError(f"{option} {text}: expected a number > 0{limit}")
-    return value
-
-
 def _override(text: str) -> str:
     """An override that may be added to a printed command: it must not make it another run."""
     key = text.partition("=")[0]
@@ -218,15 +204,3 @@ def _override(text: str) -> str:
         hint = nearest(key, ADDED) or "; --results names it" * (key == "results_dir")
         raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra...{hint}")
     return text
-
-
-def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise InputError(f'{name} "{value}" is none of {", ".join(valid)}{_nearest(value, valid)}')
-
-
-def _nearest(word: str, valid: Sequence[str]) -> str:
-    """The hint of `nearest`, or of INSTEAD; none where several are equally near, since all are listed already."""
-    meant = INSTEAD.get(as_typed(word))
-    hint = f'; did you mean "{meant}"?' if meant in valid else nearest(word, valid)
-    return "" if " or " in hint else hint

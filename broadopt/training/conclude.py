@@ -12,7 +12,7 @@ from broadopt.devices.device import peak_memory
 from broadopt.devices.provenance import environment
 from broadopt.errors import RunFailed
 from broadopt.files import write_text
-from broadopt.runs import results
+from broadopt.runs import history, results
 from broadopt.training.loop import Training
 
 
@@ -35,7 +35,7 @@ def conclude(
     if failure is not None:
         result["failure"] = {"reason": failure, **training.place()}
     if parts.processes.is_first:
-        results.write_history(folder, progress.history)
+        history.write(folder, progress.history)
         results.write(folder, result)
     return result
 

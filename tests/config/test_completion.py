@@ -100,11 +100,13 @@ def in_bash(script: str, cwd: Path) -> list[str]:
 WORDS = {
     "ta": {"table1", "table3"},
     "table3 --f": {"--format"},
-    "table3 --format ": set(FORMATS),
+    "table3 --format ": {*FORMATS, "json", "parquet"},
+    "runs --equal-cost ": {"gradients", "seconds"},
     "table3 --metric l": {"last"},
     "--results ": set(),
     "": {*TABLES, "--help", "--results", "--metric", "--format", "--output", "--strict", "--status", "--missing"}
-    | {"--watch", "--seeds", "--tflops", "--completion"},
+    | {"--watch", "--seeds", "--tflops", "--completion", "--where", "--columns", "--sort", "--per-run", "--against"}
+    | {"--detect", "--reach", "--at-epoch", "--equal-cost"},
 }
 
 

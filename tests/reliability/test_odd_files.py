@@ -111,8 +111,14 @@ def lay(root: Path, name: str, content: dict[str, Any], number: int) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
-VIEWS = (("runs",), ("runs", "--status"))
+VIEWS = (
+    ("runs", "--at-epoch", "--reach", "50", "--equal-cost"),
+    ("runs", "--per-run"),
+    ("runs", "--per-run", "--format", "json"),
+    ("runs", "--status"),
+)
 MORE = (
+    ("runs",),
     ("table3", "--status"),
     ("table1",),
     ("table3", "--format", "csv"),

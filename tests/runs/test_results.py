@@ -205,10 +205,24 @@ def test_a_result_that_cannot_be_trusted_is_left_out_and_named(five_runs: Sweep,
     assert line.startswith(f"{folder.relative_to(tmp_path)}: {reason}")
 
 
-def test_two_folders_with_one_identity_are_both_left_out_and_named(five_runs: Sweep, tmp_path: Path) -> None:
+def test_a_byte_identical_copy_of_a_run_counts_once(five_runs: Sweep, tmp_path: Path) -> None:
     shutil.copytree(five_runs.cwd / "results/runs", tmp_path / "runs")
     folder = next((tmp_path / "runs/digits/small/sam").iterdir())
-    shutil.copytree(folder, tmp_path / "runs/again/digits/small/sam" / folder.name)
+    shutil.copytree(folder, tmp_path / "runs/old/digits/small/sam" / folder.name)
+    read, left_out = results.read_all(tmp_path)
+    assert left_out == []
+    assert [entry["method"] for entry in read] == ["asam", "fge", "sam", "sgd", "swa"]
+    assert [entry["folder"] for entry in read if entry["method"] == "sam"] == [f"runs/digits/small/sam/{folder.name}"]
+
+
+def test_two_different_results_of_one_run_are_both_left_out_and_named(five_runs: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(five_runs.cwd / "results/runs", tmp_path / "runs")
+    folder = next((tmp_path / "runs/digits/small/sam").iterdir())
+    copy = tmp_path / "runs/again/digits/small/sam" / folder.name
+    shutil.copytree(folder, copy)
+    other = json.loads((copy / "result.json").read_text())
+    other["environment"]["host"] = "elsewhere"
+    results.write(copy, {key: value for key, value in other.items() if key != "checksum"})
     read, left_out = results.read_all(tmp_path)
     assert [entry["method"] for entry in read] == ["asam", "fge", "sgd", "swa"]
     names = sorted([f"runs/digits/small/sam/{folder.name}", f"runs/again/digits/small/sam/{folder.name}"])

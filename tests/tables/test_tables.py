@@ -14,12 +14,12 @@ import pytest
 from stored import RESNET20, VGG16, record, run, store
 
 from broadopt import table as tables
+from broadopt.comparing.runs_table import build
 from broadopt.config.compose import recipe_of
 from broadopt.errors import InputError
 from broadopt.runs import results
 from broadopt.tables.match import Recipes, differences
 from broadopt.tables.request import FORMATS, TABLES, parse
-from broadopt.tables.runs_table import build
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -283,11 +283,26 @@ def test_files_that_cannot_be_trusted_are_left_out_and_named(table3_runs):
     assert strict == out
 
 
-def test_two_files_with_one_identity_are_both_left_out(table3_runs):
-    run_folder = next(table3_runs.glob("runs/cifar100/resnet20/sgd/seed2-*"))
-    copy = table3_runs / "runs/again" / run_folder.relative_to(table3_runs / "runs")
+def copied(root):
+    """A run folder, and one that holds a copy of its result."""
+    run_folder = next(root.glob("runs/cifar100/resnet20/sgd/seed2-*"))
+    copy = root / "runs/again" / run_folder.relative_to(root / "runs")
     copy.mkdir(parents=True)
     (copy / "result.json").write_bytes((run_folder / "result.json").read_bytes())
+    return run_folder, copy
+
+
+def test_a_copy_of_a_run_counts_once(table3_runs):
+    before = run("table3", "--results", table3_runs, "--strict")
+    copied(table3_runs)
+    assert run("table3", "--results", table3_runs, "--strict") == before
+
+
+def test_two_different_files_with_one_identity_are_both_left_out(table3_runs):
+    run_folder, copy = copied(table3_runs)
+    other = json.loads((copy / "result.json").read_text())
+    del other["checksum"]
+    results.write(copy, {**other, "metrics": {**other["metrics"], "best": {"test_accuracy": 99.0, "epoch": 3}}})
     out, _ = run("table3", "--results", table3_runs, "--strict", expect=1)
     # 69.5 and 69.4 remain: std = .1 / sqrt(2)
     assert rows(out, "ResNet-20")["broadopt"][0] == "69.45 ± 0.07 (2)"
@@ -317,7 +332,7 @@ def test_runs_shows_one_line_a_method_of_like_runs_in_a_hundred_columns(tmp_path
     out, _ = run("runs", "--results", tmp_path)
     assert max(map(len, out.splitlines())) <= 100
     tables_shown = [[cells(line) for line in part.splitlines() if line.startswith("|")] for part in out.split("\n\n")]
-    accuracies, costs = [shown for shown in tables_shown if shown]
+    accuracies, calibration, costs = [shown for shown in tables_shown if shown]
     # 95 96 98: mean 96.33, squares 1.78 + .11 + 2.78 = 4.67, / 2 = 2.33, root 1.53
     assert accuracies[0] == ["method", "n", "last", "best", "coll. 1", "coll. 1.25", "coll. 1.5"]
     assert accuracies[2:] == [
@@ -328,8 +343,10 @@ def test_runs_shows_one_line_a_method_of_like_runs_in_a_hundred_columns(tmp_path
         ["asam", "3", "96.33 ± 1.53", "97.33 ± 1.53", "", "", ""],
     ]
     # NLL = (100 - accuracy) / 20, ECE = (100 - accuracy) / 1000 = that / 10 in percent; of SWA's last read-out, 98
-    assert costs[0] == ["method", "last NLL", "last ECE", "coll. NLL", "coll. ECE", "img/s", "seconds"]
-    assert costs[3] == ["swa", "0.183 ± 0.076", "0.37 ± 0.15", "0.100 ± 0.000", "0.20 ± 0.00", "5002", "102"]
+    assert calibration[0] == ["method", "last NLL", "last ECE", "coll. NLL", "coll. ECE"]
+    assert calibration[3] == ["swa", "0.183 ± 0.076", "0.37 ± 0.15", "0.100 ± 0.000", "0.20 ± 0.00"]
+    assert costs[0] == ["method", "epochs", "gradients", "img/s", "seconds"]  # no device is recorded, so no ratio
+    assert costs[3] == ["swa", "4.5", "10", "5002", "102"]
     assert "**digits, resnet20, protocol swa2018, budget 3 epochs instead of 200, fp32**" in out
     assert "batch_size 32 instead of 128; augmentation.flip false instead of true." in out
     assert "never compared with last or collected" in paragraph(out)
@@ -340,19 +357,25 @@ def test_one_epoch_is_singular(tmp_path):
     assert "budget 1 epoch instead of 200" in run("runs", "--results", tmp_path)[0]
 
 
-def test_runs_names_what_is_particular_to_a_method_on_its_line(tmp_path):
+def test_runs_has_a_column_for_each_key_in_which_its_lines_differ(tmp_path):
     for rho in (0.5, 1.0, 2.0):
         store(tmp_path, record(RESNET20, "method=asam", f"step.rho={rho}"), best=70.0 + rho)
     store(tmp_path, record(RESNET20, "method=asam", "lr=0.2"), best=60.0)
     store(tmp_path, record(RESNET20, "method=asam", precision="bf16"), best=61.0)
     out, _ = run("runs", "--results", tmp_path)
-    lines = [cells(line)[0] for line in out.splitlines() if re.match(r"\| asam", line)]
-    sweep = ["asam", "asam, step.rho 0.5 instead of 1", "asam, step.rho 2 instead of 1"]
-    # two tables each: bf16, then fp32 on the recipe, then fp32 with another lr
-    assert lines == ["asam"] * 2 + sweep * 2 + ["asam"] * 2
-    assert out.count("**cifar100, resnet20, protocol asam2021, budget 200 epochs, fp32**") == 2
-    assert out.count("**cifar100, resnet20, protocol asam2021, budget 200 epochs, bf16**") == 1
-    assert "lr 0.2 instead of 0.1." in out
+    table = [cells(line) for line in out.partition("Calibration")[0].splitlines() if line.startswith("|")]
+    assert table[0] == ["method", "precision", "lr", "step.rho", "n", "last", "best"]
+    assert table[2:] == [
+        ["asam", "bf16", "0.1", "1", "1", "70.00", "61.00"],
+        ["asam", "fp32", "0.1", "0.5", "1", "70.00", "70.50"],
+        ["asam", "fp32", "0.1", "1", "1", "70.00", "71.00"],
+        ["asam", "fp32", "0.1", "2", "1", "70.00", "72.00"],
+        ["asam", "fp32", "0.2", "1", "1", "70.00", "60.00"],
+    ]
+    assert re.findall(r"^\*\*.*", out, flags=re.MULTILINE) == [
+        "**cifar100, resnet20, protocol asam2021, budget 200 epochs**"
+    ]
+    assert "instead of" not in out
 
 
 def test_an_empty_folder_gives_the_papers_table_and_says_that_there_are_no_runs(tmp_path):
@@ -473,7 +496,7 @@ def test_what_is_left_out_is_said_on_stderr_where_the_table_goes_to_a_file_or_is
         (["table3", "--output", "no/such/folder/t.md"],
          "--output no/such/folder/t.md cannot be written: No such file or directory"),
         ([], "the following arguments are required: TABLE; see broadopt-table --help"),
-        (["table3", "--colour"], "unknown option --colour; see broadopt-table --help"),
+        (["table3", "--colour"], 'unknown option --colour; did you mean "--columns"?'),
     ],
 )  # fmt: skip
 def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
@@ -553,4 +576,4 @@ def test_each_file_is_opened_once_and_each_recipe_composed_once_however_many_see
 
     document = build(valid, recipes=Recipes(compose))
     assert len(composed) == 1
-    assert sum(block.rows != () for block in document.blocks) == 4
+    assert [len(block.rows) for block in document.blocks if block.rows] == [2, 2, 2]

@@ -1,0 +1,45 @@
+"""history.csv of a run's folder: one row an epoch, from which runs are compared along their training."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from broadopt.files import MEBIBYTE, read_bytes, replacing
+
+NAME = "history.csv"
+
+LIMIT = 64 * MEBIBYTE
+"""Bytes of a history.csv, which has about a hundred an epoch."""
+
+
+def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the history of a run, one row an epoch; numbers in Python's shortest exact form."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(folder / NAME) as file:
+        file.write(text.getvalue().encode())
+
+
+def read(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run folder's history in the order of its epochs, without the figures that a row lacks; empty where
+    there is no history. Raises ValueError for a file that is none, OSError for one that cannot be read.
+    """
+    try:
+        content = read_bytes(folder / NAME, limit=LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    reader = csv.DictReader(io.StringIO(content.decode("utf-8")), strict=True)
+    try:
+        rows = [{key: float(value) for key, value in row.items() if key and value} for row in reader]
+    except (csv.Error, TypeError, ValueError) as error:
+        raise ValueError(f"not a table of numbers ({error})") from error
+    epochs = [row.get("epoch", math.nan) for row in rows]
+    if not all(0 < before < after for before, after in zip([1e-300, *epochs], epochs, strict=False)):
+        raise ValueError("without a column epoch that ascends")
+    return [{key: value for key, value in row.items() if math.isfinite(value)} for row in rows]
