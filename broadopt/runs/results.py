@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections import defaultdict
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.config.identity import SEMANTICS, identity_of
+from broadopt.errors import printable
 from broadopt.files import MEBIBYTE, parse_json, read_bytes, reason, replacing
 from broadopt.runs.folders import at_once, check_place, run_folder, scan
 from broadopt.runs.schema import SCHEMA, check_result
@@ -22,6 +24,9 @@ __all__ = ["SCHEMA", "run_folder"]  # names that belong to a result as well
 NAME = "result.json"
 LIMIT = MEBIBYTE
 """Bytes of a result.json, which has 2 to 4 thousand."""
+
+HISTORY_LIMIT = 256 * MEBIBYTE
+"""Bytes of a history.csv, which has 60 to 200 an epoch: room for a million of them."""
 
 
 def metrics(history: Sequence[Mapping[str, float]], collected: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -104,6 +109,27 @@ def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(rows)
     with replacing(folder / "history.csv") as file:
         file.write(text.getvalue().encode())
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's history.csv, each without the columns that are empty in it. Raises ValueError, saying why,
+    for a file that is no history; OSError for one that cannot be read.
+    """
+    lines = read_bytes(folder / "history.csv", limit=HISTORY_LIMIT).decode(errors="replace").splitlines()
+    rows = [{name: _finite(text) for name, text in row.items() if text} for row in csv.DictReader(lines)]
+    if any("epoch" not in row for row in rows):
+        raise ValueError("a row has no epoch")
+    return rows
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"expected numbers, found {printable(str(text)[:60])}")
+    return value
 
 
 def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:
