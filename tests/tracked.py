@@ -45,11 +45,11 @@ def in_wandb(place: Path) -> list[Held]:
     held = []
     for file in sorted((place / "wandb").glob("offline-run-*/*.wandb")):
         values: list[Value] = []
-        name, config, state = "", {}, None
+        name, config, state = "", [], None
         for record in wandb_records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run" and record.run.display_name:
-                name, config = f"{record.run.run_group}|{record.run.display_name}", record.run.config
+                name, config = record.run.display_name, record.run.config.update
             if kind == "exit":
                 state = str(record.exit.exit_code)
             if kind == "history":
@@ -58,8 +58,8 @@ def in_wandb(place: Path) -> list[Held]:
                 }
                 step = items["_step"]
                 values += [(step, key, value) for key, value in items.items() if not key.startswith("_")]
-        updates = {update.key: json.loads(update.value_json) for update in config.update if update.key != "_wandb"}
-        held.append(Held(name.partition("|")[2], values, updates, state))
+        updates = {update.key: json.loads(update.value_json) for update in config if update.key != "_wandb"}
+        held.append(Held(name, values, updates, state))
     return held
 
 

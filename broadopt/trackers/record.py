@@ -69,15 +69,15 @@ class Writer(Protocol):
 
 def record(writer: Writer, points: Points, *, complete: bool = False) -> None:
     """Make what a tracker has of a run these `points`; of a run that is `complete` there are no others."""
-    kept = writer.points
     wrong = [
         step
-        for step, values in kept.items()
+        for step, values in writer.points.items()
         if (step in points and _differ(values, points[step])) or (complete and step not in points)
     ]
     if wrong:
         # A checkpoint is older than the last point, and epochs that a GPU trains again differ by rounding.
         writer.forget(min(wrong))
+    kept = writer.points
     for step in sorted(points):
         new = {name: value for name, value in points[step].items() if name not in kept.get(step, {})}
         if new:

@@ -50,6 +50,7 @@ class WandbRun:
     def finish(self, state: str) -> None:
         """Wait until all is sent."""
         self.run.finish(exit_code=0 if state in ("finished", "running") else 1)
+        wandb.teardown()  # an offline file is whole only once W&B's own process has ended
 
 
 def _remove_offline(run: TrackedRun, folder: Path) -> None:
