@@ -1,5 +1,6 @@
 """The trackers by their names: which are installed, and a run opened in one of them."""
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,13 +15,14 @@ PACKAGES = {
     "mlflow": ("mlflow", "sqlalchemy"),
     "trackio": ("trackio",),
 }
-"""What each tracker imports."""
+"""What each tracker imports; the first one always."""
 
 
 def check_installed(names: Sequence[str]) -> None:
     """Raise InputError, with what to type, for a tracker whose package is missing."""
     for name in names:
-        for package in PACKAGES[name]:
+        # MLflow's client on a server works without a database.
+        for package in PACKAGES[name][: 1 if os.environ.get("MLFLOW_TRACKING_URI") else None]:
             spec = find_spec(package)
             # A folder of that name, as wandb/ in the current one, is a package without an origin.
             if spec is None or spec.origin is None:

@@ -127,11 +127,18 @@ def test_a_tracker_that_is_not_installed_is_refused(
 ) -> None:
     package = PACKAGES[tracker][-1]
     monkeypatch.setitem(sys.modules, package, None)  # as where there is none
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     line = f"tracker={tracker}: {package} is not installed: pip install 'broadopt[{tracker}]'\n"
     assert said("broadopt-run", *SMALL, f"tracker={tracker}", cwd=tmp_path) == (2, "", f"broadopt-run: {line}")
     assert not (tmp_path / "results").exists()
     tmp_path.joinpath("results").mkdir()
     assert said("broadopt-export", tracker, cwd=tmp_path) == (2, "", f"broadopt-export: {line}")
+
+
+def test_mlflow_on_a_server_needs_no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1")
+    check_installed(["mlflow"])
 
 
 def test_a_folder_of_a_trackers_name_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
