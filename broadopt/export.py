@@ -14,7 +14,7 @@ from broadopt.config.rules import RULES, expanded
 from broadopt.errors import InputError, Interrupted, RunFailed, nearest, printable
 from broadopt.signals import Stop
 from broadopt.tables.request import Parser
-from broadopt.trackers.choose import check_installed, opened
+from broadopt.trackers.choose import check_installed, failure, opened
 from broadopt.trackers.record import TrackedRun, points_of, record
 from broadopt.trackers.stored import StoredRun, stored_runs
 
@@ -117,9 +117,8 @@ def export(request: Request) -> None:
         try:
             send(run, request.tracker, request.output)
         except Exception as error:  # a tracker may raise anything
-            words = " ".join(str(error).split())[:300]
             name = TrackedRun.of(run.config).name
-            raise RunFailed(f"{request.tracker}: {name} could not be sent: {type(error).__name__}: {words}") from error
+            raise RunFailed(f"{request.tracker}: {name} could not be sent: {failure(error)}") from error
         states[run.state] += 1
     for line in left_out:
         print(f"broadopt-export: left out: {printable(line)}", file=sys.stderr)

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from broadopt.errors import printable
 from broadopt.signals import SIGNALS
-from broadopt.trackers.choose import opened
+from broadopt.trackers.choose import failure, opened
 from broadopt.trackers.record import TrackedRun, points_of, record
 
 LINGER = 60
@@ -31,8 +30,7 @@ def main() -> None:
     try:
         follow(name, Path(place), messages)
     except Exception as error:  # noqa: BLE001 - whatever a tracker raises, it is one line
-        words = " ".join(str(error).split())[:300]
-        print(printable(f"{type(error).__name__}: {words}"), file=report, flush=True)
+        print(failure(error), file=report, flush=True)
         os._exit(0)  # without what the tracker would still try on its way out
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from broadopt.errors import InputError
+from broadopt.errors import InputError, printable
 from broadopt.trackers.record import TrackedRun, Writer
 
 PACKAGES = {
@@ -35,3 +35,8 @@ def opened(name: str, run: TrackedRun, place: Path) -> Writer:
     """
     writer: Writer = import_module(f"broadopt.trackers.{name}_run").opened(run, place)
     return writer
+
+
+def failure(error: Exception) -> str:
+    """What a tracker has raised, in a line that may be gone on with."""
+    return printable(f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}")

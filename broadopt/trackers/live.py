@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,7 +87,7 @@ class Tracker:
         """Say once what has become of the tracker."""
         if not self._reported:
             self._reported = True
-            later = f"broadopt-export {self.name} {self.place} sends the whole run"
+            later = f"broadopt-export {self.name} {shlex.quote(str(self.place))} sends the whole run"
             log.warning("tracker=%s: %s; the run is not affected, %s", self.name, printable(reason), later)
 
 

@@ -35,15 +35,21 @@ def test_what_differs_from_the_history_is_sent_anew(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     run = TrackedRun.of(CONFIG)
-    given = [(losses(1, 0.5, 0.25), "interrupted"), (losses(1, 0.75), "running"), (losses(1), "finished")]
-    left = [losses(1, 0.5, 0.25), losses(1, 0.75), losses(1)]
-    for (points, state), expected in zip(given, left, strict=True):
+    three, two, one = losses(1, 0.5, 0.25), losses(1, 0.75), losses(1)
+    given = [(three, "failed"), (three, "interrupted"), (two, "running"), (one, "finished")]
+    statuses = {
+        "mlflow": ["FAILED", "KILLED", "RUNNING", "FINISHED"],
+        "wandb": ["1", "1", "0", "0"],
+    }
+    for number, (points, state) in enumerate(given):
         writer = opened(tracker, run, tmp_path)
         give(writer, points, complete=state == "finished")
         writer.finish(state)
         # W&B itself adds an epoch where there is none, which every row of a history has.
-        values = sorted(value for value in held_by(tracker, tmp_path).values if value[1] != "epoch")
-        assert values == [(step, "train/loss", found["train/loss"]) for step, found in expected.items()]
+        held = held_by(tracker, tmp_path)
+        values = sorted(value for value in held.values if value[1] != "epoch")
+        assert values == [(step, "train/loss", found["train/loss"]) for step, found in points.items()]
+        assert held.state == (statuses[tracker][number] if tracker in statuses else None)
 
 
 class Memory:
