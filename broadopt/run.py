@@ -23,6 +23,7 @@ from broadopt.config.shipped import config_dir
 from broadopt.errors import ClosedPipe, InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs.repeat import repeated
 from broadopt.signals import Stop
+from broadopt.trackers.live import Trackers
 
 if TYPE_CHECKING:
     from broadopt.training.plan import Cost
@@ -54,7 +55,10 @@ def _main() -> None:
     register_resolvers()
     try:
         with session.stop:
-            command(session)
+            try:
+                command(session)
+            finally:
+                session.trackers.wait()
     except Interrupted as signal:
         leave(f"stopped by {signal}: run the same command to go on", 75)
     except BrokenPipeError:
@@ -103,6 +107,7 @@ class Session:
     show_traces: bool = False
     """Whether an error that nobody foresaw is shown with its traceback."""
     stop: Stop = field(default_factory=Stop)
+    trackers: Trackers = field(default_factory=Trackers)
     first_environment: Mapping[str, Any] = field(default_factory=dict)
     """Of a run that is repeated."""
     runs: int = 0
@@ -154,7 +159,7 @@ class Session:
             else:
                 from broadopt.training.execute import execute  # imports torch: --help answers without it
 
-                execute(run, self.stop, first=self.first_environment)
+                execute(run, self.stop, first=self.first_environment, trackers=self.trackers)
         except LeftToAnother as left:
             self.elsewhere += 1
             print(left, flush=True)

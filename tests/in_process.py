@@ -11,8 +11,10 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from broadopt import run
+from broadopt import export, run
 from broadopt import table as tables
+
+MAINS = {"broadopt-run": run.main, "broadopt-table": tables.main, "broadopt-export": export.main}
 
 
 @contextlib.contextmanager
@@ -43,13 +45,13 @@ def _forget() -> None:
 
 
 def said(program: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of broadopt-run or broadopt-table; whatever else it raises comes out here."""
+    """Exit code, stdout and stderr of a command; whatever else it raises comes out here."""
     code: object = None
     with captured(cwd) as (output, errors):
         os.environ.update(environment)
         sys.argv = [program, *arguments]
         try:
-            (run.main if program == "broadopt-run" else tables.main)()
+            MAINS[program]()
         except SystemExit as end:
             code = end.code
     return (code if isinstance(code, int) else 0 if code is None else 1), output.getvalue(), errors.getvalue()

@@ -11,7 +11,7 @@ _RESUMED = "a run goes on from its checkpoint by itself: give the same command a
 _DEVICE = "one run is on one device, device=cuda or device=cuda:N; torchrun spreads a run over several"
 _PRECISION = "precision=bf16 is mixed precision, and precision=auto takes it where the device has it"
 _OPTIMISER = "the optimiser is SGD with momentum; what is built on it is the method, method=sam for example"
-_NO_TRACKER = "the figures of a run are in history.csv and result.json of its folder; broadopt-table shows them"
+_TRACKER = "the curves go to a tracker by tracker=tensorboard, wandb, mlflow or trackio, and to history.csv in any case"
 _NAMED = "a run is named by its recipe: results/runs/DATASET/MODEL/METHOD/seed1-..."
 _RESULTS = "the folder that results go to is results_dir=FOLDER"
 _DATA = "the folder of CIFAR is data_dir=FOLDER, that of your own images dataset=image_folder dataset.path=FOLDER"
@@ -28,7 +28,7 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(("accelerator", "world_size", "distributed", "ddp"), _DEVICE),
     **dict.fromkeys(("amp", "use_amp", "fp16", "half", "mixed_precision", "autocast", "bf16"), _PRECISION),
     **dict.fromkeys(("optimizer", "optimiser", "optim", "opt", "alg", "algorithm"), _OPTIMISER),
-    **dict.fromkeys(("logger", "loggers", "log", "logging", "tracker", "wandb", "tensorboard", "mlflow"), _NO_TRACKER),
+    **dict.fromkeys(("logger", "loggers", "log", "logging", "wandb", "tensorboard", "mlflow", "trackio"), _TRACKER),
     **dict.fromkeys(("name", "run_name", "exp_name", "experiment_name", "run_id", "tag"), _NAMED),
     **dict.fromkeys(("output", "output_dir", "out", "out_dir", "outdir", "save_dir", "save", "results"), _RESULTS),
     **dict.fromkeys(("log_dir", "logdir", "work_dir", "workdir", "exp_dir", "run_dir", "result_dir"), _RESULTS),
@@ -81,6 +81,11 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "precision": {
         **dict.fromkeys(("fp16", "float16", "16", "half", "amp", "mixed", "bfloat16", "bf16mixed"), "bf16"),
         **dict.fromkeys(("float32", "32", "single", "full", "float"), "fp32"),
+    },
+    "tracker": {
+        **dict.fromkeys(("tb", "tboard"), "tensorboard"),
+        **dict.fromkeys(("wb", "weightsandbiases"), "wandb"),
+        **dict.fromkeys(("none", "null", "no", "off", "false"), "none"),
     },
     "memory_format": {"nhwc": "channels_last", "nchw": "contiguous"},
 }

@@ -24,6 +24,14 @@ class Rule:
     names: tuple[str, ...] = ()
     """The values, where they can be counted, as they are typed."""
     is_path: bool = False
+    is_several: bool = False
+    """Whether a name stands for a list of one, and `none` for the empty one."""
+
+    def meant(self, given: Any) -> Any:
+        """What a value that is given stands for."""
+        if self.is_several and isinstance(given, str):
+            return [] if given == "none" else [given]
+        return float(given) if self.kind is float and type(given) is int else given
 
 
 def _number(low: float, words: str, *, above: bool = False, high: float = math.inf, optional: bool = False) -> Rule:
@@ -42,6 +50,14 @@ def _numbers(words: str) -> Rule:
         return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
     return Rule(list, are_numbers, words)
+
+
+def _choices(*names: str) -> Rule:
+    def are_names(values: list[Any]) -> bool:
+        return all(value in names for value in values) and len(set(values)) == len(values)
+
+    words = f"none, one of {', '.join(names)}, or a list of them"
+    return Rule(list, are_names, words, names=("none", *names), is_several=True)
 
 
 def _name() -> Rule:
@@ -81,6 +97,7 @@ RULES = {
     "force": _flag(),
     "wait": _flag(),
     "plan": _flag(),
+    "tracker": _choices("tensorboard", "wandb", "mlflow", "trackio"),
     "checkpoint.minutes": _number(0, "a number of minutes >= 0"),
     "checkpoint.predictor": _flag(),
     "dataset.name": _name(),
@@ -137,14 +154,14 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         parent, leaf = _find(copy, key)
         if parent is None or leaf not in parent:
             continue
-        value = parent[leaf]
+        given = parent[leaf]
+        value = rule.meant(given)
         if value is None and rule.optional:
             continue
-        if rule.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
         if type(value) is not rule.kind or not rule.test(value):
-            hint = about_value(key, parent[leaf], rule.names) if rule.kind is not list else ""
-            raise InputError(f"{key}={json.dumps(parent[leaf], default=str)}: expected {rule.words}{hint}")
+            is_name = rule.kind is not list or (rule.is_several and not isinstance(given, list))
+            hint = about_value(key, given, rule.names) if is_name else ""
+            raise InputError(f"{key}={json.dumps(given, default=str)}: expected {rule.words}{hint}")
         parent[leaf] = expanded(str(value), key) if rule.is_path else "inf" if value == math.inf else value
     return copy
 

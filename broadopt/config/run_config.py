@@ -1,6 +1,6 @@
 """One run, typed. The recipe decides the result and has the identity; the execution says how it is carried out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -158,6 +158,8 @@ class Execution:
     """Wait where another process is on the same run."""
     plan: bool
     """Show the recipe and its cost instead of training."""
+    tracker: Sequence[str]
+    """Trackers that are sent the run's history while it trains."""
     checkpoint: CheckpointConfig
 
 

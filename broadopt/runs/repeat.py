@@ -20,6 +20,9 @@ log = logging.getLogger("broadopt")
 FOUND = ("precision", "processes")
 """Keys of a recorded config that the machine decides, so that a repeated run may have others."""
 
+LATER: Mapping[str, Any] = {"tracker": "none"}
+"""Keys that came later than the first config.yaml, and what they were without being there."""
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -68,6 +71,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"repeat={path.parent}: expected a run folder, one with a config.yaml") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {reason(error)}") from error
+    if isinstance(values, dict):
+        values = {**LATER, **values}
     if not isinstance(values, dict) or (missing := sorted({*RECIPE, *EXECUTION} - values.keys())):
         found = f"{missing[0]} is missing" if isinstance(values, dict) else f"found a {type(values).__name__}"
         raise InputError(f"{path}: expected the config of a run; {found}")

@@ -15,7 +15,7 @@ from broadopt.tables.options import METRICS, Comparison, nearest_listed, one_of,
 
 TABLES = ("table1", "table3", "runs")
 FORMATS = ("markdown", "latex", "csv", "html")
-ADDED = ("data_dir", "device", "precision", "wait", "checkpoint.minutes")
+ADDED = ("data_dir", "device", "precision", "wait", "tracker", "checkpoint.minutes")
 """Keys that --missing adds to its commands: the run remains one of the table."""
 
 LONGEST_WATCH = 86_400
@@ -41,7 +41,7 @@ status:
   --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
   --watch           the same, anew every few seconds until Ctrl-C
   --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,
-                    precision, wait, checkpoint.minutes and hydra/..., hydra...:
+                    precision, wait, tracker, checkpoint.minutes and hydra/..., hydra...:
                     broadopt-table table3 --missing data_dir=/data/cifar | sh
 
 tab completion:  eval "$(broadopt-table --completion bash)"   (or zsh; broadopt-table --completion fish | source)
@@ -57,8 +57,8 @@ class Parser(argparse.ArgumentParser):
         if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
             options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
             hint = nearest_listed(unknown[1].partition("=")[0], options)
-            raise InputError(f"unknown option {unknown[1]}{hint or '; see broadopt-table --help'}")
-        raise InputError(f"{message}; see broadopt-table --help")
+            raise InputError(f"unknown option {unknown[1]}{hint or f'; see {self.prog} --help'}")
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 class Completion(argparse.Action):

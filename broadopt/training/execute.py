@@ -25,6 +25,8 @@ from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
+from broadopt.trackers.choose import check_installed
+from broadopt.trackers.live import NOT_TRACKED, Trackers, Tracking
 from broadopt.training.build import build
 from broadopt.training.conclude import conclude, conclude_unbuilt, reported
 from broadopt.training.loop import Training
@@ -34,13 +36,17 @@ from broadopt.training.progress import reporter
 log = logging.getLogger("broadopt")
 
 
-def execute(run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = None) -> None:
+def execute(
+    run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = None, trackers: Trackers | None = None
+) -> None:
     """Carry out one run, or show the result of one that is finished. `first`: where it repeats another, the environment
-    of that one's result.
+    of that one's result. `trackers`: those of the command, which gives them time to end; a run does not wait for its
+    own.
 
     Raises InputError, RunFailed, Interrupted, and LeftToAnother where another process is on the run.
     """
     execution = run.execution
+    check_installed(execution.tracker)
     device = choose_device(distributed.device_of(execution.device))
     processes = distributed.join(device)
     precision = choose_precision(run.recipe.precision, device)
@@ -60,7 +66,7 @@ def execute(run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = Non
     if not processes.is_first:
         if processes.from_first(False):
             with stop.deferred():
-                train(parts, run, recipe, folder, stop, None)
+                train(parts, run, recipe, folder, stop)
         return
     with only_writer(folder, wait=execution.wait, stop=stop) as alone:
         if processes.from_first(alone and not already_finished(folder, run, recipe, alone=True)):
@@ -69,7 +75,9 @@ def execute(run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = Non
                 stop.deferred(),
                 Heartbeat(folder, recipe.record(), device=device_name(device), size=parts.size) as beat,
             ):
-                train(parts, run, recipe, folder, stop, beat)
+                trackers = trackers or Trackers()
+                tracking = trackers.start(execution.tracker, recipe.record(), Path(execution.results_dir))
+                train(parts, run, recipe, folder, stop, beat, tracking)
         if not alone:
             raise LeftToAnother(f"another process is on {folder}: left to it (wait=true waits for it to end)")
 
@@ -117,16 +125,24 @@ def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: boo
     return True
 
 
-def train(parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop, beat: Heartbeat | None) -> None:
+def train(
+    parts: Parts,
+    run: RunConfig,
+    recipe: Recipe,
+    folder: Path,
+    stop: Stop,
+    beat: Heartbeat | None = None,
+    tracking: Tracking = NOT_TRACKED,
+) -> None:
     """Train by a decided recipe, in a folder that is this run's alone, from its newest checkpoint if it has one, and
-    write the result. Only the first of several processes reads and writes there, and it alone has a heartbeat.
+    write the result. Only the first of several processes reads and writes there, has a heartbeat and is tracked.
 
     Raises Interrupted and RunFailed; both leave a result that says so.
     """
     first = parts.processes.is_first
     if first:
         prepare(folder, run)
-    training = Training(parts, stop=stop, reporter=reporter())
+    training = Training(parts, stop=stop, reporter=reporter(tracking))
 
     def save() -> None:
         training.check_finite()
@@ -136,6 +152,7 @@ def train(parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop
 
     try:
         resume(training, folder, recipe)
+        tracking.rows(training.progress.history)
         if beat is not None:
             beat.follow(training.position)
         print(opening(parts, run, folder), end="", flush=True)
@@ -144,15 +161,16 @@ def train(parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop
         if first and network is not None:
             predictor.save(folder, network, recipe=recipe, classes=parts.data.classes)
     except (Interrupted, BrokenPipeError):
-        conclude(folder, training, recipe, "interrupted")
+        tracking.end(conclude(folder, training, recipe, "interrupted"))
         raise
     except Exception as error:
         if not first:
             raise
         reason = reported(error, folder)
-        conclude(folder, training, recipe, "failed", reason)
+        tracking.end(conclude(folder, training, recipe, "failed", reason))
         raise RunFailed(reason) from error
     result = conclude(folder, training, recipe, "finished")
+    tracking.end(result)
     if first:
         remove(checkpoint.files(folder))
         print(f"finished: {folder}\n{results.summary(result)}", flush=True)

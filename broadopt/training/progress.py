@@ -7,6 +7,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from broadopt.trackers.live import Tracking
+
 Means = Callable[[], tuple[float, float]]
 """Mean loss and accuracy in percent of the epoch so far; calling it waits for the device."""
 
@@ -31,9 +33,22 @@ class Reporter(Protocol):
         ...
 
 
-def reporter() -> Reporter:
-    """The one that suits where the output goes."""
-    return ProgressLine() if sys.stderr.isatty() else EpochLines()
+def reporter(tracking: Tracking) -> Reporter:
+    """The one that suits where the output goes; the trackers of the run are sent each row as well."""
+    return Tracked(ProgressLine() if sys.stderr.isatty() else EpochLines(), tracking)
+
+
+class Tracked:
+    """Another reporter, and trackers beside it."""
+
+    def __init__(self, shown: Reporter, tracking: Tracking) -> None:
+        self.start, self.batch, self.close = shown.start, shown.batch, shown.close
+        self.shown, self.tracking = shown, tracking
+
+    def row(self, row: dict[str, float], images_per_second: float) -> None:
+        """Send it, ahead of showing it, which a closed pipe ends."""
+        self.tracking.rows([row])
+        self.shown.row(row, images_per_second)
 
 
 class ProgressLine:

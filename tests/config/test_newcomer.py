@@ -28,8 +28,8 @@ KEYS = {
     "optimizer=adam": ": the optimiser is SGD with momentum; what is built on it is the method, method=sam for example",
     "optimizer.lr=1": '; did you mean "lr"?',
     **dict.fromkeys(
-        ("logger=x", "tracker=x", "wandb=true"),
-        ": the figures of a run are in history.csv and result.json of its folder; broadopt-table shows them",
+        ("logger=x", "wandb=true"),
+        ": the curves go to a tracker by tracker=tensorboard, wandb, mlflow or trackio, and to history.csv in any case",
     ),
     **dict.fromkeys(
         ("workers=3", "num_workers=3"),

@@ -508,6 +508,7 @@ EVERYTHING = ("method=asam", "collect=swa", "model=wrn28_2", "dataset=cifar10")
         "force=true",
         "wait=true",
         "plan=true",
+        "tracker=[wandb,mlflow]",
         "checkpoint.minutes=1",
     ],
 )
@@ -525,7 +526,7 @@ def test_identity_does_not_depend_on_where_the_data_lie_or_on_how_they_were_chec
 
 def test_execution_keys_are_exactly_those() -> None:
     speed = {"device", "memory_format", "compile", "cuda_graphs", "deterministic"}
-    assert set(EXECUTION) == speed | {"data_dir", "results_dir", "force", "wait", "plan", "checkpoint"}
+    assert set(EXECUTION) == speed | {"data_dir", "results_dir", "force", "wait", "plan", "tracker", "checkpoint"}
     run = run_config(compose(list(EVERYTHING)))
     record = run.recipe.decided(precision="fp32", fingerprint="sha256:0").record()
     values = run.values()

@@ -1,0 +1,272 @@
+"""What trackers are given: comparison with what they have, names, values; and what is refused."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from command import SMALL
+from in_process import said
+from omegaconf import OmegaConf
+from stored import RESNET20, record, store
+from tracked import EACH, held_by
+
+from broadopt.config.compose import compose, run_config
+from broadopt.errors import InputError
+from broadopt.runs import results
+from broadopt.runs.repeat import repeated
+from broadopt.trackers import trackio_run
+from broadopt.trackers.choose import PACKAGES, check_installed, opened
+from broadopt.trackers.record import TrackedRun, flat, points_of
+from broadopt.trackers.record import record as give
+
+CONFIG = record(RESNET20, "method=asam", seed=7)
+
+
+def losses(*values: float) -> dict[int, dict[str, float]]:
+    return {step: {"train/loss": value} for step, value in enumerate(values, start=1)}
+
+
+@pytest.mark.parametrize("tracker", EACH)
+def test_what_differs_from_the_history_is_sent_anew(
+    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    run = TrackedRun.of(CONFIG)
+    three, two, one = losses(1, 0.5, 0.25), losses(1, 0.75), losses(1)
+    given = [(three, "failed"), (three, "interrupted"), (two, "running"), (one, "finished")]
+    statuses = {
+        "mlflow": ["FAILED", "KILLED", "RUNNING", "FINISHED"],
+        "wandb": ["1", "1", "0", "0"],
+    }
+    for number, (points, state) in enumerate(given):
+        writer = opened(tracker, run, tmp_path)
+        give(writer, points, complete=state == "finished")
+        writer.finish(state)
+        # W&B itself adds an epoch where there is none, which every row of a history has.
+        held = held_by(tracker, tmp_path)
+        values = sorted(value for value in held.values if value[1] != "epoch")
+        assert values == [(step, "train/loss", found["train/loss"]) for step, found in points.items()]
+        assert held.state == (statuses[tracker][number] if tracker in statuses else None)
+
+
+class Memory:
+    """A tracker that notes what is done to it."""
+
+    def __init__(self, points: Mapping[int, Mapping[str, float]]) -> None:
+        self.points = {step: dict(values) for step, values in points.items()}
+        self.done: list[object] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.done.append((step, dict(values)))
+
+    def forget(self, step: int) -> None:
+        self.done.append(step)
+        self.points = {known: values for known, values in self.points.items() if known < step}
+
+    def finish(self, state: str) -> None:
+        self.done.append(state)
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "complete", "done"),
+    [
+        ({}, losses(3, 2), True, [(1, {"train/loss": 3}), (2, {"train/loss": 2})]),
+        (losses(3, 2), losses(3, 2), True, []),
+        (losses(3), losses(3, 2), False, [(2, {"train/loss": 2})]),
+        (losses(3), {1: {"train/loss": 3, "lr": 0.1}}, False, [(1, {"lr": 0.1})]),
+        (losses(3, 1 / 3), losses(3, 0.3333333432674408), True, []),  # as 32 bits
+        (losses(3, 2, 1), losses(3), False, []),  # resumed from an older checkpoint: the epochs are yet to come
+        (losses(3, 2, 1), losses(3, 2.1), False, [2, (2, {"train/loss": 2.1})]),
+        (losses(3, 2, 1), losses(3), True, [2]),
+    ],
+)
+def test_only_what_is_missing_is_sent(there: dict, given: dict, complete: bool, done: list) -> None:
+    tracker = Memory(there)
+    give(tracker, given, complete=complete)
+    assert tracker.done == done
+    given_again = Memory(tracker.points)
+    give(given_again, given, complete=complete)
+    assert given_again.done == []
+
+
+def test_points_are_at_whole_epochs() -> None:
+    rows = [{"epoch": 1.0, "lr": 0.1, "train_loss": 2.0}, {"epoch": 1.5, "lr": 0.05, "validation_nll": 3.0}]
+    metrics = {
+        "best": {"test_accuracy": 50.0, "epoch": 1.0},
+        "collected": {"1.25": {"test_nll": 1.0, "members": 2.0}},
+        "validation": {"last": {}, "best": {"validation_accuracy": 40.0, "epoch": 1.5}},
+    }
+    first = {"epoch": 1.0, "lr": 0.1, "train/loss": 2.0}
+    last = {"epoch": 1.5, "lr": 0.05, "validation/nll": 3.0}
+    final = {
+        "best/test_accuracy": 50.0,
+        "best/epoch": 1.0,
+        "collected/1.25/test_nll": 1.0,
+        "collected/1.25/members": 2.0,
+        "validation_best/validation_accuracy": 40.0,
+        "validation_best/epoch": 1.5,
+    }
+    assert points_of(rows) == {1: first, 2: last}
+    assert points_of(rows, metrics) == {1: first, 2: last | final}
+    assert points_of([], metrics) == {}
+
+
+def test_a_run_is_named_by_its_record() -> None:
+    run = TrackedRun.of(CONFIG)
+    folder = results.run_folder("anywhere", CONFIG)
+    assert run.name == folder.relative_to("anywhere/runs").as_posix() == f"{run.group}/{folder.name}"
+    assert run.group == "cifar100/resnet20/asam"
+    assert folder.name == f"seed7-{run.identity[:8]}"
+    assert run.hyperparameters["step.rho"] == CONFIG["step"]["rho"]
+    assert flat({"a": {"b": [1, 2.5], "c": None}, "d": True}) == {"a.b": "[1, 2.5]", "a.c": "null", "d": True}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("tracker", PACKAGES)
+def test_a_tracker_that_is_not_installed_is_refused(
+    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = PACKAGES[tracker][-1]
+    monkeypatch.setitem(sys.modules, package, None)  # as where there is none
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    line = f"tracker={tracker}: {package} is not installed: pip install 'broadopt[{tracker}]'\n"
+    assert said("broadopt-run", *SMALL, f"tracker={tracker}", cwd=tmp_path) == (2, "", f"broadopt-run: {line}")
+    assert not (tmp_path / "results").exists()
+    tmp_path.joinpath("results").mkdir()
+    assert said("broadopt-export", tracker, cwd=tmp_path) == (2, "", f"broadopt-export: {line}")
+
+
+def test_mlflow_on_a_server_needs_no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1")
+    check_installed(["mlflow"])
+
+
+def test_a_folder_of_a_trackers_name_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGES, "wandb", ("a_tracker",))
+    with pytest.raises(InputError, match=r"^tracker=wandb: a_tracker is not installed: "):
+        check_installed(["wandb"])
+
+
+EXPECTED = ": expected none, one of tensorboard, wandb, mlflow, trackio, or a list of them"
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("tensorbord", f'"tensorbord"{EXPECTED}; did you mean "tensorboard"?'),
+        ("tb", f'"tb"{EXPECTED}; did you mean "tensorboard"?'),
+        ("null", f'null{EXPECTED}; did you mean "none"?'),
+        ("true", f"true{EXPECTED}"),
+        ("[wandb,wandb]", f'["wandb", "wandb"]{EXPECTED}'),
+        ("[wandb,none]", f'["wandb", "none"]{EXPECTED}'),
+    ],
+)
+def test_a_tracker_that_there_is_not_is_refused(value: str, line: str, tmp_path: Path) -> None:
+    assert said("broadopt-run", *SMALL, f"tracker={value}", cwd=tmp_path) == (2, "", f"broadopt-run: tracker={line}\n")
+
+
+@pytest.mark.parametrize("name", trackio_run.REMOTE)
+def test_a_trackio_elsewhere_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "user/space")
+    with pytest.raises(ValueError, match=f"^{name} is set: expected a local trackio"):
+        trackio_run.opened(TrackedRun.of(CONFIG), tmp_path)
+
+
+NONE_OF = "is none of tensorboard, wandb, mlflow, trackio"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("", "the following arguments are required: TRACKER; see broadopt-export --help"),
+        ("wanddb results", f'tracker "wanddb" {NONE_OF}; did you mean "wandb"?'),
+        ("csv results", f'tracker "csv" {NONE_OF}'),
+        ("tensorboard nowhere", "results folder nowhere does not exist: expected the folder that holds runs/"),
+        (
+            "tensorboard results/a_file",
+            "results folder results/a_file is not a folder: expected the folder that holds runs/",
+        ),
+        ("tensorboard --out x", 'unknown option --out; did you mean "--output"?'),
+        ("--completion tcsh", '--completion "tcsh" is none of bash, zsh, fish'),
+    ],
+)
+def test_what_the_command_does_not_understand_is_one_line(arguments: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/a_file").touch()
+    assert said("broadopt-export", *arguments.split(), cwd=tmp_path) == (2, "", f"broadopt-export: {line}\n")
+
+
+def test_the_command_completes_its_trackers(tmp_path: Path) -> None:
+    code, script, errors = said("broadopt-export", "--completion", "bash", cwd=tmp_path)
+    assert (code, errors) == (0, "")
+    assert "words='tensorboard wandb mlflow trackio --help --output --completion'" in script
+    assert script.rstrip().endswith("complete -o default -F _broadopt_export broadopt-export")
+
+
+# What is exported
+
+
+def with_history(root: Path, *, seed: int, history: str | None) -> Path:
+    folder = store(root, record(RESNET20, "method=asam", seed=seed))
+    if history is not None:
+        (folder / "history.csv").write_text(history)
+    return folder
+
+
+def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    good = with_history(root, seed=1, history="epoch,lr,train_loss,test_accuracy\n1.0,0.1,2.5,\n2.0,0.1,2.25,40.0\n")
+    bad = {
+        with_history(root, seed=2, history=None): "it is finished and has no history.csv",
+        with_history(root, seed=3, history="epoch,lr\n1.0,nan\n"): "expected numbers, found nan",
+        with_history(root, seed=4, history="epoch,lr\n1.0,0.1,0.2\n"): "expected numbers, found ['0.2']",
+        with_history(root, seed=5, history="lr\n0.1\n"): "a row has no epoch",
+        with_history(root, seed=6, history="epoch,lr\n1.0,0.1\n"): "its checksum does not fit: edited or damaged",
+    }
+    edited = next(folder for folder in bad if folder.name.startswith("seed6"))
+    (edited / "result.json").write_text((edited / "result.json").read_text().replace('"epoch": 3', '"epoch": 4'))
+
+    code, output, errors = said("broadopt-export", "tensorboard", cwd=tmp_path)
+
+    assert (code, output) == (0, "tensorboard: 1 run (1 finished)\n")
+    lines = [f"broadopt-export: left out: {folder.relative_to(root)}: {reason}" for folder, reason in bad.items()]
+    assert sorted(errors.splitlines()) == sorted(lines)
+    held = held_by("tensorboard", root)
+    assert held.name == good.relative_to(root / "runs").as_posix()
+    curves = [value for value in held.values if value[1] in ("train/loss", "test/accuracy")]
+    assert sorted(curves) == [(1, "train/loss", 2.5), (2, "test/accuracy", 40.0), (2, "train/loss", 2.25)]
+
+
+def test_nothing_to_export_is_said(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    assert said("broadopt-export", "tensorboard", cwd=tmp_path) == (0, "tensorboard: 0 runs\n", "")
+
+
+def test_a_tracker_that_fails_ends_the_export(tmp_path: Path) -> None:
+    folder = with_history(tmp_path / "results", seed=1, history="epoch,lr\n1.0,0.1\n")
+    (tmp_path / "results/tensorboard").write_text("no folder")
+    code, output, errors = said("broadopt-export", "tensorboard", cwd=tmp_path)
+    name = folder.relative_to(tmp_path / "results/runs")
+    assert (code, output) == (1, "")
+    (line,) = errors.splitlines()
+    assert line.startswith(f"broadopt-export: tensorboard: {name} could not be sent: ")
+
+
+# What was there before
+
+
+def test_a_config_from_before_there_were_trackers_is_repeated(tmp_path: Path) -> None:
+    values = run_config(compose(["experiment=quickstart"])).values()
+    assert values.pop("tracker") == []
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(values))
+    assert repeated([f"repeat={tmp_path}"]).run.execution.tracker == []
+    assert repeated([f"repeat={tmp_path}", "tracker=wandb"]).run.execution.tracker == ["wandb"]
+    assert repeated([f"repeat={tmp_path}", "tracker=[mlflow, wandb]"]).run.execution.tracker == ["mlflow", "wandb"]
