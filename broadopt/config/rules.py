@@ -81,6 +81,7 @@ RULES = {
     "force": _flag(),
     "wait": _flag(),
     "plan": _flag(),
+    "objective": _choice("auto", "validation_accuracy", "validation_nll", "test_accuracy", "test_nll"),
     "checkpoint.minutes": _number(0, "a number of minutes >= 0"),
     "checkpoint.predictor": _flag(),
     "dataset.name": _name(),

@@ -5,22 +5,23 @@ import logging
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.run_config import DatasetConfig, RunConfig
-from broadopt.errors import InputError, Interrupted, RunFailed
+from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
 from broadopt.runs import heartbeat, results
 from broadopt.runs.folders import scan
+from broadopt.runs.objective import Outcome, value
 
 log = logging.getLogger("broadopt")
 
@@ -39,6 +40,8 @@ class Planned:
     """As it was asked for: auto is any."""
     dataset: DatasetConfig
     """Where the data lie."""
+    place: str = ""
+    """Which run of the sweep it is, in words."""
 
     @classmethod
     def of(cls, overrides: Sequence[str], run: RunConfig, *, processes: int) -> "Planned":
@@ -72,11 +75,15 @@ class Ended:
     """None where it has not come to an end of its own."""
     output: Path
 
-    def line(self) -> str:
-        """The last line that it wrote on stderr or stdout."""
+    def last_line(self) -> str:
+        """Of what it wrote on stderr or stdout; nothing where that is nothing."""
         text = self.output.read_text(errors="replace") if self.output.exists() else ""
-        lines = [line for line in text.splitlines() if line.strip()]
-        return f"{lines[-1].removeprefix('broadopt-run: ')} (see {self.output})" if lines else f"see {self.output}"
+        return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+    def line(self) -> str:
+        """The line in which it says why it has ended, and where there is more."""
+        last = self.last_line()
+        return f"{last.removeprefix('broadopt-run: ')} (see {self.output})" if last else f"see {self.output}"
 
 
 class SweepLauncher(BasicLauncher):
@@ -98,22 +105,35 @@ class SweepLauncher(BasicLauncher):
             for overrides, run in zip(job_overrides, runs, strict=True)
         ]
         session: Any = getattr(self.task_function, "__self__", None)
-        session.runs += len(planned)
         root = Path(runs[0].execution.results_dir)
+        planned = [
+            replace(one, place=session.sweep.place(initial_job_idx + place, one.overrides))
+            for place, one in enumerate(planned)
+        ]
         under_way = self.look(root)
         finished, running = known(root)
-        left, elsewhere = [], 0
+        left, others = [], []
         for one, run in zip(planned, runs, strict=True):
             if one.is_among(finished) and not run.execution.force:
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
             elif one.name not in under_way and one.is_among(running):
                 print(f"running already: {' '.join(one.overrides)}", flush=True)
-                elsewhere += 1
+                others.append(one.name)
             else:
                 left.append(one)
-        session.elsewhere += elsewhere
-        self.report(session, self.launch_elsewhere(left, root) if left else [])
-        return []
+        ended = {one.planned.name: one for one in (self.launch_elsewhere(left, root) if left else [])}
+        waited_for = [
+            (one, run)
+            for one, run in zip(planned, runs, strict=True)
+            if one.name in ended or one not in left  # the rest is submitted, and nobody waits for it
+        ]
+        found = outcomes(waited_for, root)
+        return [
+            returned(
+                one, LeftToAnother() if one.name in others else found.get(one.name) or what_became(ended[one.name])
+            )
+            for one, _ in waited_for
+        ]
 
     def look(self, root: Path) -> Container[str]:
         """Names of the runs that are under way and can be followed; read ahead of the results, so that a run that ends
@@ -125,20 +145,33 @@ class SweepLauncher(BasicLauncher):
         """Carry out runs whose results go below `root`; returns those that have ended."""
         raise NotImplementedError
 
-    def report(self, session: Any, ended: Iterable[Ended]) -> None:
-        """Keep failures as if the runs had been carried out here. Raises Interrupted where a run can go on."""
-        stopped = 0
-        for one in ended:
-            if one.code == 2:
-                session.note(InputError(one.line()), list(one.planned.overrides), sweep=True)
-            elif one.code == 1:
-                session.note(RunFailed(one.line()), list(one.planned.overrides), sweep=True)
-            elif one.code == 3:
-                session.elsewhere += 1
-            elif one.code != 0:
-                stopped += 1
-        if stopped and not session.failed:
-            raise Interrupted(f"{stopped} of the sweep's runs not being finished")
+
+def what_became(ended: Ended) -> Exception:
+    """Of a run that has not finished, as the exception that it would have raised here."""
+    kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: InputError, 3: LeftToAnother}
+    return kinds.get(ended.code, Stopped)(ended.line())
+
+
+def returned(one: Planned, what: Outcome | Exception) -> JobReturn:
+    """What Hydra's own launcher returns of a run with this outcome."""
+    status = JobStatus.FAILED if isinstance(what, Exception) else JobStatus.COMPLETED
+    return JobReturn(overrides=one.overrides, status=status, _return_value=what)
+
+
+def outcomes(planned: Iterable[tuple[Planned, RunConfig]], root: Path) -> dict[str, Outcome]:
+    """By the runs' names what has become of those that are finished below `root`."""
+    by_key = defaultdict(list)
+    for result in results.read_all(root)[0]:
+        if result["state"] == "finished":
+            by_key[key(result["config"])].append(result)
+    found = {}
+    for one, run in planned:
+        for result in by_key[one.key]:
+            if one.is_among({one.key: {variant(result["config"])}}):
+                found[one.name] = Outcome(
+                    value(result["metrics"], run.objective), str(root), root / str(result["folder"])
+                )
+    return found
 
 
 def key(record: dict[str, Any]) -> str:

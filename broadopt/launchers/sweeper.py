@@ -7,11 +7,13 @@ copies, in which the seed has no part in what else is chosen. Of those that are 
 
 import copy
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -19,6 +21,10 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from broadopt.launchers.place import Sweep
+from broadopt.launchers.session import Session
+from broadopt.launchers.watched import WatchedLauncher
 
 
 class OnceSweeper(BasicSweeper):
@@ -29,30 +35,65 @@ class OnceSweeper(BasicSweeper):
         loader: Any = OnceLoader(hydra_context.config_loader)
         context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
-        session = getattr(task_function, "__self__", None)
-        self.launcher: Any = PlanningLauncher(self.launcher, config, loader, session)
+        self.session: Session = getattr(task_function, "__self__", None) or Session()
+        self.launcher: Any = PlanningLauncher(self.launcher, config, context, task_function, self.session)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose what the runs are copies of. Raises Hydra's error for one that cannot be composed."""
         assert self.hydra_context is not None
         loader: Any = self.hydra_context.config_loader
-        for overrides in batch:
-            loader.original(self.config, list(overrides))
+        originals = [loader.original(self.config, list(overrides)) for overrides in batch]
+        if self.session.sweep is None:
+            assert self.config is not None
+            self.session.sweep = Sweep.of(self.config, sum(map(len, self.overrides or [])))
+            if mixed := mixed_protocols(batch, originals):
+                print(mixed, file=sys.stderr, flush=True)
+
+
+def mixed_protocols(batch: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> str:
+    """A line where runs that differ in their method, step or collector alone are trained by several protocols, which
+    nobody has named: empty otherwise.
+    """
+    compared: dict[tuple[str, ...], dict[str, str]] = {}
+    for overrides, config in zip(batch, configs, strict=True):
+        if any(override.startswith("protocol=") for override in overrides):
+            continue
+        alike = tuple(one for one in overrides if one.partition("=")[0] not in ("method", "step", "collect", "seed"))
+        name = str(config.hydra.runtime.choices["protocol"])
+        method = " ".join(one.partition("=")[2] for one in overrides if one not in alike and _seed(one) is None)
+        compared.setdefault(alike, {})[method] = name
+    for methods in compared.values():
+        if len(set(methods.values())) > 1:
+            by = ", ".join(
+                f"{' and '.join(method for method in methods if methods[method] == name)} by {name}"
+                for name in dict.fromkeys(methods.values())
+            )
+            last = list(methods.values())[-1]
+            return f"two recipes are compared, not methods alone: {by}; protocol={last} trains all by one"
+    return ""
 
 
 class PlanningLauncher:
-    """Another launcher, except that a run which differs from a planned one in its seed alone is planned like it."""
+    """Another launcher, except that runs which are only planned are planned here, and one which differs from a planned
+    one in its seed alone like it.
+    """
 
-    def __init__(self, launcher: Any, config: DictConfig, loader: "OnceLoader", session: Any) -> None:
-        self._launcher, self._config, self._loader, self._session = launcher, config, loader, session
+    def __init__(
+        self, launcher: Any, config: DictConfig, context: HydraContext, task_function: TaskFunction, session: Session
+    ) -> None:
+        self._launcher, self._config, self._context, self._session = launcher, config, context, session
+        self._task_function = task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """As the other launcher."""
-        originals = [self._loader.original(self._config, list(overrides)) for overrides in job_overrides]
-        if not all(original.plan is True and _is_free_of_the_seed(original) for original in originals):
-            found: Sequence[JobReturn] = self._launcher.launch(job_overrides, initial_job_idx)
-            return found
-        returns: list[JobReturn] = []
+        """As the other launcher. Nothing is returned: BasicSweeper would end a sweep by its first failure."""
+        loader: Any = self._context.config_loader
+        originals = [loader.original(self._config, list(overrides)) for overrides in job_overrides]
+        if not all(original.plan is True for original in originals):
+            self._launcher.launch(job_overrides, initial_job_idx)
+            return []
+        here = BasicLauncher()
+        here.setup(hydra_context=self._context, task_function=self._task_function, config=self._config)
+        planner = WatchedLauncher(here, self._session, self._config)
         plans: dict[int, Any] = {}
         for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
             seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
@@ -60,10 +101,10 @@ class PlanningLauncher:
                 self._session.plan_like(plans[id(original)], seed)
                 continue
             self._session.latest = None
-            returns += self._launcher.launch([overrides], initial_job_idx + place)
-            if self._session.latest is not None:
+            planner.launch([overrides], initial_job_idx + place)
+            if self._session.latest is not None and _is_free_of_the_seed(original):
                 plans[id(original)] = self._session.latest
-        return returns
+        return []
 
 
 def _is_free_of_the_seed(config: DictConfig) -> bool:
@@ -82,7 +123,13 @@ class OnceLoader:
         self._originals: dict[tuple[str, ...], DictConfig] = {}
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._loader, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a launcher's own processes: each composes its one run."""
+        return {"_loader": self._loader, "_originals": {}}
 
     def original(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
         """The config of a run with these overrides or with others that differ from them in the seed."""

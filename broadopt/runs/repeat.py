@@ -68,6 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"repeat={path.parent}: expected a run folder, one with a config.yaml") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {reason(error)}") from error
+    if isinstance(values, dict):
+        values.setdefault("objective", "auto")  # runs of earlier versions are without it
     if not isinstance(values, dict) or (missing := sorted({*RECIPE, *EXECUTION} - values.keys())):
         found = f"{missing[0]} is missing" if isinstance(values, dict) else f"found a {type(values).__name__}"
         raise InputError(f"{path}: expected the config of a run; {found}")
