@@ -12,13 +12,15 @@ import hydra
 
 from broadopt import __version__, launchers, streams
 from broadopt.completion import completion
-from broadopt.config.arguments import is_sweep, prepared
+from broadopt.config.arguments import ignored_folders, is_sweep, prepared
 from broadopt.config.compose import register_resolvers
 from broadopt.config.messages import one_line
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError, Interrupted, printable
 from broadopt.launchers.session import Session, unforeseen
 from broadopt.runs.objective import Outcome, is_minimised
+
+log = logging.getLogger("broadopt")
 
 
 def main() -> None:
@@ -69,6 +71,8 @@ def command(session: Session) -> None:
     sys.argv[1:] = prepared(sys.argv[1:])
     if (offered := completion(sys.argv[1:], os.environ.get("COMP_LINE", ""))) is not None:
         return print(offered)
+    for line in ignored_folders(sys.argv[1:]):
+        log.warning("%s", line)
     launchers.register(session)
     hydra.main(config_path=str(config_dir()), config_name="run", version_base="1.3")(session.task)()
     if session.runs == 0 and is_sweep(sys.argv[1:]):
@@ -126,7 +130,8 @@ def show_sweep(session: Session) -> None:
         choose = min if is_minimised(session.objective) else max
         swept, best = choose(session.finished, key=lambda run: run[1])
         count, name = len(session.finished), session.objective.replace("_", " ")
-        print(f"best of {count} by {name}: {float(best):.4f} with {printable(swept)}: {best.folder}", flush=True)
+        folder = os.path.relpath(best.folder)
+        print(f"best of {count} by {name}: {float(best):.4f} with {printable(swept)}: {folder}", flush=True)
 
 
 def table_of_runs(outcomes: Sequence[Outcome]) -> str:
@@ -136,7 +141,7 @@ def table_of_runs(outcomes: Sequence[Outcome]) -> str:
     from broadopt.tables import formats, runs_table
     from broadopt.tables.match import Recipes
 
-    folders: dict[str, set[Path]] = {}
+    folders: dict[Path, set[Path]] = {}
     for outcome in outcomes:
         folders.setdefault(outcome.results_dir, set()).add(outcome.folder)
     found = [result for root, own in folders.items() for result in read_all(root, sorted(own))[0]]

@@ -24,6 +24,7 @@ def register(session: "Session") -> None:
     from broadopt.launchers.local import LocalLauncher
     from broadopt.launchers.slurm import SlurmLauncher
     from broadopt.launchers.sweeper import OnceSweeper
+    from broadopt.launchers.tidy import Tidy
     from broadopt.launchers.watched import watch
 
     if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:
@@ -34,4 +35,5 @@ def register(session: "Session") -> None:
         plugin.__module__ = MODULE
         setattr(module, plugin.__name__, plugin)
         plugins.register(plugin)
+    vars(module)["Tidy"] = Tidy  # by its own name: launchers send it to processes of theirs
     watch(plugins, session)

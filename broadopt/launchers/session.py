@@ -1,6 +1,7 @@
 """The runs of one command line: each is carried out here, or in a process that somebody's launcher has made."""
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -89,6 +90,7 @@ class Session:
         the launcher has for them, which may put the job back into a queue.
         """
         global stopped_by
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)  # at the level that hydra.verbose has set
         self.stop = Stop()
         try:
             if stopped_by is not None:
@@ -162,9 +164,10 @@ class Session:
         if found is None:
             return None
         folder, result = found
+        line = f"{place}{results.line(result)}"
         if place:
-            print(f"{place}{results.line(result)}", flush=True)
-        return Outcome(value(result["metrics"], run.objective), run.execution.results_dir, folder)
+            print(line, flush=True)
+        return Outcome(value(result["metrics"], run.objective), run.execution.results_dir, folder, line)
 
     def plan_like(self, planned: "tuple[Recipe, Cost]", seed: int) -> None:
         """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""

@@ -63,7 +63,7 @@ class Planned:
     def command(self, *, processes: int = 1) -> list[str]:
         """The words that carry it out alone, on `processes` devices of one machine."""
         starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
-        return [sys.executable, *starter, "-m", "broadopt.run", *own_folder(sys.argv[1:]), *self.overrides]
+        return [sys.executable, *starter, "-m", "broadopt.run", *for_each_run(sys.argv[1:]), *self.overrides]
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,8 @@ def outcomes(planned: Iterable[tuple[Planned, RunConfig]], root: Path) -> dict[s
     for one, run in planned:
         for result in by_key[one.key]:
             if one.is_among({one.key: {variant(result["config"])}}):
-                found[one.name] = Outcome(
-                    value(result["metrics"], run.objective), str(root), root / str(result["folder"])
-                )
+                number, line = value(result["metrics"], run.objective), f"{one.place}{results.line(result)}"
+                found[one.name] = Outcome(number, root, root / result["folder"], line)
     return found
 
 
@@ -224,12 +223,20 @@ def variant(record: dict[str, Any]) -> tuple[str, str | None]:
     return record["precision"], record["dataset"]["fingerprint"]
 
 
-def own_folder(arguments: Sequence[str]) -> list[str]:
-    """The option that names the user's own configs, as it is on the command line."""
+OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.mode")
+"""Beginnings of Hydra's own keys that say how a sweep is carried out."""
+
+
+def for_each_run(arguments: Sequence[str]) -> list[str]:
+    """What of the sweep's command line each of its runs needs besides its overrides: the option that names the user's
+    own configs, and Hydra's own keys, but for those of the sweep.
+    """
     from hydra._internal.utils import get_args_parser
 
-    folder = get_args_parser().parse_known_args(list(arguments))[0].config_dir
-    return ["--config-dir", folder] if folder else []
+    given = get_args_parser().parse_known_args(list(arguments))[0]
+    own = [one for one in given.overrides if one.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    folder = ["--config-dir", given.config_dir] if given.config_dir else []
+    return folder + [one for one in own if not one.lstrip("+~").startswith(OF_THE_SWEEP)]
 
 
 def quoted(words: Iterable[str]) -> str:

@@ -68,8 +68,8 @@ def mixed_protocols(batch: Sequence[Sequence[str]], configs: Sequence[DictConfig
                 f"{' and '.join(method for method in methods if methods[method] == name)} by {name}"
                 for name in dict.fromkeys(methods.values())
             )
-            last = list(methods.values())[-1]
-            return f"two recipes are compared, not methods alone: {by}; protocol={last} trains all by one"
+            names = " or ".join(f"protocol={name}" for name in dict.fromkeys(methods.values()))
+            return f"recipes are compared, not methods alone: {by}; {names} trains all by one"
     return ""
 
 

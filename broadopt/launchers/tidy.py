@@ -17,10 +17,11 @@ class Tidy(Callback):
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """A sweep's run has a folder by its results; that of Hydra remains where something was written into it."""
-        if config.hydra.mode == RunMode.MULTIRUN:
+        """A run has a folder among the results; that of Hydra remains where something was written into it."""
+        folder = Path(config.hydra.runtime.output_dir)
+        if config.hydra.mode == RunMode.MULTIRUN or folder != Path.cwd():
             with suppress(OSError):
-                Path(config.hydra.runtime.output_dir).rmdir()
+                folder.rmdir()
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """The session has kept the failure and reports it in one line; Hydra would raise it once more."""

@@ -24,11 +24,14 @@ from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.launchers.place import Sweep
 from broadopt.launchers.session import Session
 from broadopt.launchers.workers import STOPPABLE, stopping_workers
-from broadopt.runs.objective import is_minimised
+from broadopt.runs.objective import Outcome, is_minimised
 
 log = logging.getLogger("broadopt")
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+SILENT = "hydra_plugins.hydra_submitit_launcher"
+"""Launchers whose runs print into files of their own."""
 
 
 def watch(plugins: Plugins, session: Session) -> None:
@@ -74,6 +77,10 @@ class WatchedLauncher(Launcher):
             self._checked = True
         returns = self._launched(job_overrides, initial_job_idx)
         session.runs += len(job_overrides)
+        if type(self.launcher).__module__.startswith(SILENT):
+            for returned in returns:
+                if isinstance(returned._return_value, Outcome):
+                    print(returned._return_value.line, flush=True)
         # Of runs that are submitted, and not waited for, nothing is returned.
         stopped = [session.take(*run) for run in zip(job_overrides, returns, strict=False)].count(False)
         session.stop.check()
@@ -122,8 +129,8 @@ class WatchedLauncher(Launcher):
             raise InputError(f"hydra.sweeper.direction={direction}: expected {meant} for objective={objective}")
         if objective.startswith("test"):
             log.warning(
-                "objective=%s: choosing by the test set is choosing by the test set: the best value is no estimate for "
-                "new images; dataset.validation=5000 holds images out to choose by",
+                "objective=%s: the sweep chooses by the test set, so its best value is no estimate for new images; "
+                "dataset.validation=5000 holds out images to choose by",
                 objective,
             )
 

@@ -27,6 +27,7 @@ def stopping_workers(stop: Stop) -> Iterator[None]:
                     with suppress(ProcessLookupError):
                         # SIGTERM, whatever arrived: of a second SIGINT, after that of a terminal, they would die.
                         os.kill(process, signal.SIGTERM)
+                print(f"{stop.requested}: the runs save their state and end", flush=True)
                 return
 
     watcher = threading.Thread(target=pass_on, daemon=True)

@@ -8,18 +8,20 @@ from typing import Any
 class Outcome(float):
     """The objective of a finished run, and where its result lies. Sweepers take it for the number that it is."""
 
-    results_dir: str
+    results_dir: Path
     folder: Path
+    line: str
+    """The result in a line."""
 
-    def __new__(cls, objective: float, results_dir: str, folder: Path) -> "Outcome":
-        """A number with two attributes."""
+    def __new__(cls, objective: float, results_dir: str | Path, folder: Path, line: str) -> "Outcome":
+        """A number with attributes. Its paths are absolute: hydra.job.chdir leaves the folder that others begin in."""
         found = super().__new__(cls, objective)
-        found.results_dir, found.folder = results_dir, folder
+        found.results_dir, found.folder, found.line = Path(results_dir).absolute(), folder.absolute(), line
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For the way back from a worker process: a float would be made anew without the rest."""
-        return type(self), (float(self), self.results_dir, self.folder)
+        return type(self), (float(self), self.results_dir, self.folder, self.line)
 
 
 def is_minimised(name: str) -> bool:
