@@ -1,4 +1,4 @@
-"""How the runs of a sweep are distributed: over a Slurm cluster, or over one machine's devices."""
+"""The runs of a command line, and how those of a sweep are distributed: over a cluster, one machine, or by others."""
 
 import importlib.util
 import sys

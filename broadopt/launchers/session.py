@@ -99,6 +99,7 @@ class Session:
                 return carry_out()
         except Interrupted as signal:
             stopped_by = str(signal)
+            self.stop = Stop()  # a job that is put back into a queue takes this session along, without its handlers
             hand_on(stopped_by)
             # An Exception is kept by Hydra as what became of this run; any other would have its siblings killed.
             raise Stopped(stopped_by) from signal
@@ -181,7 +182,7 @@ class Session:
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> InputError | RunFailed:
         """Keep a failure for the summary; a sweep, which goes on, reports it at once as well. Returns `error`."""
         where = printable(" ".join(overrides)) if sweep else ""
-        if self.show_traces:
+        if self.show_traces and sys.exc_info()[0] is not None:  # what a worker raises has left its traceback there
             traceback.print_exc()
         if sweep and os.getpid() == self.process:  # what a worker raises is said where it arrives
             print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)

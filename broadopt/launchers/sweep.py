@@ -1,12 +1,9 @@
 """What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
-import json
-import logging
 import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,9 @@ from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
-from broadopt.runs import heartbeat, results
-from broadopt.runs.folders import scan
+from broadopt.launchers.known import Runs, fingerprint, key, known, variant
+from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
-
-log = logging.getLogger("broadopt")
-
-Runs = dict[str, set[tuple[str, str | None]]]
-"""Of the runs of each key, the precision that each is computed in and the fingerprint of its data."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +102,21 @@ class SweepLauncher(BasicLauncher):
             replace(one, place=session.sweep.place(initial_job_idx + place, one.overrides))
             for place, one in enumerate(planned)
         ]
+        left, others = self._sorted_out(planned, runs, root)
+        ended = {one.planned.name: one for one in (self.launch_elsewhere(left, root) if left else [])}
+        waited_for = [
+            (one, run)
+            for one, run in zip(planned, runs, strict=True)
+            if one.name in ended or one not in left  # the rest is submitted, and nobody waits for it
+        ]
+        found: dict[str, Outcome | Exception] = {one.name: what_became(ended.get(one.name)) for one, _ in waited_for}
+        found |= outcomes(waited_for, root) | {one.name: LeftToAnother() for one in others}
+        return [returned(one, found[one.name]) for one, _ in waited_for]
+
+    def _sorted_out(
+        self, planned: Sequence[Planned], runs: Sequence[RunConfig], root: Path
+    ) -> tuple[list[Planned], list[Planned]]:
+        """Those that are left to do, and those that others are on; what is not, and why, is said."""
         under_way = self.look(root)
         finished, running = known(root)
         left, others = [], []
@@ -118,22 +125,10 @@ class SweepLauncher(BasicLauncher):
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
             elif one.name not in under_way and one.is_among(running):
                 print(f"running already: {' '.join(one.overrides)}", flush=True)
-                others.append(one.name)
+                others.append(one)
             else:
                 left.append(one)
-        ended = {one.planned.name: one for one in (self.launch_elsewhere(left, root) if left else [])}
-        waited_for = [
-            (one, run)
-            for one, run in zip(planned, runs, strict=True)
-            if one.name in ended or one not in left  # the rest is submitted, and nobody waits for it
-        ]
-        found = outcomes(waited_for, root)
-        return [
-            returned(
-                one, LeftToAnother() if one.name in others else found.get(one.name) or what_became(ended[one.name])
-            )
-            for one, _ in waited_for
-        ]
+        return left, others
 
     def look(self, root: Path) -> Container[str]:
         """Names of the runs that are under way and can be followed; read ahead of the results, so that a run that ends
@@ -146,8 +141,10 @@ class SweepLauncher(BasicLauncher):
         raise NotImplementedError
 
 
-def what_became(ended: Ended) -> Exception:
+def what_became(ended: Ended | None) -> Exception:
     """Of a run that has not finished, as the exception that it would have raised here."""
+    if ended is None:  # its result was there, and is there no more
+        return Stopped("its result has gone")
     kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: InputError, 3: LeftToAnother}
     return kinds.get(ended.code, Stopped)(ended.line())
 
@@ -171,56 +168,6 @@ def outcomes(planned: Iterable[tuple[Planned, RunConfig]], root: Path) -> dict[s
                 number, line = value(result["metrics"], run.objective), f"{one.place}{results.line(result)}"
                 found[one.name] = Outcome(number, root, root / result["folder"], line)
     return found
-
-
-def key(record: dict[str, Any]) -> str:
-    """Of a recorded config what is known before the run: all but the precision and the fingerprint of the data."""
-    dataset = {name: value for name, value in record["dataset"].items() if name != "fingerprint"}
-    return identity_of({name: value for name, value in record.items() if name != "precision"} | {"dataset": dataset})
-
-
-_fingerprints: dict[str, str | None] = {}
-
-
-def fingerprint(dataset: DatasetConfig) -> str | None:
-    """The fingerprint of the data that a config leads to; "unknown" where they are not within reach.
-
-    They are read once, but for those that are either the published ones or refused.
-    """
-    from broadopt.data.datasets import read
-
-    if dataset.target.get("verify"):
-        return None
-    place = json.dumps(dataset.values(), sort_keys=True)
-    if place not in _fingerprints:
-        try:
-            _fingerprints[place] = read(dataset).fingerprint
-        except InputError:  # the machine that starts the runs need not have what theirs have: left to the runs
-            _fingerprints[place] = "unknown"
-    return _fingerprints[place]
-
-
-def known(root: Path) -> tuple[Runs, Runs]:
-    """The runs below `root` that are finished, and those that a process is on."""
-    paths, left_out = scan(root, results.NAME, heartbeat.NAME)
-    for line in left_out:
-        log.warning("left out: %s", line)
-    folders = sorted({path.parent for path in paths})
-    finished, running = defaultdict(set), defaultdict(set)
-    for result in results.read_all(root, folders)[0]:
-        if result["state"] == "finished":
-            finished[key(result["config"])].add(variant(result["config"]))
-    for folder in folders:
-        with suppress(ValueError, OSError):  # a heartbeat that cannot be read is none
-            progress = heartbeat.read(folder)
-            if progress is not None and heartbeat.is_alive(folder, progress):
-                running[key(progress["config"])].add(variant(progress["config"]))
-    return finished, running
-
-
-def variant(record: dict[str, Any]) -> tuple[str, str | None]:
-    """The precision and the fingerprint of the data of a recorded config."""
-    return record["precision"], record["dataset"]["fingerprint"]
 
 
 OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.mode")

@@ -23,7 +23,7 @@ from broadopt.config.compose import run_config
 from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.launchers.place import Sweep
 from broadopt.launchers.session import Session
-from broadopt.launchers.workers import STOPPABLE, stopping_workers
+from broadopt.launchers.workers import is_stoppable, stopping_workers
 from broadopt.runs.objective import Outcome, is_minimised
 
 log = logging.getLogger("broadopt")
@@ -96,7 +96,7 @@ class WatchedLauncher(Launcher):
             if self.is_own:
                 return self.launcher.launch(job_overrides, initial_job_idx)
             try:
-                if not type(self.launcher).__module__.startswith(STOPPABLE):
+                if not is_stoppable(self.launcher):
                     return self.launcher.launch(job_overrides, initial_job_idx)
                 with stopping_workers(stop):
                     return self.launcher.launch(job_overrides, initial_job_idx)
@@ -137,6 +137,8 @@ class WatchedLauncher(Launcher):
     def _direction(self) -> str | None:
         """What the sweeper strives for, where it says so in a word."""
         direction = OmegaConf.select(self.config, "hydra.sweeper.direction")
+        if OmegaConf.is_list(direction):
+            raise InputError(f"hydra.sweeper.direction={direction}: expected one direction, as a run has one objective")
         name = getattr(direction, "name", direction)
         return name if name in ("minimize", "maximize") else None
 

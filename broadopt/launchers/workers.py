@@ -9,8 +9,17 @@ from pathlib import Path
 
 from broadopt.signals import Stop
 
-STOPPABLE = ("hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher")
-"""Launchers whose processes may get a signal: all of them carry out runs, or ignore it."""
+STOPPABLE = (
+    "hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+)
+"""Launchers, below hydra_plugins, whose processes may get a signal: all of them carry out runs, or ignore it."""
+
+
+def is_stoppable(launcher: object) -> bool:
+    """Whether `stopping_workers` has anything to say to the processes of this launcher."""
+    kind = type(launcher)
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("hydra_plugins.") in STOPPABLE
 
 
 @contextmanager

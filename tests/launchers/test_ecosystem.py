@@ -1,5 +1,6 @@
 """Hydra's launchers, sweepers, callbacks and options with broadopt-run: the real packages of others."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -148,6 +149,22 @@ def test_a_signal_to_the_command_saves_the_runs_of_joblibs_workers_and_the_sweep
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("going on from ") == 2
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 2
+
+
+@pytest.mark.long
+def test_a_job_that_submitit_is_to_preempt_saves_its_state_and_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
+    """On USR2, as Slurm sends it; submitit's own handler then puts the job back into its queue."""
+    sweep = ("-m", "hydra/launcher=submitit_local", *SMALL, "budget=2", "seed=1")
+    process = start(*sweep, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted-PID"))
+    until(lambda: list(tmp_path.glob("halted-*")), process)
+    (file,) = tmp_path.glob("halted-*")
+    os.kill(int(file.name.removeprefix("halted-")), signal.SIGUSR2)
+    file.unlink()
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"]
+    (errors,) = sweep_folder(tmp_path).glob(".submitit/*/*_log.err")
+    assert errors.read_text().count("going on from ") == 1
 
 
 def diary(cwd: Path, *arguments: str, code: int) -> list[str]:
