@@ -96,6 +96,7 @@ class SweepLauncher(BasicLauncher):
             Planned.of(overrides, run, processes=self.processes)
             for overrides, run in zip(job_overrides, runs, strict=True)
         ]
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # sweepers write into it
         session: Any = getattr(self.task_function, "__self__", None)
         root = Path(runs[0].execution.results_dir)
         planned = [

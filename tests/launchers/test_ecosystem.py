@@ -3,10 +3,11 @@
 import os
 import signal
 from pathlib import Path
+from shutil import rmtree
 
 import hydra
 import pytest
-from command import SMALL, Sweep, finish, folders, halted, result, run, start, until
+from command import SMALL, Sweep, finish, folders, halted, result, run, start, stopped, until
 from in_process import said
 from omegaconf import OmegaConf
 
@@ -37,33 +38,20 @@ def test_a_failed_run_is_named_whoever_carries_it_out(launcher: str, tmp_path: P
     assert {path.name for path in sweep_folder(tmp_path).iterdir()} - {".submitit"} == {"multirun.yaml"}
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, tuple[str, ...]]":
-    """SAM's radius searched by Optuna on held-out images; the folder and the command."""
-    search = (
-        "hydra/sweeper=optuna",
-        "hydra.sweeper.n_trials=3",
-        "hydra.sweeper.n_jobs=2",
-        "hydra.sweeper.sampler.seed=1",
-    )
-    command = (
-        "-m",
-        *search,
-        "hydra.sweeper.direction=maximize",
-        *SMALL,
-        "budget=1",
-        "method=sam",
-        "dataset.validation=200",
-    )
-    return tmp_path_factory.mktemp("searched"), (*command, "step.rho=interval(0.01,0.5)")
-
-
-def test_optuna_finds_the_radius_that_is_best_on_held_out_images_and_goes_on_from_what_is_finished(
-    searched: "tuple[Path, tuple[str, ...]]",
+def test_optuna_finds_the_radius_that_is_best_on_held_out_images_and_goes_on_after_an_interruption(
+    tmp_path: Path,
 ) -> None:
-    cwd, command = searched
+    cwd = tmp_path
+    optuna = "hydra/sweeper=optuna hydra.sweeper.n_trials=3 hydra.sweeper.n_jobs=2 hydra.sweeper.sampler.seed=1"
+    search = ("-m", *optuna.split(), "hydra.sweeper.direction=maximize", "step.rho=interval(0.01,0.5)")
+    command = (*search, *SMALL, "budget=1", "method=sam", "dataset.validation=200")
+    interrupted = stopped(*command, cwd=cwd, at="train 100", by=signal.SIGTERM)  # in the second run
+    assert interrupted.returncode == 75, interrupted.stderr
+    assert [result(folder)["state"] for folder in folders(cwd)].count("interrupted") == 1
+    rmtree(cwd / "results/sweeps")
     first = run(*command, cwd=cwd)
     assert first.returncode == 0, first.stderr
+    assert (first.stdout.count("already finished: "), first.stderr.count("going on from ")) == (1, 1)
     assert "objective=" not in first.stderr
     found = {result(folder)["config"]["step"]["rho"]: result(folder)["metrics"] for folder in folders(cwd)}
     assert len(found) == 3
@@ -75,7 +63,7 @@ def test_optuna_finds_the_radius_that_is_best_on_held_out_images_and_goes_on_fro
     last = f"best of 3 by validation accuracy: {accuracy:.4f} with step.rho={best}: {folder.relative_to(cwd)}"
     assert first.stdout.splitlines()[-1] == last
     assert "3 of 3 (step.rho=" in first.stdout
-    again = run(*command, cwd=cwd)
+    again = run(*command, "hydra/launcher=local", cwd=cwd)  # a launcher that answers by itself for what is finished
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already finished: ") == 3
     assert again.stdout.splitlines()[-1] == last
