@@ -20,9 +20,17 @@ def sweep_folder(cwd: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
-def test_a_failed_run_is_named_whoever_carries_it_out(launcher: str, tmp_path: Path) -> None:
-    done = run("-m", f"hydra/launcher={launcher}", *ONE_OF_TWO, cwd=tmp_path)
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=basic"],
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.batch_size=2"],  # both in one worker
+        ["hydra/launcher=submitit_local"],
+    ],
+    ids=["basic", "joblib", "submitit"],
+)
+def test_a_failed_run_is_named_whoever_carries_it_out(launcher: list[str], tmp_path: Path) -> None:
+    done = run("-m", *launcher, *ONE_OF_TWO, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     named = " ".join([*SMALL[2:], "budget=1", "lr=1e+30"])
     at_once, count, again = done.stderr.splitlines()
@@ -209,13 +217,11 @@ def test_a_sweep_that_mixes_recipes_says_so_once(tmp_path: Path) -> None:
         assert code == 0
         return errors.splitlines()
 
-    (line,) = remarks("method=sgd,swa,sam", "seed=1,2", "lr=0.1,0.2")
+    (line,) = remarks("method=sgd,swa,sam", "seed=1,2")
     assert line == (
         "recipes are compared, not methods alone: sgd and swa by swa2018, sam by asam2021; "
         "protocol=swa2018 or protocol=asam2021 trains all by one"
     )
-    assert remarks("step=sgd,sam", "collect=none,swa") == []
-    assert remarks("method=sgd,sam", "protocol=asam2021") == []
     assert remarks("method=sgd,sam", "protocol=swa2018,asam2021") == []
     assert remarks("experiment=table1/vgg16_cifar10,table3/resnet20") == []
 
