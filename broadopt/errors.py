@@ -23,6 +23,10 @@ class Interrupted(BaseException):
     """
 
 
+class Stopped(Exception):
+    """`Interrupted` as a process of somebody's launcher reports it to the command."""
+
+
 class ClosedPipe(BaseException):
     """stdout is a closed pipe, as behind `| head`: ends a command quietly, past whoever reports exceptions."""
 

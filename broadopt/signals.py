@@ -76,6 +76,16 @@ class Stop:
             raise Interrupted(self.requested)
 
 
+def hand_on(name: str) -> None:
+    """Give a signal that was heeded, and restored since, to the handler that was there before, where that is somebody's
+    own.
+    """
+    number = signal.Signals[name]
+    handler = signal.getsignal(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        os.kill(os.getpid(), number)
+
+
 def _as_if_unheeded(number: int) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -81,6 +81,7 @@ def test_howto(folder: Path) -> None:
 
     noisy = output_of(ran, "dataset.label_noise=0.4 dataset.validation=200")
     assert "finished: " in noisy
+    assert "best of 6 by validation accuracy: " in output_of(ran, "hydra/sweeper=optuna").splitlines()[-1]
     assert "finished: again/runs/digits/resnet20/sgd/seed1-b1a30e55" in output_of(ran, "repeat=")
     assert output_of(ran, "hydra/launcher=local").rstrip().splitlines()[-1].startswith("8 runs, ")
     assert "asam on pyramidnet272_shakedrop" in output_of(ran, "^torchrun")

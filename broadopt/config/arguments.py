@@ -77,9 +77,22 @@ def options_first(arguments: list[str]) -> list[str]:
 
 def is_sweep(arguments: list[str]) -> bool:
     """Whether the command line is one that carries out a sweep, not one that shows something."""
+    return bool(parsed_arguments(arguments).multirun) and not _shows(arguments)
+
+
+def _shows(arguments: list[str]) -> bool:
     found = parsed_arguments(arguments)
-    shows = (found.help, found.hydra_help, found.cfg, found.info, found.shell_completion)
-    return bool(found.multirun) and not any(shows)
+    return any((found.help, found.hydra_help, found.cfg, found.info, found.shell_completion))
+
+
+def ignored_folders(arguments: list[str]) -> list[str]:
+    """A line on each given key by which other programs of Hydra's name the folder of their results."""
+    given = [] if _shows(arguments) else parsed_arguments(arguments).overrides
+    return [
+        f"{key}: only Hydra's own files go there; results go below results_dir, to a folder named by the recipe"
+        for key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+        if any(override.partition("=")[0].lstrip("+") == key for override in given)
+    ]
 
 
 def expand_glob(argument: str, own: str | None = None) -> str:

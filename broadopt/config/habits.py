@@ -73,6 +73,9 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("submitit", "submititslurm", "sbatch"), '; did you mean "slurm"?'),
         **dict.fromkeys(("joblib", "submititlocal", "multiprocessing"), '; did you mean "local"?'),
     },
+    "hydra/sweeper": {
+        name: f"; it comes with pip install hydra-{name}-sweeper" for name in ("optuna", "ax", "nevergrad")
+    },
 }
 """Choices of a group that broadopt does not have, as `nearest` compares them."""
 

@@ -160,6 +160,8 @@ class Execution:
     """Show the recipe and its cost instead of training."""
     tracker: Sequence[str]
     """Trackers that are sent the run's history while it trains."""
+    objective: str
+    """What the run returns to a sweeper that chooses runs by their results; `auto` is decided by RunConfig."""
     checkpoint: CheckpointConfig
 
 
@@ -181,6 +183,8 @@ class RunConfig:
         values = checked(values)
         if values["nesterov"] and values["momentum"] == 0:
             raise InputError("nesterov=true: expected momentum > 0 with it, or nesterov=false")
+        if values["objective"].startswith("validation") and not values["dataset"]["validation"]:
+            raise InputError(f"objective={values['objective']}: expected dataset.validation=5000, or as many, with it")
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
         typed = {
@@ -192,6 +196,13 @@ class RunConfig:
         values |= typed
         recipe, execution = ({key: values[key] for key in keys} for keys in (RECIPE, EXECUTION))
         return cls(recipe=Recipe(**recipe, code=own_code(recipe_nodes)), execution=Execution(**execution))
+
+    @property
+    def objective(self) -> str:
+        """`validation_accuracy`, `test_nll`, ...: of `auto` the accuracy on validation images where there are any."""
+        if self.execution.objective == "auto":
+            return f"{'validation' if self.recipe.dataset.validation else 'test'}_accuracy"
+        return self.execution.objective
 
     def values(self) -> dict[str, Any]:
         """The plain nested values that `of` takes, as they stand in config.yaml."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.errors import InputError
+from broadopt.launchers.place import PLACE
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
 from broadopt.signals import Stop
 
@@ -47,6 +48,8 @@ class LocalLauncher(SweepLauncher):
             code = run(one, output, gpus, threads, children)
             if code is not None:
                 line = f"{state(code)}: {quoted(one.overrides)}\n"
+                if code == 0:
+                    line += f"  {Ended(one, code, output).last_line()}\n"
                 print(line, end="", flush=True)  # in one write, since threads share stdout
             return Ended(one, code, output)
 
@@ -116,7 +119,7 @@ class Children:
 
 def run(planned: Planned, output: Path, gpus: Sequence[int | str], threads: int, children: Children) -> int | None:
     """Carry out one run; returns its exit code, None where it was not started any more."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BROADOPT_OUTPUT": str(output)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BROADOPT_OUTPUT": str(output), PLACE: planned.place}
     lock = None
     if gpus:
         claimed = claim(gpus, given_up=lambda: children.stopped)

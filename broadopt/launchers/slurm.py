@@ -18,6 +18,7 @@ from typing import Any
 
 from broadopt.errors import InputError, Interrupted
 from broadopt.files import MEBIBYTE, read_json, reason, write_text
+from broadopt.launchers.place import PLACE
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
 
 log = logging.getLogger("broadopt")
@@ -135,7 +136,7 @@ class SlurmLauncher(SweepLauncher):
         (root / "slurm").mkdir(parents=True, exist_ok=True)
         draft = root / "slurm" / f".draft-{os.getpid()}-{time.time_ns()}"
         draft.mkdir()
-        commands = [quoted(one.command(processes=self.processes)) for one in planned]
+        commands = [quoted(["env", f"{PLACE}={one.place}", *one.command(processes=self.processes)]) for one in planned]
         write_text(draft / "commands.txt", "".join(f"{command}\n" for command in commands))
         (draft / "runs.json").write_text(json.dumps([one.name for one in planned]))
         # Held until the folder has its name, which the script derives from the job's own number.

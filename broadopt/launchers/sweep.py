@@ -1,31 +1,24 @@
 """What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
-import json
-import logging
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.run_config import DatasetConfig, RunConfig
-from broadopt.errors import InputError, Interrupted, RunFailed
-from broadopt.runs import heartbeat, results
-from broadopt.runs.folders import scan
-
-log = logging.getLogger("broadopt")
-
-Runs = dict[str, set[tuple[str, str | None]]]
-"""Of the runs of each key, the precision that each is computed in and the fingerprint of its data."""
+from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
+from broadopt.launchers.known import Runs, fingerprint, key, known, variant
+from broadopt.runs import results
+from broadopt.runs.objective import Outcome, value
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,8 @@ class Planned:
     """As it was asked for: auto is any."""
     dataset: DatasetConfig
     """Where the data lie."""
+    place: str = ""
+    """Which run of the sweep it is, in words."""
 
     @classmethod
     def of(cls, overrides: Sequence[str], run: RunConfig, *, processes: int) -> "Planned":
@@ -60,7 +55,7 @@ class Planned:
     def command(self, *, processes: int = 1) -> list[str]:
         """The words that carry it out alone, on `processes` devices of one machine."""
         starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
-        return [sys.executable, *starter, "-m", "broadopt.run", *own_folder(sys.argv[1:]), *self.overrides]
+        return [sys.executable, *starter, "-m", "broadopt.run", *for_each_run(sys.argv[1:]), *self.overrides]
 
 
 @dataclass(frozen=True)
@@ -72,11 +67,15 @@ class Ended:
     """None where it has not come to an end of its own."""
     output: Path
 
-    def line(self) -> str:
-        """The last line that it wrote on stderr or stdout."""
+    def last_line(self) -> str:
+        """Of what it wrote on stderr or stdout; nothing where that is nothing."""
         text = self.output.read_text(errors="replace") if self.output.exists() else ""
-        lines = [line for line in text.splitlines() if line.strip()]
-        return f"{lines[-1].removeprefix('broadopt-run: ')} (see {self.output})" if lines else f"see {self.output}"
+        return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+    def line(self) -> str:
+        """The line in which it says why it has ended, and where there is more."""
+        last = self.last_line()
+        return f"{last.removeprefix('broadopt-run: ')} (see {self.output})" if last else f"see {self.output}"
 
 
 class SweepLauncher(BasicLauncher):
@@ -97,23 +96,40 @@ class SweepLauncher(BasicLauncher):
             Planned.of(overrides, run, processes=self.processes)
             for overrides, run in zip(job_overrides, runs, strict=True)
         ]
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # sweepers write into it
         session: Any = getattr(self.task_function, "__self__", None)
-        session.runs += len(planned)
         root = Path(runs[0].execution.results_dir)
+        planned = [
+            replace(one, place=session.sweep.place(initial_job_idx + place, one.overrides))
+            for place, one in enumerate(planned)
+        ]
+        left, others = self._sorted_out(planned, runs, root)
+        ended = {one.planned.name: one for one in (self.launch_elsewhere(left, root) if left else [])}
+        waited_for = [
+            (one, run)
+            for one, run in zip(planned, runs, strict=True)
+            if one.name in ended or one not in left  # the rest is submitted, and nobody waits for it
+        ]
+        found: dict[str, Outcome | Exception] = {one.name: what_became(ended.get(one.name)) for one, _ in waited_for}
+        found |= outcomes(waited_for, root) | {one.name: LeftToAnother() for one in others}
+        return [returned(one, found[one.name]) for one, _ in waited_for]
+
+    def _sorted_out(
+        self, planned: Sequence[Planned], runs: Sequence[RunConfig], root: Path
+    ) -> tuple[list[Planned], list[Planned]]:
+        """Those that are left to do, and those that others are on; what is not, and why, is said."""
         under_way = self.look(root)
         finished, running = known(root)
-        left, elsewhere = [], 0
+        left, others = [], []
         for one, run in zip(planned, runs, strict=True):
             if one.is_among(finished) and not run.execution.force:
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
             elif one.name not in under_way and one.is_among(running):
                 print(f"running already: {' '.join(one.overrides)}", flush=True)
-                elsewhere += 1
+                others.append(one)
             else:
                 left.append(one)
-        session.elsewhere += elsewhere
-        self.report(session, self.launch_elsewhere(left, root) if left else [])
-        return []
+        return left, others
 
     def look(self, root: Path) -> Container[str]:
         """Names of the runs that are under way and can be followed; read ahead of the results, so that a run that ends
@@ -125,78 +141,50 @@ class SweepLauncher(BasicLauncher):
         """Carry out runs whose results go below `root`; returns those that have ended."""
         raise NotImplementedError
 
-    def report(self, session: Any, ended: Iterable[Ended]) -> None:
-        """Keep failures as if the runs had been carried out here. Raises Interrupted where a run can go on."""
-        stopped = 0
-        for one in ended:
-            if one.code == 2:
-                session.note(InputError(one.line()), list(one.planned.overrides), sweep=True)
-            elif one.code == 1:
-                session.note(RunFailed(one.line()), list(one.planned.overrides), sweep=True)
-            elif one.code == 3:
-                session.elsewhere += 1
-            elif one.code != 0:
-                stopped += 1
-        if stopped and not session.failed:
-            raise Interrupted(f"{stopped} of the sweep's runs not being finished")
+
+def what_became(ended: Ended | None) -> Exception:
+    """Of a run that has not finished, as the exception that it would have raised here."""
+    if ended is None:  # its result was there, and is there no more
+        return Stopped("its result has gone")
+    kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: InputError, 3: LeftToAnother}
+    return kinds.get(ended.code, Stopped)(ended.line())
 
 
-def key(record: dict[str, Any]) -> str:
-    """Of a recorded config what is known before the run: all but the precision and the fingerprint of the data."""
-    dataset = {name: value for name, value in record["dataset"].items() if name != "fingerprint"}
-    return identity_of({name: value for name, value in record.items() if name != "precision"} | {"dataset": dataset})
+def returned(one: Planned, what: Outcome | Exception) -> JobReturn:
+    """What Hydra's own launcher returns of a run with this outcome."""
+    status = JobStatus.FAILED if isinstance(what, Exception) else JobStatus.COMPLETED
+    return JobReturn(overrides=one.overrides, status=status, _return_value=what)
 
 
-_fingerprints: dict[str, str | None] = {}
-
-
-def fingerprint(dataset: DatasetConfig) -> str | None:
-    """The fingerprint of the data that a config leads to; "unknown" where they are not within reach.
-
-    They are read once, but for those that are either the published ones or refused.
-    """
-    from broadopt.data.datasets import read
-
-    if dataset.target.get("verify"):
-        return None
-    place = json.dumps(dataset.values(), sort_keys=True)
-    if place not in _fingerprints:
-        try:
-            _fingerprints[place] = read(dataset).fingerprint
-        except InputError:  # the machine that starts the runs need not have what theirs have: left to the runs
-            _fingerprints[place] = "unknown"
-    return _fingerprints[place]
-
-
-def known(root: Path) -> tuple[Runs, Runs]:
-    """The runs below `root` that are finished, and those that a process is on."""
-    paths, left_out = scan(root, results.NAME, heartbeat.NAME)
-    for line in left_out:
-        log.warning("left out: %s", line)
-    folders = sorted({path.parent for path in paths})
-    finished, running = defaultdict(set), defaultdict(set)
-    for result in results.read_all(root, folders)[0]:
+def outcomes(planned: Iterable[tuple[Planned, RunConfig]], root: Path) -> dict[str, Outcome]:
+    """By the runs' names what has become of those that are finished below `root`."""
+    by_key = defaultdict(list)
+    for result in results.read_all(root)[0]:
         if result["state"] == "finished":
-            finished[key(result["config"])].add(variant(result["config"]))
-    for folder in folders:
-        with suppress(ValueError, OSError):  # a heartbeat that cannot be read is none
-            progress = heartbeat.read(folder)
-            if progress is not None and heartbeat.is_alive(folder, progress):
-                running[key(progress["config"])].add(variant(progress["config"]))
-    return finished, running
+            by_key[key(result["config"])].append(result)
+    found = {}
+    for one, run in planned:
+        for result in by_key[one.key]:
+            if one.is_among({one.key: {variant(result["config"])}}):
+                number, line = value(result["metrics"], run.objective), f"{one.place}{results.line(result)}"
+                found[one.name] = Outcome(number, root, root / result["folder"], line)
+    return found
 
 
-def variant(record: dict[str, Any]) -> tuple[str, str | None]:
-    """The precision and the fingerprint of the data of a recorded config."""
-    return record["precision"], record["dataset"]["fingerprint"]
+OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.mode")
+"""Beginnings of Hydra's own keys that say how a sweep is carried out."""
 
 
-def own_folder(arguments: Sequence[str]) -> list[str]:
-    """The option that names the user's own configs, as it is on the command line."""
+def for_each_run(arguments: Sequence[str]) -> list[str]:
+    """What of the sweep's command line each of its runs needs besides its overrides: the option that names the user's
+    own configs, and Hydra's own keys, but for those of the sweep.
+    """
     from hydra._internal.utils import get_args_parser
 
-    folder = get_args_parser().parse_known_args(list(arguments))[0].config_dir
-    return ["--config-dir", folder] if folder else []
+    given = get_args_parser().parse_known_args(list(arguments))[0]
+    own = [one for one in given.overrides if one.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    folder = ["--config-dir", given.config_dir] if given.config_dir else []
+    return folder + [one for one in own if not one.lstrip("+~").startswith(OF_THE_SWEEP)]
 
 
 def quoted(words: Iterable[str]) -> str:

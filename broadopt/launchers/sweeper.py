@@ -7,7 +7,9 @@ copies, in which the seed has no part in what else is chosen. Of those that are 
 
 import copy
 import re
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
@@ -19,7 +21,11 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from broadopt.errors import InputError, RunFailed
+from broadopt.launchers.place import Sweep
+from broadopt.launchers.session import Session
 
 
 class OnceSweeper(BasicSweeper):
@@ -30,15 +36,42 @@ class OnceSweeper(BasicSweeper):
         loader: Any = OnceLoader(hydra_context.config_loader)
         context = HydraContext(config_loader=loader, callbacks=hydra_context.callbacks)
         super().setup(hydra_context=context, task_function=task_function, config=config)
-        session = getattr(task_function, "__self__", None)
-        self.launcher: Any = PlanningLauncher(self.launcher, config, loader, session)
+        self.session: Session = getattr(task_function, "__self__", None) or Session()
+        self.launcher: Any = PlanningLauncher(self.launcher, config, context, self.session)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Compose what the runs are copies of. Raises Hydra's error for one that cannot be composed."""
         assert self.hydra_context is not None
         loader: Any = self.hydra_context.config_loader
-        for overrides in batch:
-            loader.original(self.config, list(overrides))
+        originals = [loader.original(self.config, list(overrides)) for overrides in batch]
+        if self.session.sweep is None:
+            assert self.config is not None
+            self.session.sweep = Sweep.of(self.config, sum(map(len, self.overrides or [])))
+            if mixed := mixed_protocols(batch, originals):
+                print(mixed, file=sys.stderr, flush=True)
+
+
+def mixed_protocols(batch: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> str:
+    """A line where runs that differ in their method, step or collector alone are trained by several protocols, which
+    nobody has named: empty otherwise.
+    """
+    compared: dict[tuple[str, ...], dict[str, str]] = {}
+    for overrides, config in zip(batch, configs, strict=True):
+        if any(override.startswith("protocol=") for override in overrides):
+            continue
+        alike = tuple(one for one in overrides if one.partition("=")[0] not in ("method", "step", "collect", "seed"))
+        name = str(config.hydra.runtime.choices["protocol"])
+        method = " ".join(one.partition("=")[2] for one in overrides if one not in alike and _seed(one) is None)
+        compared.setdefault(alike, {})[method] = name
+    for methods in compared.values():
+        if len(set(methods.values())) > 1:
+            by = ", ".join(
+                f"{' and '.join(method for method in methods if methods[method] == name)} by {name}"
+                for name in dict.fromkeys(methods.values())
+            )
+            names = " or ".join(f"protocol={name}" for name in dict.fromkeys(methods.values()))
+            return f"recipes are compared, not methods alone: {by}; {names} trains all by one"
+    return ""
 
 
 class PlanningLauncher:
@@ -46,33 +79,42 @@ class PlanningLauncher:
     of their config, and those that differ in their seed alone once.
     """
 
-    def __init__(self, launcher: Any, config: DictConfig, loader: "OnceLoader", session: Any) -> None:
-        self._launcher, self._config, self._loader, self._session = launcher, config, loader, session
+    def __init__(self, launcher: Any, config: DictConfig, context: HydraContext, session: Session) -> None:
+        self._launcher, self._config, self._context, self._session = launcher, config, context, session
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """As the other launcher; a plan returns nothing."""
-        originals = [self._loader.original(self._config, list(overrides)) for overrides in job_overrides]
-        different = {id(original): original for original in originals}.values()
-        if not all(original.plan is True and _is_free_of_the_seed(original) for original in different):
-            found: Sequence[JobReturn] = self._launcher.launch(job_overrides, initial_job_idx)
-            return found
+        """As the other launcher. Nothing is returned: BasicSweeper would end a sweep by its first failure."""
+        loader: Any = self._context.config_loader
+        originals = [loader.original(self._config, list(overrides)) for overrides in job_overrides]
+        if not all(original.plan is True for original in originals):
+            self._launcher.launch(job_overrides, initial_job_idx)
+            return []
         plans: dict[int, Any] = {}
         begun: set[int] = set()
-        for overrides, original in zip(job_overrides, originals, strict=True):
+        for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
             seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
             if id(original) in plans and seed is not None and seed < 2**63:
                 self._session.plan_like(plans[id(original)], seed)
                 continue
-            self._session.latest = None
-            # Its first run is the original itself; another one is worked out only where that could not be planned.
+            # Its first run is the original itself; another one is worked out only where that one's plan is not its own.
             first = id(original) not in begun
-            composed = original if first else self._loader.load_sweep_config(self._config, list(overrides))
             begun.add(id(original))
-            HydraConfig.instance().set_config(composed)
-            self._session.task(composed)
-            if self._session.latest is not None:
-                plans[id(original)] = self._session.latest
+            composed = original if first else loader.load_sweep_config(self._config, list(overrides))
+            planned = self._plan(composed, initial_job_idx + place)
+            if planned is not None and _is_free_of_the_seed(original):
+                plans[id(original)] = planned
         return []
+
+    def _plan(self, composed: DictConfig, number: int) -> Any:
+        """Show the plan of one run and return it; None where it cannot be planned, which the session keeps."""
+        with open_dict(composed.hydra.job):
+            composed.hydra.job.id = composed.hydra.job.num = number
+        HydraConfig.instance().set_config(composed)
+        self._session.latest = None
+        self._session.runs += 1
+        with suppress(InputError, RunFailed):
+            self._session.task(composed)
+        return self._session.latest
 
 
 def _is_free_of_the_seed(config: DictConfig) -> bool:
@@ -91,7 +133,13 @@ class OnceLoader:
         self._originals: dict[tuple[str, ...], DictConfig] = {}
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._loader, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a launcher's own processes: each composes its one run."""
+        return {"_loader": self._loader, "_originals": {}}
 
     def original(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
         """The config of a run with these overrides or with others that differ from them in the seed."""

@@ -35,8 +35,8 @@ def read(folder: Path) -> list[dict[str, float]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     reader = csv.DictReader(io.StringIO(content.decode("utf-8")), strict=True)
-    try:
-        rows = [{key: float(value) for key, value in row.items() if key and value} for row in reader]
+    try:  # what a row has more than there are names stands as a list under None, and is no number either
+        rows = [{key: float(value) for key, value in row.items() if value} for row in reader]
     except (csv.Error, TypeError, ValueError) as error:
         raise ValueError(f"not a table of numbers ({error})") from error
     epochs = [row.get("epoch", math.nan) for row in rows]

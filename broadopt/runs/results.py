@@ -63,6 +63,18 @@ def summary(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"  {epochs:g} epoch{'s' * (epochs != 1)}, {seconds}, {rate}"])
 
 
+def line(result: Mapping[str, Any]) -> str:
+    """The result in one line: which run it is, and its test accuracies, each with what it is."""
+    found = result["metrics"]
+    name = ", ".join([result["method"], result["model"], result["dataset"], f"seed {result['seed']}"])
+    accuracies = [f"last {found['last']['test_accuracy']:.2f} %", f"best {found['best']['test_accuracy']:.2f} %"]
+    accuracies += [
+        f"collected after {budgets} budgets {values['test_accuracy']:.2f} %"
+        for budgets, values in found["collected"].items()
+    ]
+    return f"{name}: test accuracy {', '.join(accuracies)}"
+
+
 def _percent(values: Mapping[str, float]) -> str:
     return f"test accuracy {values['test_accuracy']:.2f} %"
 

@@ -31,17 +31,23 @@ from broadopt.training.build import build
 from broadopt.training.conclude import conclude, conclude_unbuilt, reported
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
-from broadopt.training.progress import reporter
+from broadopt.training.progress import HistoryFile, reporter
 
 log = logging.getLogger("broadopt")
 
 
 def execute(
-    run: RunConfig, stop: Stop, *, first: Mapping[str, Any] | None = None, trackers: Trackers | None = None
-) -> None:
-    """Carry out one run, or show the result of one that is finished. `first`: where it repeats another, the environment
-    of that one's result. `trackers`: those of the command, which gives them time to end; a run does not wait for its
-    own.
+    run: RunConfig,
+    stop: Stop,
+    *,
+    first: Mapping[str, Any] | None = None,
+    trackers: Trackers | None = None,
+    place: str = "",
+) -> tuple[Path, dict[str, Any]] | None:
+    """Carry out one run, or show the result of one that is finished; returns its folder and its result, of several
+    processes in the first alone. `first`: where it repeats another, the environment of that one's result. `trackers`:
+    those of the command, which gives them time to end; a run does not wait for its own. `place`: what its header begins
+    with.
 
     Raises InputError, RunFailed, Interrupted, and LeftToAnother where another process is on the run.
     """
@@ -57,19 +63,21 @@ def execute(
     dataset = read(run.recipe.dataset)
     recipe = run.recipe.decided(precision=precision, fingerprint=dataset.fingerprint, processes=processes.count)
     folder = results.run_folder(execution.results_dir, recipe.record())
-    if processes.from_first(processes.is_first and not execution.force and already_finished(folder, run, recipe)):
+    result = already_finished(folder, run, recipe) if processes.is_first and not execution.force else None
+    if processes.from_first(result is not None):
         if processes.is_first and leftovers(folder):
             with only_writer(folder, wait=False, stop=stop) as alone:
                 remove(leftovers(folder) if alone else [])
-        return
+        return None if result is None else (folder, result)
     parts = built(replace(run, recipe=recipe), folder, dataset, device, processes, stop)
     if not processes.is_first:
         if processes.from_first(False):
             with stop.deferred():
                 train(parts, run, recipe, folder, stop)
-        return
+        return None
     with only_writer(folder, wait=execution.wait, stop=stop) as alone:
-        if processes.from_first(alone and not already_finished(folder, run, recipe, alone=True)):
+        result = already_finished(folder, run, recipe, alone=True) if alone else None
+        if processes.from_first(alone and result is None):
             # From here on a signal is obeyed where the state can be saved first.
             with (
                 stop.deferred(),
@@ -77,9 +85,10 @@ def execute(
             ):
                 trackers = trackers or Trackers()
                 tracking = trackers.start(execution.tracker, recipe.record(), Path(execution.results_dir))
-                train(parts, run, recipe, folder, stop, beat, tracking)
+                result = train(parts, run, recipe, folder, stop, beat, tracking, place)
         if not alone:
             raise LeftToAnother(f"another process is on {folder}: left to it (wait=true waits for it to end)")
+    return None if result is None else (folder, result)
 
 
 def built(
@@ -100,8 +109,9 @@ def built(
         raise RunFailed(reason) from error
 
 
-def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> bool:
-    """Whether `folder` holds the finished result of this run, which is then shown, or set aside with force=true.
+def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> dict[str, Any] | None:
+    """The finished result of this run that `folder` holds, which is then shown; None where there is none, or where it
+    is set aside with force=true.
 
     A result that cannot be trusted is set aside too, with a warning, by the process that holds the folder `alone`.
     """
@@ -109,20 +119,20 @@ def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: boo
         result = results.read(folder, identity=recipe.identity)
     except ValueError as error:
         if not alone:
-            return False
+            return None
         log.warning("%s: %s; it is set aside", folder / "result.json", error)
         results.set_aside(folder)
-        return False
+        return None
     if result is None or result["state"] != "finished":
-        return False
+        return None
     if run.execution.force:
         results.set_aside(folder)
-        return False
+        return None
     print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")
     lacking = run.execution.checkpoint.predictor and not (folder / predictor.NAME).exists()
     if lacking and not instantiated("collect", run.recipe.collect).is_ensemble:
         print(f"  it has kept no {predictor.NAME}: force=true runs it anew and keeps it")
-    return True
+    return result
 
 
 def train(
@@ -133,16 +143,18 @@ def train(
     stop: Stop,
     beat: Heartbeat | None = None,
     tracking: Tracking = NOT_TRACKED,
-) -> None:
-    """Train by a decided recipe, in a folder that is this run's alone, from its newest checkpoint if it has one, and
-    write the result. Only the first of several processes reads and writes there, has a heartbeat and is tracked.
+    place: str = "",
+) -> dict[str, Any]:
+    """Train by a decided recipe, in a folder that is this run's alone, from its newest checkpoint if it has one; write
+    and return the result. Only the first of several processes reads and writes there, has a heartbeat and is tracked.
 
     Raises Interrupted and RunFailed; both leave a result that says so.
     """
     first = parts.processes.is_first
     if first:
         prepare(folder, run)
-    training = Training(parts, stop=stop, reporter=reporter(tracking))
+    history = HistoryFile(folder) if first else None
+    training = Training(parts, stop=stop, reporter=reporter(tracking), keep_history=history)
 
     def save() -> None:
         training.check_finite()
@@ -155,7 +167,7 @@ def train(
         tracking.rows(training.progress.history)
         if beat is not None:
             beat.follow(training.position)
-        print(opening(parts, run, folder), end="", flush=True)
+        print(f"{place}{opening(parts, run, folder)}", end="", flush=True)
         training.run(save, minutes=run.execution.checkpoint.minutes)
         network = predictor_of(training, run, save)
         if first and network is not None:
@@ -174,6 +186,7 @@ def train(
     if first:
         remove(checkpoint.files(folder))
         print(f"finished: {folder}\n{results.summary(result)}", flush=True)
+    return result
 
 
 def prepare(folder: Path, run: RunConfig) -> None:

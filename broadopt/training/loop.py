@@ -16,7 +16,7 @@ from broadopt.signals import Stop
 from broadopt.training.calendar import Calendar
 from broadopt.training.evaluate import Evaluator
 from broadopt.training.parts import Parts, Progress
-from broadopt.training.progress import Reporter
+from broadopt.training.progress import KeepHistory, Reporter
 from broadopt.training.stepping import Stepper, means
 
 AGREE_EVERY = 10
@@ -27,8 +27,11 @@ wait."""
 class Training:
     """One run: `run` trains from where `progress` stands; `state_dict` is exact at any moment between two batches."""
 
-    def __init__(self, parts: Parts, *, stop: Stop, reporter: Reporter) -> None:
-        self.parts, self.stop, self.reporter = parts, stop, reporter
+    def __init__(
+        self, parts: Parts, *, stop: Stop, reporter: Reporter, keep_history: KeepHistory | None = None
+    ) -> None:
+        """`keep_history` is given all rows so far whenever there is a new one."""
+        self.parts, self.stop, self.reporter, self.keep_history = parts, stop, reporter, keep_history
         self.progress = Progress()
         self.calendar = Calendar.of(parts.collector, budget=parts.budget, steps_per_epoch=parts.data.steps_per_epoch)
         self.stepper = Stepper(parts)
@@ -147,6 +150,8 @@ class Training:
         self.progress.history.append(row)
         self.progress.evaluated_at = self.progress.step
         self.stepper.reset_sums()
+        if self.keep_history is not None:
+            self.keep_history(self.progress.history)
         self.reporter.row(row, self.images_per_second)
 
     def reestimate(self, model: nn.Module) -> None:

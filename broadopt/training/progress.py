@@ -1,16 +1,44 @@
-"""How a run shows itself: a progress line on a terminal, else one plain line an epoch."""
+"""How a run shows itself: a progress line on a terminal, else one plain line an epoch, and a history that grows."""
 
+import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm
 
+from broadopt.files import reason
+from broadopt.runs import history
 from broadopt.trackers.live import Tracking
+
+log = logging.getLogger("broadopt")
 
 Means = Callable[[], tuple[float, float]]
 """Mean loss and accuracy in percent of the epoch so far; calling it waits for the device."""
+
+
+KeepHistory = Callable[[Sequence[Mapping[str, float]]], None]
+"""Takes all rows of a history so far."""
+
+
+class HistoryFile:
+    """history.csv in a run's folder, replaced in one move at every epoch, so that curves can be watched."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._warned = folder, False
+
+    def __call__(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Write `rows`. What cannot be written is only warned of, once: the file that counts is written at the end, and
+        a full disk may have room again by then.
+        """
+        try:
+            history.write(self._folder, rows)
+        except OSError as error:
+            if not self._warned:
+                log.warning("%s: %s; the run goes on", self._folder / "history.csv", reason(error))
+            self._warned = True
 
 
 class Reporter(Protocol):

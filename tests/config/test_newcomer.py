@@ -78,7 +78,8 @@ LINES = {
     ("experiment=table3",): "; all 8 of table3: -m 'experiment=glob(table3/*)'",
     ("experiment=table3/*",): "; all 8 of table3: -m 'experiment=glob(table3/*)'",
     ("-m", "experiment=glob(table3)"): "; all 8 of table3: -m 'experiment=glob(table3/*)'",
-    ("hydra/launcher=submitit_slurm", "-m"): '; did you mean "slurm"?',
+    ("hydra/launcher=sbatch", "-m"): '; did you mean "slurm"?',
+    ("hydra/sweeper=ax", "-m"): "; it comes with pip install hydra-ax-sweeper",
     # values
     ("device=gpu",): 'device="gpu": expected auto, cpu, cuda or cuda:N; did you mean "cuda"?',
     ("device=1",): '; did you mean "cuda:1"?',

@@ -38,6 +38,11 @@ SWEPT = [
     ["method=fge"],
 ]
 
+MIXED = (
+    "recipes are compared, not methods alone: sgd by swa2018, asam by asam2021; "
+    "protocol=swa2018 or protocol=asam2021 trains all by one\n"
+)
+
 
 @pytest.fixture
 def loaders() -> Iterator[tuple[ConfigLoaderImpl, Any]]:
@@ -75,14 +80,14 @@ def test_what_cannot_be_composed_is_the_same_error(overrides: list[str], loaders
         assert str(found.value) == str(expected.value)
 
 
-def lines(*arguments: str, cwd: Path) -> list[str]:
+def lines(*arguments: str, cwd: Path, remark: str = "") -> list[str]:
     code, output, errors = said("broadopt-run", "-m", *arguments, "plan=true", cwd=cwd)
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, remark)
     return output.splitlines()
 
 
 def test_seeds_are_planned_as_each_by_itself(tmp_path: Path) -> None:
-    *whole, total = lines("method=sgd,asam", "model=resnet20,wrn16_8", "seed=1,2,30", cwd=tmp_path)
+    *whole, total = lines("method=sgd,asam", "model=resnet20,wrn16_8", "seed=1,2,30", cwd=tmp_path, remark=MIXED)
     single = [
         lines(f"method={method}", f"model={model}", f"seed={seed}", cwd=tmp_path)[0]
         for method in ("sgd", "asam")

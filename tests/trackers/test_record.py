@@ -224,11 +224,16 @@ def with_history(root: Path, *, seed: int, history: str | None) -> Path:
 def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> None:
     root = tmp_path / "results"
     good = with_history(root, seed=1, history="epoch,lr,train_loss,test_accuracy\n1.0,0.1,2.5,\n2.0,0.1,2.25,40.0\n")
+    no_number = "not a table of numbers ({})"
     bad = {
         with_history(root, seed=2, history=None): "it is finished and has no history.csv",
-        with_history(root, seed=3, history="epoch,lr\n1.0,nan\n"): "expected numbers, found nan",
-        with_history(root, seed=4, history="epoch,lr\n1.0,0.1,0.2\n"): "expected numbers, found ['0.2']",
-        with_history(root, seed=5, history="lr\n0.1\n"): "a row has no epoch",
+        with_history(root, seed=3, history="epoch,lr\n1.0,high\n"): no_number.format(
+            "could not convert string to float: 'high'"
+        ),
+        with_history(root, seed=4, history="epoch,lr\n1.0,0.1,0.2\n"): no_number.format(
+            "float() argument must be a string or a real number, not 'list'"
+        ),
+        with_history(root, seed=5, history="lr\n0.1\n"): "without a column epoch that ascends",
         with_history(root, seed=6, history="epoch,lr\n1.0,0.1\n"): "its checksum does not fit: edited or damaged",
     }
     edited = next(folder for folder in bad if folder.name.startswith("seed6"))

@@ -1,0 +1,232 @@
+"""The runs of one command line: each is carried out here, or in a process that somebody's launcher has made."""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from broadopt.config.compose import run_config
+from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.errors import ClosedPipe, InputError, Interrupted, LeftToAnother, RunFailed, Stopped, printable
+from broadopt.launchers.place import PLACE, Sweep
+from broadopt.runs import results
+from broadopt.runs.objective import Outcome, value
+from broadopt.runs.repeat import repeated
+from broadopt.signals import Stop, hand_on
+from broadopt.trackers.live import Trackers
+
+if TYPE_CHECKING:
+    from broadopt.training.plan import Cost
+
+stopped_by: str | None = None
+"""The signal that has ended a run of this worker process: it begins no other."""
+
+
+@dataclass
+class Session:
+    """The runs of one command line: what failed and what was only planned. A failed run does not stop the others of a
+    sweep.
+
+    A launcher may send a copy to another process, whose runs then answer by what they return or raise: what the copy
+    keeps is lost.
+    """
+
+    stop: Stop = field(default_factory=Stop)
+    trackers: Trackers = field(default_factory=Trackers)
+    first_environment: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run that is repeated."""
+    runs: int = 0
+    elsewhere: int = 0
+    """Runs that another process is on."""
+    failed: list[tuple[str, Exception]] = field(default_factory=list)
+    """Overrides, empty outside a sweep, and the InputError or RunFailed of each run that failed."""
+    planned: list[float] = field(default_factory=list)
+    latest: "tuple[Recipe, Cost] | None" = None
+    """Of the last planned run the recipe and its cost."""
+    sweep: Sweep | None = None
+    finished: list[tuple[str, Outcome]] = field(default_factory=list)
+    """Swept overrides and outcome of each run of a sweep that is finished."""
+    objective: str = ""
+    """What a sweeper that chooses its runs chooses them by."""
+    full_error: str | None = None
+    """HYDRA_FULL_ERROR as the user has set it."""
+    others: str = ""
+    """The launcher and the sweeper that are not broadopt's own, as they were chosen."""
+    process: int = field(default_factory=os.getpid)
+
+    @property
+    def show_traces(self) -> bool:
+        """Whether errors are shown with their tracebacks."""
+        return self.full_error == "1"
+
+    def task(self, composed: DictConfig) -> Outcome | None:
+        """One run; Hydra calls it with a composed config. Returns its objective, or raises why there is none."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        config = HydraConfig.get()
+        overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
+        sweep = config.mode == RunMode.MULTIRUN
+        if not sweep and any(given.startswith("hydra/launcher=") for given in config.overrides.hydra):
+            error = InputError("hydra/launcher distributes the runs of a sweep: expected -m as well")
+            raise self.note(error, [], sweep=False)
+        if not sweep:
+            self.runs += 1
+        place = self.sweep.place(config.job.num, overrides) if sweep and self.sweep else os.environ.get(PLACE, "")
+
+        def carry_out() -> Outcome | None:
+            return self.carry_out(lambda: run_config(composed), overrides, sweep=sweep, composed=composed, place=place)
+
+        return carry_out() if os.getpid() == self.process else self._as_worker(carry_out)
+
+    def _as_worker(self, carry_out: Callable[[], Outcome | None]) -> Outcome | None:
+        """In a process of a launcher: signals are heeded as in the command itself, and passed on to the handler that
+        the launcher has for them, which may put the job back into a queue.
+        """
+        global stopped_by
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)  # at the level that hydra.verbose has set
+        self.stop, self.trackers = Stop(), Trackers()
+        try:
+            if stopped_by is not None:
+                raise Interrupted(stopped_by)
+            with self.stop:
+                return carry_out()
+        except Interrupted as signal:
+            stopped_by = str(signal)
+            self.stop = Stop()  # a job that is put back into a queue takes this session along, without its handlers
+            hand_on(stopped_by)
+            # An Exception is kept by Hydra as what became of this run; any other would have its siblings killed.
+            raise Stopped(stopped_by) from signal
+        finally:
+            self.trackers.wait()
+
+    def repeat(self, arguments: list[str]) -> None:
+        """The run of a folder once more."""
+
+        def checked() -> RunConfig:
+            once_more = repeated(arguments)
+            self.first_environment = once_more.environment
+            return once_more.run
+
+        self.runs += 1
+        with suppress(InputError, RunFailed, LeftToAnother):  # they are kept
+            self.carry_out(checked, [], sweep=False)
+
+    def carry_out(
+        self,
+        checked: Callable[[], RunConfig],
+        overrides: list[str],
+        *,
+        sweep: bool,
+        composed: DictConfig | None = None,
+        place: str = "",
+    ) -> Outcome | None:
+        """Carry out, or plan where it was `composed`, the run that `checked` gives; returns its outcome, None of one
+        that is planned.
+
+        Raises InputError, RunFailed or LeftToAnother, which is kept already, and Interrupted.
+        """
+        outcome = None
+        try:
+            run = checked()
+            if run.execution.plan and composed is not None:
+                cost = show_plan(composed, run, overrides, brief=sweep)
+                self.planned.append(cost.flops)
+                self.latest = run.recipe, cost
+            else:
+                outcome = self._executed(run, place)
+        except LeftToAnother as left:
+            print(left, flush=True)
+            self.elsewhere += not sweep  # of a sweep's run it is counted where it arrives
+            raise
+        except (InputError, RunFailed) as error:
+            self.note(error, overrides, sweep=sweep)
+            raise
+        except BrokenPipeError as error:
+            raise ClosedPipe from error
+        except OSError as error:  # the disk is full, or the folder has gone, or it cannot have such a name
+            line = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            kind = InputError if error.errno == errno.ENAMETOOLONG else RunFailed
+            raise self.note(kind(line), overrides, sweep=sweep) from error
+        except Exception as error:
+            raise self.note(unforeseen(error), overrides, sweep=sweep) from error
+        finally:
+            self.stop.check()  # a signal after the last batch of a run still ends a sweep
+        return outcome
+
+    def _executed(self, run: RunConfig, place: str) -> Outcome | None:
+        from broadopt.training.execute import execute  # imports torch: --help answers without it
+
+        found = execute(run, self.stop, first=self.first_environment, trackers=self.trackers, place=place)
+        if found is None:
+            return None
+        folder, result = found
+        line = f"{place}{results.line(result)}"
+        if place:
+            print(line, flush=True)
+        return Outcome(value(result["metrics"], run.objective), run.execution.results_dir, folder, line)
+
+    def plan_like(self, planned: "tuple[Recipe, Cost]", seed: int) -> None:
+        """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""
+        from broadopt.training.plan import line
+
+        recipe, cost = planned
+        self.runs += 1
+        self.planned.append(cost.flops)
+        print(line(replace(recipe, seed=seed), cost), flush=True)
+
+    def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> InputError | RunFailed:
+        """Keep a failure for the summary; a sweep, which goes on, reports it at once as well. Returns `error`."""
+        where = (printable(" ".join(overrides)) or "-m") if sweep else ""
+        if self.show_traces and sys.exc_info()[0] is not None:  # what a worker raises has left its traceback there
+            traceback.print_exc()
+        if sweep and os.getpid() == self.process:  # what a worker raises is said where it arrives
+            print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)
+        self.failed.append((where, error))
+        return error
+
+    def take(self, overrides: Sequence[str], returned: JobReturn) -> bool:
+        """Keep what a run of a sweep has returned to its launcher, in this process or in another; False where it has
+        been stopped and can go on.
+        """
+        error = returned._return_value if returned.status == JobStatus.FAILED else None
+        if error is None:
+            outcome = returned.return_value
+            if isinstance(outcome, Outcome):
+                self.finished.append((" ".join(self.sweep.swept(overrides) if self.sweep else overrides), outcome))
+        elif isinstance(error, LeftToAnother):
+            self.elsewhere += 1
+        elif not isinstance(error, Stopped) and not any(error is known for _, known in self.failed):
+            reason = error if isinstance(error, InputError | RunFailed) else unforeseen(error)
+            self.note(reason, list(returned.overrides or overrides), sweep=True)
+        return not isinstance(error, Stopped)
+
+
+def unforeseen(error: BaseException) -> RunFailed:
+    """The failure, in a line, that an error of a kind which nobody foresaw amounts to."""
+    return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
+
+
+def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "Cost":
+    """Print what a run would do and cost, in one line where `brief`; returns the cost."""
+    from broadopt.config.instantiate import instantiated
+    from broadopt.training import plan
+
+    recipe = run.recipe
+    cost = plan.price(recipe)
+    if brief:
+        print(plan.line(recipe, cost), flush=True)
+        return cost
+    nodes: Any = OmegaConf.to_container(composed, resolve=False)
+    origins = plan.origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
+    schedule, collector = instantiated("schedule", recipe.schedule), instantiated("collect", recipe.collect)
+    print(plan.page(recipe, cost, schedule=schedule, collector=collector, origins=origins))
+    return cost
