@@ -35,6 +35,13 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if _gains_by_bf16(device) else "fp32"
 
 
+def automatic_precisions(device: torch.device) -> tuple[str, ...]:
+    """Those among which `auto` chooses that a device can compute in."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return ("fp32",)
+    return ("fp32", "bf16")
+
+
 def choose_memory_format(name: str, network: str, device: torch.device) -> torch.memory_format:
     """auto takes channels_last, but contiguous on CPUs for the networks that train slower by it there."""
     if name == "auto":

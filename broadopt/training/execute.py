@@ -1,14 +1,12 @@
 """One run, from its checked config to its result."""
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from broadopt import predictor
@@ -16,12 +14,12 @@ from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
 from broadopt.devices import processes as distributed
-from broadopt.devices.device import choose_device, choose_precision, device_name, set_flags
+from broadopt.devices.device import automatic_precisions, choose_device, choose_precision, device_name, set_flags
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
-from broadopt.files import replacing, write_text
-from broadopt.runs import checkpoint, heartbeat, results
+from broadopt.runs import checkpoint, results
+from broadopt.runs.begun import leftovers, precision_of, prepare, remove
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
@@ -55,13 +53,12 @@ def execute(
     check_installed(execution.tracker)
     device = choose_device(distributed.device_of(execution.device))
     processes = distributed.join(device)
-    precision = choose_precision(run.recipe.precision, device)
     if execution.cuda_graphs and device.type != "cuda":
         raise InputError(f"cuda_graphs=true: expected a CUDA device, this run is on {device}")
-    set_flags(precision, deterministic=execution.deterministic)
     say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
-    recipe = run.recipe.decided(precision=precision, fingerprint=dataset.fingerprint, processes=processes.count)
+    recipe = decided(run, dataset, device, processes)
+    set_flags(recipe.precision, deterministic=execution.deterministic)
     folder = results.run_folder(execution.results_dir, recipe.record())
     result = already_finished(folder, run, recipe) if processes.is_first and not execution.force else None
     if processes.from_first(result is not None):
@@ -89,6 +86,19 @@ def execute(
         if not alone:
             raise LeftToAnother(f"another process is on {folder}: left to it (wait=true waits for it to end)")
     return None if result is None else (folder, result)
+
+
+def decided(run: RunConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Recipe:
+    """The recipe with what the machine and the data decide: precision, fingerprint, number of processes."""
+
+    def in_precision(name: str) -> Recipe:
+        return run.recipe.decided(precision=name, fingerprint=dataset.fingerprint, processes=processes.count)
+
+    precision = choose_precision(run.recipe.precision, device)
+    if run.recipe.precision == "auto" and processes.is_first:
+        others = [name for name in automatic_precisions(device) if name != precision]
+        precision = precision_of(in_precision, run.execution.results_dir, here=precision, others=others)
+    return in_precision(processes.from_first(precision))
 
 
 def built(
@@ -152,7 +162,7 @@ def train(
     """
     first = parts.processes.is_first
     if first:
-        prepare(folder, run)
+        prepare(folder, run, changes=difference())
     history = HistoryFile(folder) if first else None
     training = Training(parts, stop=stop, reporter=reporter(tracking), keep_history=history)
 
@@ -187,17 +197,6 @@ def train(
         remove(checkpoint.files(folder))
         print(f"finished: {folder}\n{results.summary(result)}", flush=True)
     return result
-
-
-def prepare(folder: Path, run: RunConfig) -> None:
-    """Lay out the folder of a run that begins, or goes on."""
-    with replacing(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(run.values()).encode())
-    (folder / "error.txt").unlink(missing_ok=True)
-    if changes := difference():
-        write_text(folder / "code.diff", changes)
-    remove(unfinished(folder))
-    link_output(folder)
 
 
 def resume(training: Training, folder: Path, recipe: Recipe) -> None:
@@ -242,27 +241,3 @@ def opening(parts: Parts, run: RunConfig, folder: Path) -> str:
     autos = [f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"]
     device = "GPU" if parts.device.type == "cuda" else "CPU"
     return f"{run.recipe}: {folder}\n" + (f"{', '.join(autos)} on this {device}\n" if autos else "")
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """What processes that died while they wrote a file have left; to be called by the one that holds the folder."""
-    return list(folder.glob(".*.tmp"))
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """What a process that died right after writing its finished result has left."""
-    return [*checkpoint.files(folder), *folder.glob(heartbeat.NAME), *unfinished(folder)]
-
-
-def remove(files: Iterable[Path]) -> None:
-    """Remove files that may already be gone."""
-    for file in files:
-        file.unlink(missing_ok=True)
-
-
-def link_output(folder: Path) -> None:
-    """Where a launcher has sent what the run prints to a file, lay a link to it, output.txt, into the run's folder."""
-    link = folder / "output.txt"
-    link.unlink(missing_ok=True)
-    if os.environ.get("BROADOPT_OUTPUT"):
-        link.symlink_to(os.path.relpath(os.environ["BROADOPT_OUTPUT"], folder))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command import SMALL, Sweep, folders, halted, result, run, same_outcome, stopped, until
 
+from broadopt.devices.device import choose_precision
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
 from broadopt.signals import SIGNALS, Stop
@@ -232,3 +233,31 @@ def test_a_forked_child_takes_a_signal_as_if_nobody_had_asked_for_it() -> None:
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM
         assert stop.requested is None
+
+
+def test_a_run_that_was_begun_goes_on_in_its_own_precision(tmp_path: Path) -> None:
+    """With precision=auto, on a machine that would choose another one by itself."""
+    command = tuple(word for word in (*SMALL, "budget=1", "method=sam") if not word.startswith("precision="))
+    first = stopped(*command, "precision=bf16", cwd=tmp_path, at="train 60", by=signal.SIGTERM)
+    assert first.returncode == 75, first.stderr
+    (begun,) = folders(tmp_path)
+    here = choose_precision("auto", torch.device("cpu"))
+    said = f"precision=auto: bf16, in which this run was {{}}; a new one is in {here} here"
+
+    again = run(*command, "precision=auto", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert folders(tmp_path) == [begun]
+    assert result(begun)["config"]["precision"] == "bf16"
+    assert again.stderr.splitlines().count(said.format("begun")) == (here != "bf16")
+
+    finished = run(*command, "precision=auto", cwd=tmp_path)
+    assert "already finished" in finished.stdout
+    assert finished.stderr.splitlines().count(said.format("finished")) == (here != "bf16")
+
+    asked = run(*command, "precision=fp32", cwd=tmp_path)
+    assert asked.returncode == 0, asked.stderr
+    assert sorted(result(folder)["config"]["precision"] for folder in folders(tmp_path)) == ["bf16", "fp32"]
+    both = run(*command, "precision=auto", cwd=tmp_path)
+    preferred = next(folder for folder in folders(tmp_path) if (folder == begun) == (here == "bf16"))
+    assert f"already finished: {preferred.relative_to(tmp_path)} " in both.stdout
+    assert "precision=auto" not in both.stderr
