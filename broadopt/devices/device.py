@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,13 +27,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """auto takes bf16 autocast where it is the faster one, else fp32. Raises InputError for tf32 without a GPU."""
+def choose_precision(name: str, device: torch.device, gains_on_cpu: Callable[[], bool] = lambda: False) -> str:
+    """auto takes bf16 autocast where it is the faster one, else fp32: on a CPU where `gains_on_cpu` says so of the
+    network (broadopt.devices.probe). Raises InputError for tf32 without a GPU.
+    """
     if name == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32: expected a CUDA device, this run is on {device}")
     if name != "auto":
         return name
-    return "bf16" if _gains_by_bf16(device) else "fp32"
+    gains = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else gains_on_cpu()
+    return "bf16" if gains else "fp32"
 
 
 def automatic_precisions(device: torch.device) -> tuple[str, ...]:
@@ -75,13 +79,6 @@ def _keep_freed_memory() -> None:
     mmap_threshold, trim_threshold = -3, -1  # malloc.h
     libc.mallopt(mmap_threshold, 32 << 20)
     libc.mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def _gains_by_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    # AVX512_BF16 without AMX computes in bf16 too, but trains ResNet-20 at 0.8 times the rate of fp32.
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def device_name(device: torch.device) -> str:

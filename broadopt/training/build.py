@@ -1,6 +1,9 @@
 """The parts of a run, made from its config; nothing else makes them."""
 
+import json
 import logging
+from dataclasses import asdict
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -8,10 +11,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.config.instantiate import instantiated
-from broadopt.config.run_config import RunConfig
+from broadopt.config.run_config import ModelConfig, RunConfig
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset
-from broadopt.devices.device import choose_memory_format
+from broadopt.devices import probe
+from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
 from broadopt.models.build import macs, network
@@ -113,3 +117,14 @@ def _sharing(processes: Processes, run: RunConfig, data: Data) -> Processes:
             "(step.perturbation=share perturbs by each process's share)"
         )
     return processes
+
+
+def gain_of_bf16(model: ModelConfig, classes: int, device: torch.device) -> float:
+    """The rate of training a network in bf16 over that in fp32 on this CPU, of which `device` is the name."""
+    return _gain_of_bf16(json.dumps(asdict(model), sort_keys=True), classes, device_name(device))
+
+
+@cache
+def _gain_of_bf16(model: str, classes: int, processor: str) -> float:
+    made = partial(network, ModelConfig(**json.loads(model)), classes)
+    return probe.gain_of_bf16(made, key=f"{classes} classes, {model}", processor=processor)

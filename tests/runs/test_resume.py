@@ -14,7 +14,6 @@ import pytest
 import torch
 from command import SMALL, Sweep, folders, halted, result, run, same_outcome, stopped, until
 
-from broadopt.devices.device import choose_precision
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
 from broadopt.signals import SIGNALS, Stop
@@ -241,7 +240,9 @@ def test_a_run_that_was_begun_goes_on_in_its_own_precision(tmp_path: Path) -> No
     first = stopped(*command, "precision=bf16", cwd=tmp_path, at="train 60", by=signal.SIGTERM)
     assert first.returncode == 75, first.stderr
     (begun,) = folders(tmp_path)
-    here = choose_precision("auto", torch.device("cpu"))
+    (tmp_path / "new").mkdir()
+    assert run(*command, "precision=auto", cwd=tmp_path / "new").returncode == 0
+    here = result(folders(tmp_path / "new")[0])["config"]["precision"]
     said = f"precision=auto: bf16, in which this run was {{}}; a new one is in {here} here"
 
     again = run(*command, "precision=auto", cwd=tmp_path)
