@@ -1,0 +1,103 @@
+"""The commands that repeat runs, or that carry on with those that did not finish."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from broadopt.comparing.keys import flat
+from broadopt.config.identity import identity_of
+from broadopt.errors import InputError
+from broadopt.status.cells import Cell, Status, commands
+from broadopt.status.state import Run
+from broadopt.tables.match import Compose, differing, show
+
+_WORD = re.compile(r"[\w./+-]{1,100}", re.ASCII)
+_KEY = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}", re.ASCII)
+"""What can be put on a command line unseen: names and values come from files that anyone may have written."""
+
+LEFT_OPEN = ("seed", "precision")
+
+
+def runs_to_do(cells: Sequence[Cell], results_dir: Path) -> Iterator[tuple[Cell, Run, str]]:
+    """Each run that is neither finished nor running, with its command."""
+    for cell in cells:
+        for run in cell.runs:
+            for command in commands(Status((replace(cell, runs=(run,)),), ()), results_dir, ()):
+                yield cell, run, command
+
+
+class Repeats:
+    """How runs are repeated: by their folders, or by overrides where these make the same config.
+
+    `compose` is that of `broadopt.tables.match.Recipes`.
+    """
+
+    def __init__(self, compose: Compose) -> None:
+        self._compose = compose
+        self._known: dict[str, tuple[str, ...] | None] = {}
+
+    def command(self, record: Mapping[str, Any], path: Path) -> str:
+        """What to type for a run of a recorded config that lies in the folder `path`; empty where nothing would do."""
+        if os.path.isfile(path / "config.yaml"):
+            return f"broadopt-run {shlex.quote(f'repeat={path}')}"
+        words = self._overrides(record)
+        if words is None:
+            return ""
+        return shlex.join(["broadopt-run", *words, f"seed={record['seed']}", f"precision={record['precision']}"])
+
+    def _overrides(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
+        recipe = _without(record)
+        key = identity_of(recipe)
+        if key not in self._known:
+            self._known[key] = self._found(recipe)
+        return self._known[key]
+
+    def _found(self, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
+        names = _names(recipe)
+        if names is None:
+            return None
+        composed = self._composed(names)
+        if composed is None:
+            return None
+        values = flat(recipe)
+        changed = [key for key in differing(composed, recipe) if key]
+        # Budget is one key at the top and one of the schedule, which follows it: `differing` names the first alone.
+        if not all(_KEY.fullmatch(key) and key in values and _is_plain(values[key]) for key in changed):
+            return None
+        words = (*names, *(f"{key}={show(values[key]).replace(' ', '')}" for key in changed))
+        again = self._composed(words) if changed else composed
+        return words if again is not None and identity_of(_without(again)) == identity_of(recipe) else None
+
+    def _composed(self, words: Sequence[str]) -> dict[str, Any] | None:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return self._compose(list(words))
+        except (InputError, HydraException, OmegaConfBaseException):
+            return None
+
+
+def _without(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config without what a recipe leaves open, and without the fingerprint of the data."""
+    kept = {key: value for key, value in record.items() if key not in LEFT_OPEN}
+    return {**kept, "dataset": {**record["dataset"], "fingerprint": None}}
+
+
+def _names(recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
+    step, _, collector = recipe["method"].rpartition("+")
+    groups = {"dataset": recipe["dataset"]["name"], "model": recipe["model"]["name"], "protocol": recipe["protocol"]}
+    groups |= {"method": step, "collect": collector} if step else {"method": collector}
+    if not all(_WORD.fullmatch(value) for value in groups.values()) or "image_folder" in groups.values():
+        return None
+    return tuple(f"{group}={value}" for group, value in groups.items())
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float)) or bool(_WORD.fullmatch(str(value)))
