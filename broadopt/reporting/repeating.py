@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.comparing.keys import flat
-from broadopt.config.identity import identity_of
+from broadopt.config.identity import AS_WITHOUT, identity_of
 from broadopt.errors import InputError
 from broadopt.status.cells import Cell, Status, commands
 from broadopt.status.state import Run
@@ -20,6 +20,9 @@ _KEY = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}", re.ASCII)
 """What can be put on a command line unseen: names and values come from files that anyone may have written."""
 
 LEFT_OPEN = ("seed", "precision")
+
+ROUNDS = 3
+"""Times that overrides are completed by what they leave different."""
 
 
 def runs_to_do(cells: Sequence[Cell], results_dir: Path) -> Iterator[tuple[Cell, Run, str]]:
@@ -57,20 +60,21 @@ class Repeats:
         return self._known[key]
 
     def _found(self, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
-        names = _names(recipe)
-        if names is None:
-            return None
-        composed = self._composed(names)
-        if composed is None:
-            return None
-        values = flat(recipe)
-        changed = [key for key in differing(composed, recipe) if key]
-        # Budget is one key at the top and one of the schedule, which follows it: `differing` names the first alone.
-        if not all(_KEY.fullmatch(key) and key in values and _is_plain(values[key]) for key in changed):
-            return None
-        words = (*names, *(f"{key}={show(values[key]).replace(' ', '')}" for key in changed))
-        again = self._composed(words) if changed else composed
-        return words if again is not None and identity_of(_without(again)) == identity_of(recipe) else None
+        words = _names(recipe)
+        # AS_WITHOUT: what is not recorded at its first value has to be given where today's recipe has another.
+        values = {**AS_WITHOUT, **flat(recipe)}
+        for _ in range(ROUNDS):
+            composed = self._composed(words) if words else None
+            if words is None or composed is None:
+                return None
+            if identity_of(_without(composed)) == identity_of(recipe):
+                return words
+            # Without those that only follow another; what does not follow it after all still differs the next time.
+            changed = [key for key in differing(composed, recipe) if key]
+            if not changed or not all(_can_be_given(key, values) for key in changed):
+                return None
+            words = (*words, *(f"{key}={show(values[key]).replace(' ', '')}" for key in changed))
+        return None
 
     def _composed(self, words: Sequence[str]) -> dict[str, Any] | None:
         from hydra.errors import HydraException
@@ -95,6 +99,10 @@ def _names(recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
     if not all(_WORD.fullmatch(value) for value in groups.values()) or "image_folder" in groups.values():
         return None
     return tuple(f"{group}={value}" for group, value in groups.items())
+
+
+def _can_be_given(key: str, values: Mapping[str, Any]) -> bool:
+    return bool(_KEY.fullmatch(key)) and key in values and _is_plain(values[key])
 
 
 def _is_plain(value: Any) -> bool:
