@@ -26,9 +26,10 @@ def render(title: str, summary: Sequence[str], sections: Sequence[Section]) -> s
         "base-uri 'none'; form-action 'none'"
     )
     template = _environment().get_template("page.html.jinja")
-    return template.render(
+    page = template.render(
         title=title, summary=summary, sections=sections, style=style, script=script, policy=policy, box=curves
     )
+    return f"{page.strip()}\n"  # ahead of the page stand the macros, of which blank lines are left
 
 
 def _own(name: str) -> Markup:

@@ -19,6 +19,11 @@ from broadopt.tables.summary import Summary, signed, text
 
 TABLES = ("table1", "table3")
 
+HEADER = (
+    *("data", "network", "method", "which", "n", "broadopt", "95 % interval", "Δ"),
+    *("paper", "paper n", "precision"),
+)
+
 INTERVAL = (
     "95 % interval: of the mean of broadopt's runs, by Student's t over n seeds; one seed has none. It takes no "
     "account of the spread of the paper's own runs."
@@ -44,7 +49,7 @@ def _section(name: str, found: Gathered, recipes: Recipes, seeds: Sequence[int])
     shown = Table(
         name=f"{name}-values",
         caption=f"{table.title}: test accuracy in percent, broadopt's runs beside the published values.",
-        header=("data", "network", "method", "which", "n", "broadopt", "95 % interval", "Δ", "paper", "paper n", "fp"),
+        header=HEADER,
         rows=tuple(rows),
         heads=3,
         notes=(*main.notes, INTERVAL),

@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+TALL = 60
+"""Rows."""
+
 _NUMBER = re.compile(r"(< ?)?[-+−]?\d")
 
 
@@ -21,6 +24,11 @@ class Table:
     notes: tuple[str, ...] = ()
     commands: int | None = None
     """The column that holds commands to type."""
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether it is longer than one likes to scroll past, so that it scrolls by itself."""
+        return len(self.rows) > TALL
 
     @property
     def kinds(self) -> tuple[str, ...]:
