@@ -126,7 +126,7 @@ def test_it_can_be_read_by_keyboard_and_screen_reader(made: Page) -> None:
     skip = made.root.one("body").all("a")[0]
     assert skip.attributes == {"class": "skip", "href": "#main"}
     for element in everything(made):
-        for name in ("aria-labelledby", "for"):
+        for name in ("aria-labelledby", "aria-describedby", "for"):
             assert set(element.attributes.get(name, "").split()) <= set(ids)
         if element.tag == "a":
             assert element.attributes["href"].removeprefix("#") in ids
