@@ -14,6 +14,9 @@ LIMIT = 256 * 1024
 TOGETHER = 1024 * 1024
 """Bytes of all of them: a report is below 5 MB."""
 
+MOST = 50
+"""Files that are looked at."""
+
 KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
@@ -22,7 +25,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[Figure], list[str]]:
     found: list[Figure] = []
     left_out: list[str] = []
     room = TOGETHER
-    for path in _paths(folders):
+    paths = _paths(folders)
+    for path in paths[:MOST]:
         try:
             content = read_bytes(path, limit=LIMIT)
             _check(path, content)
@@ -35,7 +39,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[Figure], list[str]]:
         # An image of a data URI is never run: what a stranger's SVG says to do is not done.
         data = base64.b64encode(content).decode("ascii")
         found.append(Figure(path.name, f"data:{KINDS[path.suffix.lower()]};base64,{data}"))
-    return found, left_out
+    more = len(paths) - MOST
+    return found, left_out + ([f"{more} more images: at most {MOST} are looked at"] if more > 0 else [])
 
 
 def _paths(folders: Sequence[Path]) -> list[Path]:
