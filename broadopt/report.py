@@ -34,11 +34,11 @@ def main() -> None:
         sys.exit(2)
     for line in left_out:
         print(f"broadopt-report: {printable(line)}", file=sys.stderr)
-    sys.exit(1 if request.strict and left_out else 0)
+    sys.exit(1 if request.strict and any(line.startswith("left out") for line in left_out) else 0)
 
 
 def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, list[str]]:
-    """The page, and a line on each file that cannot be used.
+    """The page, and a line on each file that is `left out` and each image that is `not shown`.
 
     `compose` gives the recipes that runs are compared with: broadopt.config.compose.recipe_of by default. Raises
     InputError.
@@ -57,7 +57,8 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     against, remark = sweeps.baseline(found, request.against)
     of_sweeps = sweeps.sections(found, recipes, histories, against)
     images, unfit = figures.collect([*request.results, *found.roots])
-    left_out = [f"left out: {line}" for line in (*found.left_out, *histories.problems, *unfit)]
+    left_out = [f"left out: {line}" for line in (*found.left_out, *histories.problems)]
+    left_out += [f"not shown: {line}" for line in unfit]
     sections = [
         *papers.sections(found, recipes, request.seeds),
         *_grouped(of_sweeps, remark),

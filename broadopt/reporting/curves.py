@@ -32,8 +32,8 @@ def chart(name: str, sweep: Sweep, histories: Histories) -> Chart | None:
     if not known:
         return None
     chosen = _chosen(known)
-    names = _names(sweep, chosen)
     drawn = [curves[id(line)] for line in chosen]
+    names = [f"{name} (n = {curve[-1][1].n})" for name, curve in zip(_names(sweep, chosen), drawn, strict=True)]
     end = max(curve[-1][0] for curve in drawn)
     low, high = _range(drawn, end)
     cut = min(summary.mean for curve in drawn for _, summary in curve) < low
@@ -81,7 +81,7 @@ def _names(sweep: Sweep, lines: Sequence[Recipe]) -> list[str]:
     columns = [key for key in sweep.columns if len({label(line.value(key)) for line in lines}) > 1]
     methods = [line.method for line in lines]
     short = len(set(methods)) == len(methods)
-    return [f"{line.method if short else line.name(columns)} (n = {len(line.finished)})" for line in lines]
+    return [line.method if short else line.name(columns) for line in lines]
 
 
 def _range(curves: Sequence[Curve], end: float) -> tuple[float, float]:

@@ -73,7 +73,7 @@ class Repeats:
             changed = [key for key in differing(composed, recipe) if key]
             if not changed or not all(_can_be_given(key, values) for key in changed):
                 return None
-            words = (*words, *(f"{key}={show(values[key]).replace(' ', '')}" for key in changed))
+            words = (*words, *(f"{key}={_given(values[key])}" for key in changed))
         return None
 
     def _composed(self, words: Sequence[str]) -> dict[str, Any] | None:
@@ -103,6 +103,13 @@ def _names(recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def _can_be_given(key: str, values: Mapping[str, Any]) -> bool:
     return bool(_KEY.fullmatch(key)) and key in values and _is_plain(values[key])
+
+
+def _given(value: Any) -> str:
+    """A plain value as Hydra's command line takes it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_given, value))}]"
+    return "null" if value is None else show(value)
 
 
 def _is_plain(value: Any) -> bool:

@@ -287,6 +287,24 @@ def test_the_overrides_of_a_run_make_its_config(folder: Path, made: Page) -> Non
     assert found < identities
 
 
+def test_overrides_are_those_in_which_a_run_differs(tmp_path: Path) -> None:
+    own = {"name": "small_net", "_target_": "small_net.small_net", "width": 16}
+    store(tmp_path, record(*SHORT, "method=fge", "schedule.low=null"), last=60.0)
+    store(tmp_path, record(*SHORT, "method=swa", "collect.budgets=[1,1.25]", precision="bf16"), last=60.0)
+    store(tmp_path, record(*SHORT, "method=sam", "collect=swa", seed=7), last=60.0)
+    store(tmp_path, {**record(*SHORT, "method=sgd"), "model": own}, last=60.0)
+    pages.run(tmp_path, "-o", "page.html", cwd=tmp_path)
+    header, *rows = page(tmp_path / "page.html").table("all-runs")
+    start = "broadopt-run dataset=cifar100 model=resnet20 protocol=asam2021"
+    assert {row[2]: row[header.index("how to repeat")] for row in rows} == {
+        "fge": f"{start} method=fge budget=10 schedule.low=null seed=1 precision=fp32",
+        "swa": f"{start} method=swa budget=10 'collect.budgets=[1,1.25]' seed=1 precision=bf16",
+        "sam+swa": f"{start} method=sam collect=swa budget=10 seed=7 precision=fp32",
+        "sgd": "",
+    }
+    assert "An empty cell: the folder has no config.yaml" in page(tmp_path / "page.html").section("All runs").text
+
+
 def test_a_begun_cell_says_which_runs_it_lacks(made: Page) -> None:
     assert made.table("table3-missing")[1:] == [
         ["ResNet-20", "ASAM", seed, "missing", "not run yet", command]
@@ -320,8 +338,8 @@ def test_images_that_are_small_are_in_the_page_and_others_are_named(made: Page, 
     assert [image.attributes["alt"] for image in made.root.all("img")] == ["Image dot.png of the results folder"]
     assert base64.b64decode(made.root.one("img").attributes["src"].partition(",")[2]) == PIXEL
     expected = [
-        f"left out: results/figures/large.svg: {figures.LIMIT + 5:,} bytes, expected {figures.LIMIT:,} at most",
-        "left out: results/figures/none.png: not a PNG image",
+        f"not shown: results/figures/large.svg: {figures.LIMIT + 5:,} bytes, expected {figures.LIMIT:,} at most",
+        "not shown: results/figures/none.png: not a PNG image",
     ]
     assert said.splitlines() == [f"broadopt-report: {line}" for line in expected]
     assert [words.text for words in made.section("Files left out").all("p")] == expected
@@ -384,7 +402,7 @@ def test_a_run_more_costs_less_than_two_kilobytes(tmp_path: Path) -> None:
 
 def test_the_same_results_make_the_same_page(folder: Path, said: str) -> None:
     first = (folder.parent / "report.html").read_bytes()
-    pages.run("results", "-o", "again.html", cwd=folder.parent)
+    pages.run("results", "--strict", "-o", "again.html", cwd=folder.parent)  # images do not count
     assert (folder.parent / "again.html").read_bytes() == first
 
 
