@@ -255,6 +255,32 @@ def test_a_long_curve_is_thinned_and_ends_where_it_ends(tmp_path: Path) -> None:
     assert "Of long runs not every epoch is drawn." in found.root.one("figcaption").text
 
 
+def test_of_many_lines_the_best_are_drawn(tmp_path: Path) -> None:
+    sam = record(*SHORT, "method=sam")
+    for rank in range(1, 11):
+        history = {1: 10.0 + rank, 2: 20.0 + rank}
+        recorded = {**sam, "step": {**sam["step"], "rho": rank / 100}}
+        (store(tmp_path, recorded, last=20.0 + rank, history=history) / "config.yaml").touch()
+    store(tmp_path, record(*SHORT, "method=sgd"), last=15.0, history={1: 10.0, 2: 15.0})
+    pages.run(tmp_path, "-o", "page.html", cwd=tmp_path)
+    found = page(tmp_path / "page.html").root.one("figure")
+    drawn = ["sgd (n = 1)", *(f"sam, step.rho {rank / 100:g} (n = 1)" for rank in range(4, 11))]
+    assert [item.text.strip() for item in found.all("li")] == drawn
+    assert [polyline.attributes["class"] for polyline in found.all("polyline")] == [
+        f"curve style-{number}" for number in range(8)
+    ]
+    assert not found.all("polygon")
+    assert "3 lines of the table are not drawn" in found.one("figcaption").text
+
+
+def test_without_statsmodels_there_are_no_differences(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "statsmodels", None)  # as Python has it for what cannot be imported
+    pages.run("results", "-o", "without.html", cwd=folder.parent)
+    found = page(folder.parent / "without.html")
+    assert "Differences to SGD need statsmodels: pip install 'broadopt[statistics]'." in found.section("Sweeps").text
+    assert "Δ to sgd" not in found.root.text
+
+
 # ---- runs, their states, and how to repeat them
 
 
