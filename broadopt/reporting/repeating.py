@@ -21,6 +21,9 @@ _KEY = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}", re.ASCII)
 
 LEFT_OPEN = ("seed", "precision")
 
+MOST = 100
+"""Recipes whose overrides are worked out: each takes Hydra some tenths of a second."""
+
 ROUNDS = 3
 """Times that overrides are completed by what they leave different."""
 
@@ -55,9 +58,9 @@ class Repeats:
     def _overrides(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
         recipe = _without(record)
         key = identity_of(recipe)
-        if key not in self._known:
+        if key not in self._known and len(self._known) < MOST:
             self._known[key] = self._found(recipe)
-        return self._known[key]
+        return self._known.get(key)
 
     def _found(self, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
         words = _names(recipe)

@@ -8,7 +8,7 @@ from pathlib import Path
 from broadopt.config.identity import identity_of
 from broadopt.reporting.gathered import Gathered
 from broadopt.reporting.parts import Section, Table, count, with_values
-from broadopt.reporting.repeating import Repeats
+from broadopt.reporting.repeating import MOST, Repeats
 from broadopt.runs.folders import run_folder
 from broadopt.status import cells
 from broadopt.status.state import STATES, Run
@@ -21,7 +21,10 @@ HOW = (
     "How to repeat: a finished run is trained again with results_dir=again (or force=true), without which its stored "
     "result is printed; one that did not finish goes on. A run with code of your own also takes trust=MODULE.",
 )
-EMPTY = "An empty cell: the folder has no config.yaml, and no overrides of this version make the same config."
+EMPTY = (
+    "An empty cell: the folder has no config.yaml, and no overrides of this version make the same config, or there are "
+    f"more than {MOST} recipes to try."
+)
 
 
 @dataclass(frozen=True)
