@@ -23,7 +23,8 @@ FLOORS = (
     {"training"},
     {"launchers", "tables"},
     {"comparing", "status"},
-    {"run", "table", "export"},
+    {"reporting"},
+    {"run", "table", "report", "export"},
 )
 """From the ground up; a room imports from itself and from the floors below."""
 
@@ -75,7 +76,7 @@ def test_there_are_not_more_rooms_than_one_remembers() -> None:
 
 
 def test_what_reads_results_does_not_import_torch() -> None:
-    rooms = ("tables", "comparing", "status", "table", "runs", "trackers", "export")
+    rooms = ("tables", "comparing", "status", "reporting", "table", "report", "runs", "trackers", "export")
     extras = [name for name in MODULES if name.endswith("_run") and name.startswith("trackers.")]
     modules = [name for name in MODULES if name.split(".")[0] in rooms and name not in extras]
     program = f"import sys, {', '.join(f'broadopt.{name}' for name in modules)}; print('torch' in sys.modules)"

@@ -22,6 +22,7 @@ from broadopt import table as tables
 from broadopt.config.compose import compose, run_config
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
+from broadopt.reporting.request import parse as parse_report
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.tables.request import parse
 from broadopt.training.plan import price
@@ -308,6 +309,15 @@ def help_of_table() -> str:
 def test_every_option_of_broadopt_table_is_there() -> None:
     described = set(re.findall(r"^\| `(--[a-z]+)", section("docs/reference.md", "broadopt-table"), flags=re.MULTILINE))
     assert described == set(re.findall(r"^  (?:-h, )?(--[a-z]+)", help_of_table(), flags=re.MULTILINE)) - {"--help"}
+
+
+def test_every_option_of_broadopt_report_is_there() -> None:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+        parse_report(["--help"])
+    options = set(re.findall(r"^  .*?(--[a-z]+)", output.getvalue(), flags=re.MULTILINE)) - {"--help"}
+    described = re.findall(r"^\| `.*?(--[a-z]+)", section("docs/reference.md", "broadopt-report"), flags=re.MULTILINE)
+    assert set(described) == options
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,8 @@ WORDS = {
     ("broadopt-table", "runs", ">/dev/full"): (2, f"broadopt-table: the table {NO_SPACE}"),
     ("broadopt-table", "runs --watch", ">/dev/full"): (2, f"broadopt-table: the table {NO_SPACE}"),
     ("broadopt-table", "runs", ">&-"): (0, ""),
+    ("broadopt-report", "nothing", "2>&-"): (2, ""),
+    ("broadopt-report", "--help", ">/dev/full"): (1, f"broadopt-report: stdout {NO_SPACE}"),
     ("broadopt-table", "runs", "2>&- >&-"): (0, ""),
 }
 
@@ -122,6 +124,7 @@ PIPES = {
     ("broadopt-table", "runs"): 0,
     ("broadopt-table", "runs --watch"): 0,
     ("broadopt-table", "--help"): 0,
+    ("broadopt-report", "--help"): 0,
 }
 
 

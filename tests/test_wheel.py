@@ -60,4 +60,6 @@ def test_the_commands_work_from_any_folder(installed: Path, tmp_path: Path) -> N
     assert "finished: results/runs/digits/resnet20/sam/seed1-" in output
     assert "| sam " in run(installed / "broadopt-table", "runs", cwd=tmp_path)
     assert "83.68 ± 0.12" in run(installed / "broadopt-table", "table3", cwd=tmp_path)
+    assert run(installed / "broadopt-report", "results", "-o", "page.html", cwd=tmp_path) == ""
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").endswith("</html>\n")
     assert "table1/vgg16_cifar100" in run(installed / "broadopt-run", "--help", cwd=tmp_path).replace(", ", " table1/")

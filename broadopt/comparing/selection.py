@@ -21,15 +21,16 @@ MOST_FOLDERS = 5
 """Folders that a message names."""
 
 
-def located(folder: Path) -> Path:
+def located(folder: Path, *, option: str = "--results ") -> Path:
     """The results folder that is meant: `folder` itself, which holds runs/; where it is called runs, the folder that it
     lies in; where it holds no runs/ but one of its folders does, that one.
 
-    Raises InputError where there is no such folder, or where several of its folders hold runs/.
+    Raises InputError where there is no such folder, or where several of its folders hold runs/; `option` is what is
+    typed ahead of a folder.
     """
     if not os.path.isdir(folder):
         absent = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise InputError(f"results folder {folder} {absent}: --results names the folder that holds runs/")
+        raise InputError(f"results folder {folder} {absent}: {option or 'RESULTS '}names the folder that holds runs/")
     if os.path.isdir(folder / "runs"):
         return folder
     if Path(os.path.abspath(folder)).name == "runs":
@@ -39,7 +40,7 @@ def located(folder: Path) -> Path:
     except OSError:  # a folder that cannot be listed holds nothing that can be read
         below = []
     if len(below) > 1:
-        named = " ".join(f"--results {path}" for path in below[:MOST_FOLDERS]) + (
+        named = " ".join(f"{option}{path}" for path in below[:MOST_FOLDERS]) + (
             " ..." if len(below) > MOST_FOLDERS else ""
         )
         raise InputError(f"results folder {folder} holds no runs/, but {len(below)} of its folders do: {named}")

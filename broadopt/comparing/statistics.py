@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from broadopt.errors import InputError
 from broadopt.tables.match import Result
+from broadopt.tables.summary import Summary
 
 Row = TypeVar("Row", bound=Hashable)
 
@@ -76,6 +77,16 @@ def difference(
         p=float(test.pvalue),
         test="paired" if paired else "Welch",
     )
+
+
+def interval(summary: Summary, *, confidence: float = 0.95) -> tuple[float, float] | None:
+    """The confidence interval of a mean, by Student's t; None for one run, or where the values have no spread."""
+    from scipy import stats
+
+    if not summary.std:
+        return None
+    half = float(stats.t.ppf((1 + confidence) / 2, summary.n - 1)) * summary.std / math.sqrt(summary.n)
+    return summary.mean - half, summary.mean + half
 
 
 def _paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Any:

@@ -97,6 +97,12 @@ class Estimates:
         seconds = flops / total_epochs(record) / (self._tflops * 1e12)
         return Estimate(seconds, "flops", f"operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s")
 
+    def flops(self, record: Record) -> float | None:
+        """Floating-point operations of the gradients of a whole run, by the multiply-adds that runs of its network have
+        recorded; None where none has.
+        """
+        return self._flops(record, self._epoch(record), shipped=False)
+
     def _epoch(self, record: Record) -> int | None:
         """Training images an epoch, None where they are unknown."""
         dataset = record["dataset"]

@@ -146,7 +146,7 @@ def parse(arguments: Sequence[str]) -> Request:
         Path(expanded(given.output, "--output")) if given.output else None,
         given.strict,
         view=view,
-        seeds=_seeds(given.seeds) if given.seeds else None,
+        seeds=parse_seeds(given.seeds) if given.seeds else None,
         tflops=positive("--tflops", given.tflops) if given.tflops else None,
         watch=positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
         overrides=tuple(map(_override, given.overrides)),
@@ -186,7 +186,8 @@ def _fits(given: argparse.Namespace, view: str) -> None:
         raise InputError(f"{option} does not go with {shown}; see broadopt-table --help")
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds that `1-5` or `1,2,7` names, ascending. Raises InputError."""
     seeds: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())

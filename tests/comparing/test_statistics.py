@@ -8,7 +8,16 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from broadopt.comparing.statistics import Difference, difference, differences, has_diverged, holm, seeds_needed
+from broadopt.comparing.statistics import (
+    Difference,
+    difference,
+    differences,
+    has_diverged,
+    holm,
+    interval,
+    seeds_needed,
+)
+from broadopt.tables.summary import Summary, summarise
 
 SGD = {1: 70.1, 2: 70.5, 3: 69.9}
 
@@ -23,6 +32,19 @@ def test_same_seeds_are_paired() -> None:
     assert found.p == pytest.approx(1 - t / math.sqrt(t**2 + 2), rel=1e-12)
     half = math.sqrt(1.805 / 0.0975) / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), rel=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+def test_the_interval_of_a_mean_is_students(confidence: float) -> None:
+    summary = summarise(SGD.values())
+    assert summary is not None
+    expected = DescrStatsW(list(SGD.values())).tconfint_mean(alpha=1 - confidence)
+    assert interval(summary, confidence=confidence) == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_run_and_equal_runs_have_no_interval() -> None:
+    assert interval(Summary(70.1, None, 1)) is None
+    assert interval(Summary(70.1, 0.0, 3)) is None
 
 
 @pytest.mark.parametrize("seeds", [(1, 2, 3, 4), (4, 5, 6), (1, 2)])
