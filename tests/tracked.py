@@ -118,7 +118,7 @@ READERS: Mapping[str, Callable[[Path], list[Held]]] = {
     "trackio": in_trackio,
 }
 INSTALLED = [name for name in READERS if find_spec(name)]
-MISSING = "not among the tests' packages: trackio 0.43 takes pillow up to 12, constraints.txt has 13"
+MISSING = "its package is not installed: pip install '.[test]'"
 EACH = [pytest.param(name, marks=[] if name in INSTALLED else pytest.mark.skip(reason=MISSING)) for name in READERS]
 """Every tracker, for parametrized tests."""
 
