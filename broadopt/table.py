@@ -125,19 +125,25 @@ def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
         context = Context(published.load(request.table, folder=paper_dir()), recipes)
         document = paper_table.build(finished, context=context, metric=asked.metric)
         if asked.against is not None:
-            document = _with_differences(document, finished, context, asked)
+            failed = [result for result in results if result["state"] == "failed"]
+            document = _with_differences(document, finished, failed, context, asked)
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
 
 
 def _with_differences(
-    document: "Document", finished: Sequence[dict[str, Any]], context: "Context", asked: Comparison
+    document: "Document",
+    finished: Sequence[dict[str, Any]],
+    failed: Sequence[dict[str, Any]],
+    context: "Context",
+    asked: Comparison,
 ) -> "Document":
     """A paper's table with the differences to one of its methods below."""
     from broadopt.comparing.difference_blocks import FIELDS, paper_block
     from broadopt.tables.cells import fill
 
     main, *off = document.blocks
-    block, records = paper_block(context.table, fill(finished, context=context), asked)
+    cells, broken = (fill(results, context=context) for results in (finished, failed))
+    block, records = paper_block(context.table, cells, asked, failed=broken)
     return replace(
         document,
         blocks=(main, block, *off),

@@ -149,9 +149,12 @@ def _numbers(found: Difference, against: str, metric: str) -> dict[str, Any]:
     return place | {name: getattr(found, name) for name in ("low", "high", "p", "p_holm", "test")}
 
 
-def paper_block(table: PaperTable, cells: Cells, asked: Comparison) -> tuple[Block, list[dict[str, Any]]]:
+def paper_block(
+    table: PaperTable, cells: Cells, asked: Comparison, *, failed: Cells
+) -> tuple[Block, list[dict[str, Any]]]:
     """The differences of the filled cells of a paper's table to those of one method in the same row, each by the
-    accuracy that its column reads; and as records for CSV. Raises InputError where the method is no column.
+    accuracy that its column reads; and as records for CSV. `failed`: the same cells filled with the runs that failed,
+    which are counted. Raises InputError where the method is no column.
     """
     against = str(asked.against)
     if against not in table.methods:
@@ -166,7 +169,11 @@ def paper_block(table: PaperTable, cells: Cells, asked: Comparison) -> tuple[Blo
     }
     found = differences(rows, confidence=CONFIDENCE)
     several = len({row.dataset for row in table.rows}) > 1
-    lines = [_paper_row(row, column, rows[row, column], one, asked, several) for (row, column), one in found.items()]
+    counts = {place: _count(*place, len(values), cells, failed) for place, (values, _) in rows.items()}
+    lines = [
+        _paper_row(*place, rows[place], one, asked, count=counts[place], several=several)
+        for place, one in found.items()
+    ]
     header = [*(("Data",) if several else ()), "Network", "Method", "n", "accuracy", *titles(asked)]
     names = [(f"{row.name} {DATA_TITLES[row.dataset]} {column.title}", one) for (row, column), one in found.items()]
     block = Block(
@@ -177,7 +184,14 @@ def paper_block(table: PaperTable, cells: Cells, asked: Comparison) -> tuple[Blo
         header=tuple(header),
         rows=tuple(lines),
         labels=2 if several else 1,
-        notes=(test_note(list(found.values())), *without_interval(names), *power_note(asked)) if lines else (),
+        notes=(
+            test_note(list(found.values())),
+            *without_interval(names),
+            *([PAPER_COUNTS] if any(" of " in counts[place] for place in found) else []),
+            *power_note(asked),
+        )
+        if lines
+        else (),
     )
     return block, [_paper_record(table, *place, one, asked) for place, one in found.items()]
 
@@ -195,12 +209,29 @@ def _by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[
     return {seed: found for seed, found in values.items() if found is not None}
 
 
+PAPER_COUNTS = (
+    "n of k: k runs of the cell ended, and the differences are those of n; the others failed or ended at chance."
+)
+
+
+def _count(row: Row, column: Column, n: int, cells: Cells, failed: Cells) -> str:
+    """`n`, or "n of k" where k runs of a cell, in its precision, have ended."""
+    place = (row, column.method)
+    finished, broken = cells.on_recipe.get(place), failed.on_recipe.get(place)
+    ended = len(finished.runs) if finished else 0
+    if broken and (finished is None or broken.precision == finished.precision):
+        ended += len(broken.runs)
+    return str(n) if n == ended else f"{n} of {ended}"
+
+
 def _paper_row(
     row: Row,
     column: Column,
     values: tuple[Mapping[int, float], Mapping[int, float]],
     found: Difference,
     asked: Comparison,
+    *,
+    count: str,
     several: bool,
 ) -> tuple[str, ...]:
     ours = values[0]
@@ -208,4 +239,4 @@ def _paper_row(
     seeds = seeds_needed(*values, detect=asked.detect) if asked.detect else None
     accuracy = text(summarise(ours.values()), n=len(ours))
     more = ("" if seeds is None else str(seeds),) if asked.detect else ()
-    return (*data, row.name, column.title, str(len(ours)), accuracy, *shown(found), *more)
+    return (*data, row.name, column.title, count, accuracy, *shown(found), *more)

@@ -322,6 +322,7 @@ def test_a_papers_table_against_a_method(tmp_path: Path) -> None:
     plain, _ = run("table3", "--results", tmp_path)
     out, _ = run("table3", "--results", tmp_path, "--against", "sgd")
     assert out.startswith(plain.rstrip())
+    assert "n of k" not in out.removeprefix(plain.rstrip())
     half = 4.302652729749464 / 3**0.5
     assert tables(out)[-1] == [
         ["Network", "Method", "n", "accuracy", "Δ to sgd", "95 % interval", "p", "p (Holm)", "test"],
@@ -340,6 +341,20 @@ def test_a_papers_table_against_a_method(tmp_path: Path) -> None:
     assert (
         "No row has runs of SAM and of another method." in run("table3", "--results", tmp_path, "--against", "sam")[0]
     )
+
+
+def test_runs_that_failed_or_ended_at_chance_are_counted_in_a_papers_table(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed), best=70.0 + seed)
+        store(tmp_path, record(RESNET20, "method=asam", seed=seed), best=70.0 + 2 * seed)
+    store(tmp_path, record(RESNET20, "method=asam", seed=4), state="failed")
+    store(tmp_path, record(RESNET20, "method=asam", seed=5), last=1.0, best=1.0)
+    out, _ = run("table3", "--results", tmp_path, "--against", "sgd")
+    assert tables(out)[-1][1][1:5] == ["ASAM", "3 of 5", "74.00 ± 2.00", "+2.00"]
+    counts = (
+        "n of k: k runs of the cell ended, and the differences are those of n; the others failed or ended at chance."
+    )
+    assert counts in " ".join(out.split())
 
 
 # ---- cost
