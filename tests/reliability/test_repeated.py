@@ -20,9 +20,9 @@ QUICK = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=1",
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run that left its network: SAM with SWA, ResNet-8."""
+    """The folder of a finished run that left its network: SAM with SWA, ResNet-8, in fp32 as a predictor computes."""
     cwd = tmp_path_factory.mktemp("left")
-    done = run(*QUICK, "method=sam", "collect=swa", "checkpoint.predictor=true", cwd=cwd)
+    done = run(*QUICK, "method=sam", "collect=swa", "checkpoint.predictor=true", "precision=fp32", cwd=cwd)
     assert done.returncode == 0, done.stderr
     (folder,) = folders(cwd)
     return folder
