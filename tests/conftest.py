@@ -12,13 +12,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
-    *(
-        "devices/test_processes.py",
-        "launchers/test_local_launcher.py",
-        "training/test_rows.py",
-        "status/test_status.py",
-    ),
-    *("training/test_speed.py", "test_reproduce.py", "test_gpu_check.py", "test_readme.py", "test_fork_server.py"),
+    *("test_docs.py", "launchers/test_ecosystem.py", "training/test_rows.py", "launchers/test_local_launcher.py"),
+    *("runs/test_trust.py", "training/test_speed.py", "test_streams.py", "runs/test_hostile_folder.py"),
+    *("status/test_status.py", "devices/test_processes.py", "test_run.py", "reliability/test_exact_resume.py"),
+    *("trackers/test_trackers.py", "reliability/test_full_disk.py", "runs/test_results.py", "test_reproduce.py"),
+    *("runs/test_resume.py", "test_gpu_check.py", "config/test_newcomer.py", "config/test_bad_input.py"),
 )
 """Files of the tests that take longest: they begin first, so that the workers of make test, each of which takes file
 after file (what a file's tests share is made once), end together.
