@@ -104,8 +104,8 @@ def prepared(folder: Path) -> Path:
     """`folder` as a checkout in which README was followed: its files are written, with a few images beside them."""
     (folder / "results").mkdir()
     (folder / "scripts").symlink_to(CHECKOUT / "scripts")
-    committed = "cifar10_resnet20_5epochs"
-    (folder / "results" / committed).symlink_to(CHECKOUT / "results" / committed)
+    for committed in ("cifar10_resnet20_5epochs", "cifar10_resnet20_rho"):
+        (folder / "results" / committed).symlink_to(CHECKOUT / "results" / committed)
     for split in ("train", "test"):
         for number, name in enumerate(("cats", "dogs")):
             (folder / "my_images" / split / name).mkdir(parents=True)

@@ -357,6 +357,21 @@ def test_runs_that_failed_or_ended_at_chance_are_counted_in_a_papers_table(tmp_p
     assert counts in " ".join(out.split())
 
 
+def test_the_howto_quotes_the_committed_example() -> None:
+    checkout = Path(__file__).parents[2]
+    place = checkout / "results/cifar10_resnet20_rho"
+    out, _ = run("runs", "--results", place, "--against", "sgd", "--detect", "1")
+    rows = {(row[0], row[1]): row for row in next(table for table in tables(out) if "Δ to sgd" in table[0])}
+    howto = " ".join((checkout / "docs/howto.md").read_text().split())
+    assert rows["sgd", ""][3] == "47.42 ± 1.03"
+    assert rows["sam", "0.02"][3:] == ["52.56 ± 4.01", "+5.14", "-21.67 to +31.95", "0.248", "0.496", "paired", "72"]
+    assert rows["sam", "0.5"][4:8] == ["-21.30", "-29.18 to -13.42", "0.019", "0.056"]
+    assert (
+        "SAM's 52.56 ± 4.01 at rho 0.02 is 5.1 points above SGD's 47.42 ± 1.03 with an interval from -21.7 to +32.0 "
+        "(p = 0.25; 72 seeds would find a difference of one point), and the 21 points that rho 0.5 loses have p = 0.056"
+    ) in howto
+
+
 # ---- cost
 
 
