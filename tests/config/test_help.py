@@ -61,7 +61,8 @@ def test_help_names_every_key_that_a_user_gives(help_page: str) -> None:
 
 
 def test_help_tells_the_exit_codes_and_how_to_complete(help_page: str) -> None:
-    assert "Exit codes: 0 finished, 1 the run failed, 2 bad input, 75 interrupted" in help_page
+    codes = "Exit codes: 0 finished, 1 the run failed, 2 bad input, 3 another process is on the run, 75 interrupted"
+    assert codes in " ".join(help_page.split())
     assert 'eval "$(broadopt-run -sc install=bash)"' in help_page
     assert "hydra/launcher=slurm and hydra/launcher=local distribute a sweep" in help_page
 
