@@ -102,10 +102,12 @@ def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
     from broadopt.comparing import selection
 
     results, unusable = selection.read(request.results)
+    if request.comparison.at_epoch is not None:
+        results += selection.going_on(request.results, {result["identity"] for result in results})
     found = [(root, selection.located(root)) for root in request.results]
     remarks = [f"{root} holds no runs/: read from {place}" for root, place in found if place != root]
     results = selection.select(results, selection.conditions(request.comparison.where))
-    compared = ("interrupted",) if request.comparison.at_epoch is not None else ()
+    compared = ("interrupted", "running") if request.comparison.at_epoch is not None else ()
     return results, remarks + _unfinished(results, compared) + [f"left out: {line}" for line in unusable]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadopt.comparing.keys import completed, flat, order, recipe_id
-from broadopt.comparing.selection import given, read, select
+from broadopt.comparing.selection import given, going_on, read, select
 from broadopt.errors import InputError, nearest, printable
 from broadopt.files import reason
 from broadopt.runs import history
@@ -59,9 +59,9 @@ def frame_of(results: Iterable[Result]) -> "pandas.DataFrame":
 def load_history(
     *folders: str | Path,
     where: Mapping[str, Any] | Sequence[str] | None = None,
-    states: Collection[str] = STATES,
+    states: Collection[str] = (*STATES, "running"),
 ) -> "pandas.DataFrame":
-    """One row an epoch of every run, ended or interrupted, with the arguments of `load_results`.
+    """One row an epoch of every run, also of those that are "running", with the arguments of `load_results`.
 
     Columns: those that `load_results` begins with, up to folder; epoch, lr, train_loss, train_accuracy, test_accuracy
     (percent), test_nll (nats), test_ece (a fraction), where an epoch was evaluated, and the same of validation images.
@@ -70,7 +70,7 @@ def load_history(
     import pandas
 
     rows: list[dict[str, Any]] = []
-    for result in ordered(_selected(folders, where, states)):
+    for result in ordered(_selected(folders, where, states, known=(*STATES, "running"))):
         epochs, problem = read_history(result)
         if problem:
             warnings.warn(printable(problem), stacklevel=2)
@@ -87,13 +87,20 @@ def read_history(result: Result) -> tuple[list[dict[str, float]], str]:
 
 
 def _selected(
-    folders: Sequence[str | Path], where: Mapping[str, Any] | Sequence[str] | None, states: Collection[str]
+    folders: Sequence[str | Path],
+    where: Mapping[str, Any] | Sequence[str] | None,
+    states: Collection[str],
+    *,
+    known: Sequence[str] = STATES,
 ) -> list[Result]:
     states = (states,) if isinstance(states, str) else states
     for state in states:
-        if state not in STATES:
-            raise InputError(f"states {state}: expected some of {', '.join(STATES)}{nearest(state, STATES)}")
-    results, left_out = read([Path(folder) for folder in folders or ("results",)])
+        if state not in known:
+            raise InputError(f"states {state}: expected some of {', '.join(known)}{nearest(state, known)}")
+    places = [Path(folder) for folder in folders or ("results",)]
+    results, left_out = read(places)
+    if "running" in known:
+        results += going_on(places, {result["identity"] for result in results})
     for line in left_out:
         warnings.warn(printable(f"left out: {line}"), stacklevel=3)
     return select([result for result in results if result["state"] in states], given(where))

@@ -45,7 +45,7 @@ def build(
     `histories` gives the history of a result. Raises InputError for a key or a method that there is not.
     """
     asked = asked or Comparison()
-    states = ("finished", "failed") if asked.at_epoch is None else ("finished", "failed", "interrupted")
+    states = ("finished", "failed") if asked.at_epoch is None else ("finished", "failed", "interrupted", "running")
     found = sweeps(
         [result for result in results if result["state"] in states],
         recipes=recipes,

@@ -2,14 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from broadopt.comparing.keys import ABSENT, ALIASES, completed, distinct, flat, label
 from broadopt.errors import InputError, nearest, printable
-from broadopt.runs.results import read_several
+from broadopt.runs import heartbeat, history
+from broadopt.runs.folders import scan
+from broadopt.runs.results import metrics, read_several
 from broadopt.tables.match import Result
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
@@ -57,6 +60,46 @@ def read(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
     return [
         {**one, "path": one["folder"] if len(roots) > 1 else str(roots[0] / one["folder"])} for one in found
     ], left_out
+
+
+def going_on(folders: Sequence[Path], known: Collection[str]) -> list[Result]:
+    """The runs that have a heartbeat and epochs behind them but no result of their own yet, shaped as results: those
+    that are "running", and those of processes that died ("interrupted"). `known`: identities that are left out.
+
+    A heartbeat or history that cannot be used is passed over: the status of the folder names it.
+    """
+    roots = list(dict.fromkeys(map(located, folders)))
+    found: dict[str, Result] = {}
+    for root in roots:
+        for path in scan(root, heartbeat.NAME)[0]:
+            folder = path.parent
+            with suppress(OSError, ValueError):
+                progress, rows = heartbeat.read(folder), history.read(folder)
+                if progress is not None and rows and progress["identity"] not in known:
+                    name = folder.relative_to(root).as_posix()
+                    found[progress["identity"]] = {
+                        **_of_a_heartbeat(progress, rows),
+                        "state": "running" if heartbeat.is_alive(folder, progress) else "interrupted",
+                        "folder": f"{root}/{name}" if len(roots) > 1 else name,
+                        "path": str(folder),
+                    }
+    return list(found.values())
+
+
+def _of_a_heartbeat(progress: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> Result:
+    config = progress["config"]
+    names = {name: config[name] for name in ("method", "protocol", "seed", "budget")}
+    return {
+        **names,
+        "identity": progress["identity"],
+        "dataset": config["dataset"]["name"],
+        "model": config["model"]["name"],
+        "config": config,
+        "epochs": rows[-1]["epoch"],
+        "metrics": metrics(rows, {}),
+        "cost": {},
+        "environment": {"device": progress["device"], "precision": config["precision"]},
+    }
 
 
 @dataclass(frozen=True)

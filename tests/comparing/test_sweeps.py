@@ -11,8 +11,12 @@ import pytest
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from stored import RESNET20, record, run, store
 
+import broadopt
+from broadopt.config.identity import identity_of
 from broadopt.runs.folders import run_folder
 from broadopt.runs.heartbeat import Heartbeat
+from broadopt.runs.lock import only_writer
+from broadopt.signals import Stop
 
 SHORT = (RESNET20, "budget=10")
 
@@ -450,6 +454,30 @@ def test_a_run_without_figures_is_named_where_unfinished_runs_are_compared(costl
     out, _ = run("runs", "--results", tmp_path / "copy", "--at-epoch")
     assert f"not compared: {place} has no history yet (interrupted: died on " in out
     assert "not compared" not in run("runs", "--results", tmp_path / "copy")[0]
+
+
+def test_runs_that_are_going_on_are_compared_by_the_epochs_behind_them(costly: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(costly, root)
+    recorded = record(*SHORT, "method=asam", seed=2)
+    folder = run_folder(root, recorded)
+    folder.mkdir(parents=True)
+    (folder / "history.csv").write_text("epoch,lr,test_accuracy,test_nll,test_ece\n5.0,0.1,,,\n6.0,0.1,54.0,1.0,0.1\n")
+    with Heartbeat(folder, recorded, device="a device"), only_writer(folder, wait=False, stop=Stop()):
+        out, _ = run("runs", "--results", root, "--at-epoch")
+        curves = broadopt.load_history(root, where={"method": "asam", "seed": 2})
+        shutil.copy(folder / "progress.json", tmp_path)
+    assert tables(out)[0][-1] == ["asam", "0", "", "", "53.00 ± 1.41 (2)"]  # with the 52 of the interrupted run
+    assert "not compared" not in out
+    assert "not counted" not in out
+    assert curves[["state", "epoch", "identity"]].values.tolist() == [
+        ["running", epoch, identity_of(recorded)] for epoch in (5.0, 6.0)
+    ]
+    shutil.move(tmp_path / "progress.json", folder)  # as a process leaves it that was killed
+    assert run("runs", "--results", root, "--at-epoch")[0] == out
+    assert set(broadopt.load_history(root, states=["interrupted"])["seed"]) == {1, 2}
+    assert "running" not in set(broadopt.load_history(root)["state"])
+    assert tables(run("runs", "--results", root)[0]) == tables(run("runs", "--results", costly)[0])
 
 
 def test_the_csv_has_what_was_asked_for(costly: Path) -> None:
