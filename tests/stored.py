@@ -39,11 +39,22 @@ def record(*overrides, seed=1, precision="fp32", fingerprint=None):
 
 
 def store(
-    root, recorded, *, last=70.0, best=None, collected=None, state="finished", history=None, device=None, cost=None
+    root,
+    recorded,
+    *,
+    last=70.0,
+    best=None,
+    collected=None,
+    held_out=None,
+    state="finished",
+    history=None,
+    device=None,
+    cost=None,
 ):
     """Write the result file of one run; NLL and ECE are made up from the accuracy so that they can be told apart.
 
-    `history`: test accuracy by epoch, for history.csv; `cost` replaces figures of the made-up ones.
+    `history`: test accuracy by epoch, for history.csv; `cost` replaces figures of the made-up ones; `held_out`: the
+    last accuracy on held-out images, of which what was collected has one more.
     """
 
     def figures(accuracy):
@@ -83,6 +94,11 @@ def store(
         },
         "environment": {"broadopt": "0.1.0", "precision": recorded["precision"]},
     }
+    if held_out is not None:
+        validation = {"validation_accuracy": held_out, "validation_nll": 1.0, "validation_ece": 0.1}
+        result["metrics"]["validation"] = {"last": validation, "best": {"validation_accuracy": held_out, "epoch": 3}}
+        for found in result["metrics"]["collected"].values():
+            found |= validation | {"validation_accuracy": held_out + 1}
     if device is not None:
         result["environment"]["device"] = device
     if history is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from broadopt.comparing.keys import ABSENT, comparable, completed, distinct, flat, label
 from broadopt.tables.match import Group, Recipes, Result, differing, show
-from broadopt.tables.summary import Summary, reading, summarise
+from broadopt.tables.summary import Summary, collected_keys, reading, summarise
 
 OF_THE_METHOD = ("step", "collect", "schedule", "code")
 """Config groups that a method chooses: what is the same in all lines of a method is no column, but said below."""
@@ -129,3 +129,22 @@ def _was_chosen(key: str, lines: Sequence[Line]) -> bool:
 def protocol_of(line: Line) -> str:
     """The name of a line's protocol."""
     return line.group.protocol
+
+
+HELD_OUT = (
+    "held out: accuracy on the training images that were held out, of what a run reports (collected after the most "
+    "budgets, else last); values are to be chosen by it."
+)
+
+
+def held_out(line: Line) -> list[float | None]:
+    """Accuracy in percent of each finished run on its held-out images; None for one that has held none out."""
+    found: list[float | None] = []
+    for run in line.finished:
+        longest = next(reversed(collected_keys([run])), None)
+        if longest is not None:
+            found.append(reading(run, metric="collected", key=longest, quantity="validation_accuracy"))
+        else:
+            last = (run["metrics"].get("validation") or {}).get("last") or {}
+            found.append(last.get("validation_accuracy"))
+    return found

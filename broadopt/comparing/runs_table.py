@@ -11,6 +11,7 @@ from broadopt.comparing.against import Compared, compare
 from broadopt.comparing.costs import AlongTraining, History
 from broadopt.comparing.difference_blocks import difference_block, difference_record, name_of
 from broadopt.comparing.keys import ABSENT, label
+from broadopt.comparing.lines import HELD_OUT, held_out
 from broadopt.comparing.statistics import has_diverged
 from broadopt.comparing.sweep import Line, Sweep, sweeps
 from broadopt.tables.formats import FIELDS, Block, Document
@@ -85,10 +86,11 @@ def _count(line: Line) -> str:
 def _accuracies(sweep: Sweep, extra: AlongTraining, notes: tuple[str, ...]) -> Block:
     keys = collected_keys(sweep.runs)
     epoch = () if extra.asked.at_epoch is None else (_epoch_title(extra.epoch),)
+    held = ("held out",) if any(value is not None for line in sweep.lines for value in held_out(line)) else ()
     return Block(
         heading=sweep.heading,
         caption=f"{sweep.shared}." if sweep.shared else "",
-        header=("method", *sweep.columns, "n", "last", "best", *(f"coll. {key}" for key in keys), *epoch),
+        header=("method", *sweep.columns, "n", "last", "best", *(f"coll. {key}" for key in keys), *held, *epoch),
         rows=tuple(
             (
                 *_labels(sweep, line),
@@ -96,12 +98,13 @@ def _accuracies(sweep: Sweep, extra: AlongTraining, notes: tuple[str, ...]) -> B
                 _cell(line, "last", None),
                 _cell(line, "best", None),
                 *(_cell(line, "collected", key) for key in keys),
+                *(text(summarise(held_out(line)), n=len(line.finished)) for _ in held),
                 *(text(summarise(extra.at_epoch(line)), n=len(line.finished)) for _ in epoch),
             )
             for line in sweep.lines
         ),
         labels=0,
-        notes=(*sweep.notes, *_at_chance(sweep), *notes),
+        notes=(*sweep.notes, *_at_chance(sweep), *([HELD_OUT] if held else []), *notes),
     )
 
 
@@ -224,6 +227,8 @@ def _records(sweep: Sweep, line: Line, compared: Compared | None, extra: AlongTr
             records += (
                 [{**shared, "metric": metric, "key": key, **figures(summary, quantity=quantity)}] if summary else []
             )
+    if held := summarise(held_out(line)):
+        records.append({**shared, "metric": "held out", **figures(held, quantity="validation_accuracy")})
     for quantity in ("images_per_second", "train_seconds", "gradient_evaluations"):
         records.append({**shared, **figures(summarise(cost(run, quantity) for run in runs), quantity=quantity)})
     records += [{**shared, "quantity": "time_ratio", "mean": ratio} for ratio in [_ratio(sweep, line)] if ratio]

@@ -53,9 +53,9 @@ def summary(result: Mapping[str, Any]) -> str:
         f"  best  {_percent(found['best'])} in epoch {found['best']['epoch']:g}",
     ]
     for budgets, values in found["collected"].items():
-        members = f" ({values['members']:g} members)" if "members" in values else ""
+        members = f" ({values['members']:g} member{'s' * (values['members'] != 1)})" if "members" in values else ""
         lines.append(
-            f"  collected after {budgets} budgets{members}  {_percent(values)}, "
+            f"  {_collected(budgets)}{members}  {_percent(values)}, "
             f"nll {values['test_nll']:.4f}, ece {values['test_ece']:.4f}"
         )
     cost, epochs = result["cost"], result["epochs"]
@@ -69,10 +69,13 @@ def line(result: Mapping[str, Any]) -> str:
     name = ", ".join([result["method"], result["model"], result["dataset"], f"seed {result['seed']}"])
     accuracies = [f"last {found['last']['test_accuracy']:.2f} %", f"best {found['best']['test_accuracy']:.2f} %"]
     accuracies += [
-        f"collected after {budgets} budgets {values['test_accuracy']:.2f} %"
-        for budgets, values in found["collected"].items()
+        f"{_collected(budgets)} {values['test_accuracy']:.2f} %" for budgets, values in found["collected"].items()
     ]
     return f"{name}: test accuracy {', '.join(accuracies)}"
+
+
+def _collected(budgets: str) -> str:
+    return f"collected after {budgets} budget{'s' * (budgets != '1')}"
 
 
 def _percent(values: Mapping[str, float]) -> str:

@@ -376,6 +376,25 @@ def test_the_howto_quotes_the_committed_example() -> None:
     ) in howto
 
 
+def test_the_accuracy_on_held_out_images_has_a_column_where_there_are_any(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        recorded = record(RESNET20, "method=sam", "dataset.validation=500", seed=seed)
+        store(tmp_path, recorded, last=70.0 + seed, held_out=60.0 + 2 * seed)
+    swa = record(RESNET20, "method=swa", "protocol=asam2021", "budget=200", "dataset.validation=500")
+    store(tmp_path, swa, last=71.0, collected={"1": 72.0, "1.5": 73.0}, held_out=65.0)
+    without = record(RESNET20, "method=sgd", "protocol=asam2021", "budget=200")
+    store(tmp_path, without, last=69.0)
+    out, _ = run("runs", "--results", tmp_path)
+    accuracies = next(table for table in tables(out) if "last" in table[0])
+    place = accuracies[0].index("held out")
+    assert {row[0]: row[place] for row in accuracies[1:]} == {"sgd": "", "sam": "63.00 ± 1.41", "swa": "66.00"}
+    assert "values are to be chosen by it" in " ".join(out.split())
+    rows = list(csv.DictReader(io.StringIO(run("runs", "--results", tmp_path, "--format", "csv")[0])))
+    held = {row["method"]: float(row["mean"]) for row in rows if row["metric"] == "held out"}
+    assert held == {"sam": 63.0, "swa": 66.0}
+    assert {row["quantity"] for row in rows if row["metric"] == "held out"} == {"validation_accuracy"}
+
+
 # ---- cost
 
 
