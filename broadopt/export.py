@@ -11,8 +11,9 @@ from typing import Any
 
 from broadopt import streams
 from broadopt.config.rules import RULES, expanded
-from broadopt.errors import InputError, Interrupted, RunFailed, nearest, printable
+from broadopt.errors import InputError, Interrupted, RunFailed, printable
 from broadopt.signals import Stop
+from broadopt.tables.options import one_of
 from broadopt.tables.request import Parser
 from broadopt.trackers.choose import check_installed, failure, opened
 from broadopt.trackers.record import TrackedRun, points_of, record
@@ -71,7 +72,7 @@ class Completion(argparse.Action):
         """Raise InputError for a shell that is not known, else end the process with 0."""
         from broadopt.completion import SHELLS, script  # imports Hydra
 
-        _one_of("--completion", values, SHELLS)
+        one_of("--completion", values, SHELLS)
         options = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
         known = {"--completion": SHELLS}
         print(script(values, "broadopt-export", words=TRACKERS, options=options, values=known, files=("--output",)))
@@ -98,7 +99,7 @@ def parse(arguments: Sequence[str]) -> Request:
     parser.add_argument("--output", metavar="FOLDER", help="where what is local goes (default: RESULTS)")
     parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
     given = parser.parse_args(arguments)
-    _one_of("tracker", given.tracker, TRACKERS)
+    one_of("tracker", given.tracker, TRACKERS)
     results = Path(expanded(given.results, "RESULTS"))
     if not results.is_dir():
         what = "is not a folder" if os.path.lexists(results) else "does not exist"
@@ -131,11 +132,6 @@ def send(run: StoredRun, tracker: str, place: Path) -> None:
     writer = opened(tracker, TrackedRun.of(run.config), place)
     record(writer, points_of(run.history, run.metrics), complete=run.state == "finished")
     writer.finish(run.state)
-
-
-def _one_of(name: str, value: str, valid: Sequence[str]) -> None:
-    if value not in valid:
-        raise InputError(f'{name} "{value}" is none of {", ".join(valid)}{nearest(value, valid)}')
 
 
 if __name__ == "__main__":

@@ -2,17 +2,14 @@
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from broadopt.config.rules import expanded
 from broadopt.errors import InputError
 from broadopt.status.cells import DEFAULT_SEEDS
-from broadopt.tables.options import nearest_listed
-from broadopt.tables.request import parse_seeds
+from broadopt.tables.request import Parser, parse_seeds
 
 HELP = """\
 The page has both papers' tables with the published values, every sweep with its learning curves and costs, the runs
@@ -21,18 +18,6 @@ from elsewhere; sorting and filtering need JavaScript, reading does not.
 
 exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in the form of all of broadopt's: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise InputError."""
-        if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
-            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            hint = nearest_listed(unknown[1].partition("=")[0], options)
-            raise InputError(f"unknown option {unknown[1]}{hint or '; see broadopt-report --help'}")
-        raise InputError(f"{message}; see broadopt-report --help")
 
 
 @dataclass(frozen=True)
