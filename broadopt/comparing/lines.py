@@ -60,6 +60,7 @@ class Line:
 
 
 def line_of(group: Group, recipes: Recipes) -> Line:
+    """The line of a group of runs, with what differs from its protocol's own recipe, where one is known."""
     expected = recipes.of_protocol(group)
     differs = None if expected is None else differing(expected, group.config)
     usual = show(expected["budget"]) if expected and differs and "budget" in differs else ""
@@ -67,6 +68,7 @@ def line_of(group: Group, recipes: Recipes) -> Line:
 
 
 def completed_lines(lines: Sequence[Line]) -> list[Line]:
+    """The same lines, each config with the values that keys which another records stand for (`completed`)."""
     configs = completed([line.config for line in lines])
     return [replace(line, config=config) for line, config in zip(lines, configs, strict=True)]
 

@@ -101,7 +101,7 @@ class Session:
                 return carry_out()
         except Interrupted as signal:
             stopped_by = str(signal)
-            self.stop = Stop()  # a job that is put back into a queue takes this session along, without its handlers
+            self.stop = Stop()  # a job that goes back into a queue takes this object along, without its handlers
             hand_on(stopped_by)
             # An Exception is kept by Hydra as what became of this run; any other would have its siblings killed.
             raise Stopped(stopped_by) from signal

@@ -106,7 +106,7 @@ class PlanningLauncher:
         return []
 
     def _plan(self, composed: DictConfig, number: int) -> Any:
-        """Show the plan of one run and return it; None where it cannot be planned, which the session keeps."""
+        """Show the plan of one run and return it; None where it cannot be planned, which is kept for the summary."""
         with open_dict(composed.hydra.job):
             composed.hydra.job.id = composed.hydra.job.num = number
         HydraConfig.instance().set_config(composed)

@@ -24,7 +24,7 @@ class Tidy(Callback):
                 folder.rmdir()
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """The session has kept the failure and reports it in one line; Hydra would raise it once more."""
+        """The failure is kept for the summary, which reports it in one line; Hydra would raise it once more."""
         job_return: JobReturn = kwargs["job_return"]
         if job_return.status == JobStatus.FAILED:
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None

@@ -47,7 +47,7 @@ def watch(plugins: Plugins, session: Session) -> None:
 
 
 class WatchedLauncher(Launcher):
-    """Another launcher; the failures of its runs and their outcomes are kept by the session."""
+    """Another launcher; the failures of its runs and their outcomes are kept for the summary."""
 
     def __init__(self, launcher: Launcher, session: Session, config: DictConfig) -> None:
         self.launcher, self.session, self.config = launcher, session, config
@@ -103,7 +103,9 @@ class WatchedLauncher(Launcher):
             except (InputError, RunFailed, HydraException, OmegaConfBaseException):
                 raise
             except Exception:
-                stop.check()  # a worker that the signal reached ahead of its first run has simply ended
+                # Raised again, whatever it is: but after a signal the reason is the signal. A worker that it reached
+                # ahead of its first run has simply ended, which every launcher reports by an error of its own.
+                stop.check()
                 raise
             finally:
                 sys.stdout.flush()
