@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -492,52 +493,57 @@ def seen(root: Path) -> list[str]:
 
 
 @pytest.fixture
-def shut(tmp_path: Path) -> Iterator[Path]:
+def for_all() -> Iterator[Path]:
+    """A folder that every user may read. Not below pytest's own, which each pytest that starts shuts for others."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def shut(for_all: Path) -> Iterator[Path]:
     """A folder with two runs, that of one of which cannot be read."""
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.getuid() and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o755)
-    store(tmp_path, record(RESNET20, "method=sgd", seed=2))
-    folder = store(tmp_path, record(RESNET20, "method=sgd"))
-    seen(tmp_path)  # what is imported, or kept for the next command, is so before the user changes
+    store(for_all, record(RESNET20, "method=sgd", seed=2))
+    folder = store(for_all, record(RESNET20, "method=sgd"))
+    seen(for_all)  # what is imported, or kept for the next command, is so before the user changes
     yield folder
     folder.chmod(0o755)
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
-def test_a_run_folder_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, shut: Path, mode: int) -> None:
+def test_a_run_folder_that_cannot_be_read_is_left_out_and_named(for_all: Path, shut: Path, mode: int) -> None:
     shut.chmod(mode)
-    place = shut.relative_to(tmp_path)
+    place = shut.relative_to(for_all)
     # Without leave to list there is nothing to be found; with leave to list alone the files cannot be opened.
     words = "Permission denied" if mode & 0o444 else "cannot be listed (Permission denied)"
-    texts = as_nobody(lambda: seen(tmp_path))
+    texts = as_nobody(lambda: seen(for_all))
     assert isinstance(texts, list), texts
     assert all(f"left out: {place}: {words}" in text for text in texts), texts
     assert "1 finished" in texts[2]
     assert "its folder cannot be read" in texts[2]
-    assert as_nobody(lambda: count(tmp_path)) == 1
+    assert as_nobody(lambda: count(for_all)) == 1
 
 
-def test_a_group_of_runs_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, shut: Path) -> None:
-    for path in (shut.parent, tmp_path / "runs"):
+def test_a_group_of_runs_that_cannot_be_read_is_left_out_and_named(for_all: Path, shut: Path) -> None:
+    for path in (shut.parent, for_all / "runs"):
         path.chmod(0o000)
-        texts = as_nobody(lambda: seen(tmp_path))
+        texts = as_nobody(lambda: seen(for_all))
         path.chmod(0o755)
-        place = path.relative_to(tmp_path)
+        place = path.relative_to(for_all)
         assert all(f"left out: {place}: cannot be listed (Permission denied)" in text for text in texts), texts
 
 
-def test_a_result_that_cannot_be_read_is_left_out_and_named(tmp_path: Path, shut: Path) -> None:
+def test_a_result_that_cannot_be_read_is_left_out_and_named(for_all: Path, shut: Path) -> None:
     (shut / "result.json").chmod(0o000)
-    texts = as_nobody(lambda: seen(tmp_path))
-    assert all(f"left out: {shut.relative_to(tmp_path)}: Permission denied" in text for text in texts), texts
+    texts = as_nobody(lambda: seen(for_all))
+    assert all(f"left out: {shut.relative_to(for_all)}: Permission denied" in text for text in texts), texts
 
 
-def test_a_sweep_goes_on_beside_a_folder_that_cannot_be_read(tmp_path: Path, shut: Path) -> None:
+def test_a_sweep_goes_on_beside_a_folder_that_cannot_be_read(for_all: Path, shut: Path) -> None:
     shut.chmod(0o000)
-    paths, left_out = as_nobody(lambda: [list(map(str, found)) for found in scan(tmp_path, "result.json")])
+    paths, left_out = as_nobody(lambda: [list(map(str, found)) for found in scan(for_all, "result.json")])
     assert len(paths) == 1
-    assert left_out == [f"{shut.relative_to(tmp_path)}: cannot be listed (Permission denied)"]
+    assert left_out == [f"{shut.relative_to(for_all)}: cannot be listed (Permission denied)"]
 
 
 def test_a_file_in_place_of_the_runs_is_named(tmp_path: Path) -> None:
