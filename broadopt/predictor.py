@@ -49,8 +49,12 @@ def save(folder: Path, model: nn.Module, *, recipe: Recipe, classes: Sequence[st
 
     Raises OSError (disk full, ...).
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {
+    write(folder / NAME, model, metadata=described(recipe, classes))
+
+
+def described(recipe: Recipe, classes: Sequence[str]) -> dict[str, str]:
+    """What a file of weights says of them: enough to build the network and to know which run it is of."""
+    return {
         "identity": recipe.identity,
         "recipe": json.dumps(recipe.record()),
         "classes": json.dumps(list(classes)),
@@ -58,8 +62,13 @@ def save(folder: Path, model: nn.Module, *, recipe: Recipe, classes: Sequence[st
         "mean": json.dumps(list(recipe.augmentation["mean"])),
         "std": json.dumps(list(recipe.augmentation["std"])),
     }
-    with replacing(folder / NAME) as file:
-        file.write(safetensors.save(tensors, metadata=metadata))
+
+
+def write(path: Path, model: nn.Module, *, metadata: Mapping[str, str]) -> None:
+    """Write the weights and buffers of `model`, whole or not at all. Raises OSError (disk full, ...)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(path) as file:
+        file.write(safetensors.save(tensors, metadata=dict(metadata)))
 
 
 def load(folder: str | Path, *, trust: str | Sequence[str] = ()) -> Predictor:
@@ -68,7 +77,19 @@ def load(folder: str | Path, *, trust: str | Sequence[str] = ()) -> Predictor:
     Only networks of broadopt and torchvision are built; `trust` names the modules, beside these, that a network's code
     may come from. Raises InputError where the run has left none, its files cannot be read, or its network is foreign.
     """
-    path = Path(folder) / NAME
+    try:
+        return read(Path(folder) / NAME, trust=trust)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder}: expected {NAME}, which a finished run leaves (not FGE, whose ensemble is not one network, nor "
+            "with checkpoint.predictor=false)"
+        ) from error
+
+
+def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
+    """The predictor in a file of weights: what a run reports, or a snapshot. Raises InputError as `load` does, and
+    FileNotFoundError.
+    """
     trusted = [trust] if isinstance(trust, str) else list(trust)
     try:
         with safe_open(path, framework="pt") as file:
@@ -78,11 +99,8 @@ def load(folder: str | Path, *, trust: str | Sequence[str] = ()) -> Predictor:
         refuse_foreign(dict(recipe.model.target), trusted=trusted, place=path)
         model = network(recipe.model, len(classes))
         model.load_state_dict(tensors)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder}: expected {NAME}, which a finished run leaves (not FGE, whose ensemble is not one network, nor "
-            "with checkpoint.predictor=false)"
-        ) from error
+    except FileNotFoundError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:300]}") from error
     return _predictor(model, recipe, classes)

@@ -162,6 +162,8 @@ class Execution:
     """Trackers that are sent the run's history while it trains."""
     objective: str
     """What the run returns to a sweeper that chooses runs by their results; `auto` is decided by RunConfig."""
+    keep: str
+    """none, or snapshots: the weights in the course of the training are kept beside its result."""
     checkpoint: CheckpointConfig
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger("broadopt")
 FOUND = ("precision", "processes")
 """Keys of a recorded config that the machine decides, so that a repeated run may have others."""
 
-LATER: Mapping[str, Any] = {"tracker": "none", "objective": "auto"}
+LATER: Mapping[str, Any] = {"tracker": "none", "objective": "auto", "keep": "none"}
 """Keys that came later than the first config.yaml, and what they were without being there."""
 
 

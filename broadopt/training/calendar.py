@@ -52,6 +52,13 @@ class Calendar:
         """Whether a row of the history is due: at the end of an epoch, and of the training inside one."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
+    @property
+    def moments(self) -> int:
+        """The number of steps at which anything is due."""
+        ends = -(-self.total_steps // self.steps_per_epoch)
+        apart = {*self.collection_points, *self.evaluation_points}
+        return ends + sum(not self.ends_epoch(step) for step in apart)
+
     def is_due(self, step: int) -> bool:
         """Whether anything is due."""
         return step in self.collection_points or step in self.evaluation_points or self.ends_epoch(step)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from broadopt import predictor
+from broadopt import predictor, snapshots
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
@@ -25,6 +25,7 @@ from broadopt.runs.begun import leftovers, precision_of, prepare, remove
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
+from broadopt.snapshots import Snapshots
 from broadopt.trackers.choose import check_installed
 from broadopt.trackers.live import NOT_TRACKED, Trackers, Tracking
 from broadopt.training.build import build, gain_of_bf16
@@ -147,6 +148,8 @@ def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: boo
     lacking = run.execution.checkpoint.predictor and not (folder / predictor.NAME).exists()
     if lacking and not instantiated("collect", run.recipe.collect).is_ensemble:
         print(f"  it has kept no {predictor.NAME}: force=true runs it anew and keeps it")
+    if run.execution.keep == "snapshots" and not snapshots.files(folder):
+        print("  it has kept no snapshots: force=true runs it anew and keeps them")
     return result
 
 
@@ -169,7 +172,9 @@ def train(
     if first:
         prepare(folder, run, changes=difference())
     history = HistoryFile(folder) if first else None
-    training = Training(parts, stop=stop, reporter=reporter(tracking), keep_history=history)
+    kept = Snapshots(folder, recipe=recipe, classes=parts.data.classes)
+    weights = kept if first and run.execution.keep == "snapshots" else None
+    training = Training(parts, stop=stop, reporter=reporter(tracking), keep_history=history, keep_weights=weights)
 
     def save() -> None:
         training.check_finite()
@@ -182,7 +187,7 @@ def train(
         tracking.rows(training.progress.history)
         if beat is not None:
             beat.follow(training.position)
-        print(f"{place}{opening(parts, run, folder)}", end="", flush=True)
+        print(f"{place}{opening(training, run, folder)}", end="", flush=True)
         training.run(save, minutes=run.execution.checkpoint.minutes)
         network = predictor_of(training, run, save)
         if first and network is not None:
@@ -240,12 +245,18 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
         raise
 
 
-def opening(parts: Parts, run: RunConfig, folder: Path) -> str:
-    """The opening lines of a run: its name, its folder, and what was decided for it."""
-    values = run.values()
+def opening(training: Training, run: RunConfig, folder: Path) -> str:
+    """The opening lines of a run: its name, its folder, what was decided for it, and the room that it will take."""
+    parts, values = training.parts, run.values()
     autos = {key: f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"}
     if "precision" in autos and parts.device.type == "cpu":
         gain = gain_of_bf16(run.recipe.model, parts.data.num_classes, parts.device)
         autos["precision"] += f" (bf16 has {gain:.2f} times the rate of fp32)" * (gain > 0)
     device = "GPU" if parts.device.type == "cuda" else "CPU"
-    return f"{run.recipe}: {folder}\n" + (f"{', '.join(autos.values())} on this {device}\n" if autos else "")
+    lines = [f"{run.recipe}: {folder}", *([f"{', '.join(autos.values())} on this {device}"] if autos else [])]
+    if training.keep_weights is not None:
+        count, each = 1 + training.calendar.moments, snapshots.size(parts.model) / 1e6
+        lines.append(
+            f"keep=snapshots: {count} of {each:.3g} MB, {count * each:.3g} MB in all, in {folder / snapshots.FOLDER}"
+        )
+    return "".join(f"{line}\n" for line in lines)

@@ -19,6 +19,9 @@ from broadopt.training.parts import Parts, Progress
 from broadopt.training.progress import KeepHistory, Reporter
 from broadopt.training.stepping import Stepper, means
 
+KeepWeights = Callable[[nn.Module, int], None]
+"""Keeps a network as it is after a step, counted from 1; 0 is the start."""
+
 AGREE_EVERY = 10
 """Steps between two moments at which several processes ask each other whether to stop or to save, which makes them
 wait."""
@@ -28,10 +31,19 @@ class Training:
     """One run: `run` trains from where `progress` stands; `state_dict` is exact at any moment between two batches."""
 
     def __init__(
-        self, parts: Parts, *, stop: Stop, reporter: Reporter, keep_history: KeepHistory | None = None
+        self,
+        parts: Parts,
+        *,
+        stop: Stop,
+        reporter: Reporter,
+        keep_history: KeepHistory | None = None,
+        keep_weights: KeepWeights | None = None,
     ) -> None:
-        """`keep_history` is given all rows so far whenever there is a new one."""
-        self.parts, self.stop, self.reporter, self.keep_history = parts, stop, reporter, keep_history
+        """`keep_history` is given all rows so far whenever there is a new one; `keep_weights` the network at the start
+        and whenever something is due.
+        """
+        self.parts, self.stop, self.reporter = parts, stop, reporter
+        self.keep_history, self.keep_weights = keep_history, keep_weights
         self.progress = Progress()
         self.calendar = Calendar.of(parts.collector, budget=parts.budget, steps_per_epoch=parts.data.steps_per_epoch)
         self.stepper = Stepper(parts)
@@ -128,6 +140,8 @@ class Training:
         does the rest and nothing twice.
         """
         progress, step, collector = self.progress, self.progress.step, self.parts.collector
+        if self.keep_weights is not None and (step == 0 or self.calendar.is_due(step)):
+            self.keep_weights(self.parts.model, step)
         if step in self.calendar.collection_points and progress.collected_at < step:
             self.check_finite()
             collector.collect(self.parts.model, self.evaluator.predict)
