@@ -1,0 +1,74 @@
+"""keep=snapshots: the weights of a run in the course of its training."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from command import OWN, SMALL, Sweep, folders, run, same_outcome, stopped
+
+from broadopt import predictor, snapshots
+from broadopt.errors import InputError
+
+SWA = (*SMALL, "budget=2", "method=swa", "keep=snapshots")
+MOMENTS = [0, 45, 90, 113, 135]
+"""The start, the ends of three epochs of 45 steps, and 1.25 budgets, at which SWA is evaluated."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    done = run(*SWA, cwd=cwd)
+    assert done.returncode == 0
+    (folder,) = folders(cwd)
+    size = sum(path.stat().st_size for path in (folder / "snapshots").iterdir()) / 1e6
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("keep=snapshots")]
+    count, each, whole = (float(word) for word in said.split() if word.replace(".", "").isdigit())
+    assert count == len(MOMENTS)
+    assert each == pytest.approx(size / count, abs=0.005)  # a description of 3 kB each is not counted
+    assert whole == pytest.approx(count * each, rel=0.02)
+    assert said.endswith(f"in {folder.relative_to(cwd)}/snapshots")
+    return folder
+
+
+def test_they_are_kept_and_change_nothing_else(undisturbed: Path, five_runs: Sweep) -> None:
+    assert [snapshot.step for snapshot in snapshots.files(undisturbed)] == MOMENTS
+    assert same_outcome(undisturbed, five_runs.folders["swa"])
+
+
+def test_swas_mean_is_that_of_its_snapshots(undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(OWN)
+    kept = {
+        one.step: predictor.read(one.path, trust="own_network").model.state_dict()
+        for one in snapshots.files(undisturbed)
+    }
+    reported = predictor.load(undisturbed, trust="own_network").model
+    for name, weight in reported.named_parameters():
+        mean = (kept[90][name].double() + kept[135][name].double()) / 2
+        assert torch.allclose(weight.double(), mean, rtol=0, atol=1e-7)
+
+
+def test_a_resumed_run_leaves_the_same_bytes(undisturbed: Path, tmp_path: Path) -> None:
+    assert stopped(*SWA, cwd=tmp_path, at="train 100", by=signal.SIGTERM).returncode == 75
+    (folder,) = folders(tmp_path)
+    assert [snapshot.step for snapshot in snapshots.files(folder)] == [0, 45, 90]
+    assert run(*SWA, cwd=tmp_path).returncode == 0
+    assert [one.path.read_bytes() for one in snapshots.files(folder)] == [
+        one.path.read_bytes() for one in snapshots.files(undisturbed)
+    ]
+    again = run(*SWA, cwd=tmp_path)
+    assert "no snapshots" not in again.stdout
+    for one in snapshots.files(folder):
+        one.path.unlink()
+    again = run(*SWA, cwd=tmp_path)
+    assert again.stdout.splitlines()[-1] == "  it has kept no snapshots: force=true runs it anew and keeps them"
+
+
+def test_what_is_no_snapshot_is_refused(undisturbed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "step-0000000001.safetensors"
+    path.write_bytes((undisturbed / "snapshots" / "step-0000000045.safetensors").read_bytes()[:1000])
+    with pytest.raises(InputError, match=f"{path.name}: "):
+        predictor.read(path)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "step-last.safetensors").touch()
+    assert snapshots.files(tmp_path) == []
