@@ -20,7 +20,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Keeps what a run of `folder` has at each moment that it is called for. A resumed run writes the same bytes again
+    """Keeps what a run of `folder` has at each moment that it is called for. A resumed run writes the same weights again
     where it repeats steps, so that no file is of another course than the result.
     """
 
