@@ -20,8 +20,9 @@ class Snapshot:
 
 
 class Snapshots:
-    """Keeps what a run of `folder` has at each moment that it is called for. A resumed run writes the same weights again
-    where it repeats steps, so that no file is of another course than the result.
+    """Keeps what a run of `folder` has at each moment that it is called for.
+
+    A resumed run writes the same weights again where it repeats steps: no file is of another course than the result.
     """
 
     def __init__(self, folder: Path, *, recipe: Recipe, classes: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ FLOORS = (
     {"methods", "models"},
     {"runs"},
     {"predictor", "completion", "trackers"},
+    {"snapshots"},
     {"training"},
     {"launchers", "tables"},
     {"comparing", "status"},
