@@ -56,7 +56,10 @@ def test_a_label_has_what_differs_within_a_method_alone(folders: dict[str, Path]
         (["method=swa"], "method=swa: no run has this value; they have sam, sgd"),
         (["step.roh=1"], 'step.roh: no run has a key of this name; did you mean "step.rho"?'),
         (["method="], "method=: expected KEY=VALUE or KEY=VALUE,VALUE"),
-        (["method=sam", "seed=2"], "method=sam seed=2: no finished run below {results} fits (--results names the folder)"),
+        (
+            ["method=sam", "seed=2"],
+            "method=sam seed=2: no finished run below {results} fits (--results names the folder)",
+        ),
         (["{asam}"], "{asam}: this run is failed; expected one that is finished"),
         (["{results}"], "{results}: holds no result.json; expected the folder of a finished run"),
     ],
