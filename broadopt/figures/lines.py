@@ -214,4 +214,7 @@ def _seen_line(table: pandas.DataFrame, marks: Sequence[Mark], length: float, re
             f"{reach:.3g} from {mark.label} the train loss changes by {found.towards:+.3g} nats towards {other.label} "
             f"and by {found.away:+.3g} away (difference {found.away - found.towards:+.2g} ± {found.error:.1g})"
         )
-    return f"Test error {', '.join(named)}; {'; '.join(parts)} (±: standard error over the images)."
+    return (
+        f"Test error {', '.join(named)}; {'; '.join(parts)} (±: standard error over the images, of a difference as of "
+        "independent ones)."
+    )

@@ -1,8 +1,8 @@
 """A finished drawing as files: pictures in one look, the numbers behind them as CSV; each file is whole or absent."""
 
 import io
+import logging
 import textwrap
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def styled(own: Path | None) -> Iterator[None]:
     from matplotlib import style
 
     matplotlib.use("Agg")
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever a matplotlibrc of this user says: the same figure everywhere
         matplotlib.use("Agg")
         style.use(str(STYLE))
@@ -75,18 +75,34 @@ def styled(own: Path | None) -> Iterator[None]:
         yield
 
 
+class _Heard(logging.Handler):
+    """Keeps what matplotlib only logs: a key that it does not know."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(" ".join(record.getMessage().split()))
+
+
 def _lay_over(own: Path) -> None:
+    import matplotlib
     from matplotlib import style
 
     if not own.is_file():
         raise InputError(f"--style {own}: expected a matplotlib style file; there is no such file")
+    heard, logger = _Heard(), logging.getLogger("matplotlib")
+    logger.addHandler(heard)
     try:
-        warnings.simplefilter("error")  # matplotlib warns of a key that it does not know, and goes on
-        style.use(str(own.absolute()))
-    except Exception as error:
+        values = matplotlib.rc_params_from_file(own, fail_on_error=True, use_default_template=False)
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"--style {own}: {printable(' '.join(str(error).split())[:200])}") from error
     finally:
-        warnings.simplefilter("default")
+        logger.removeHandler(heard)
+    if heard.lines:
+        raise InputError(f"--style {own}: {printable(heard.lines[0][:200])}")
+    style.use(values)
 
 
 def write(drawing: Drawing, request: Request) -> list[Path]:
@@ -97,11 +113,11 @@ def write(drawing: Drawing, request: Request) -> list[Path]:
     if request.caption:
         _put_caption(drawing)
     contents |= {kind: _rendered(drawing, kind) for kind in request.formats}
-    request.output.parent.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind, content in contents.items():
         path = request.output.with_name(f"{request.output.name}.{kind}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_output(path, content)
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error

@@ -25,7 +25,7 @@ from broadopt.landscape.store import Point, Row, Store, key_of
 PANELS = {"test_error": "test error, %", "train_objective": "train loss with L2, nats"}
 """The columns that are drawn, with their axes' words."""
 
-LEVELS = 9
+LEVELS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,16 +163,15 @@ def _corners(request: Request) -> list[Mark]:
 
 
 def _drawn(table: pandas.DataFrame, corners: Sequence[Mark]) -> Figure:
-    figure = Figure(figsize=(6.8, 2.9))
+    figure = Figure(figsize=(6.4, 3.1))
     grid, marks = table[table["kind"] == "grid"], table[table["kind"] == "mark"]
     panels: Sequence[Axes] = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (column, words) in zip(panels, PANELS.items(), strict=True):
         surface = grid.pivot(index="y", columns="x", values=column)
         _contours(axes, surface, levels(surface.to_numpy()))
         axes.set(title=words, xlabel="distance in weight space, ‖·‖₂", aspect="equal")
-        middle = (float(marks["x"].mean()), float(marks["y"].mean()))
         for mark, (_, row) in zip(corners, marks.iterrows(), strict=True):
-            _mark_point(axes, mark, row, column, middle=middle)
+            _mark_point(axes, mark, row, column, middle=float(marks["y"].mean()))
     panels[0].set_ylabel("distance in weight space, ‖·‖₂")
     return figure
 
@@ -208,16 +207,15 @@ def _contours(axes: Axes, surface: pandas.DataFrame, heights: Sequence[float]) -
     axes.clabel(lines, levels=heights[::2], fontsize=5, fmt=f"%.{digits}f")
 
 
-def _mark_point(axes: Axes, mark: Mark, row: pandas.Series, column: str, *, middle: tuple[float, float]) -> None:
+def _mark_point(axes: Axes, mark: Mark, row: pandas.Series, column: str, *, middle: float) -> None:
     form = look(mark.method)
     axes.plot(row["x"], row["y"], marker=form["marker"], color=form["color"], markeredgecolor="white", markersize=5)
     text = f"{mark.label}\n{row[column]:.2f} %" if column == "test_error" else f"{mark.label}\n{row[column]:.4g}"
-    # Away from the middle of the points, so that the words of one do not cover another.
-    right, above = row["x"] >= middle[0], row["y"] >= middle[1]
+    # Above the upper points and below the lower ones, so that the words of one do not cover another.
+    above = row["y"] >= middle
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75}
-    axes.annotate(text, (row["x"], row["y"]), xytext=(4 if right else -4, 4 if above else -4),
-                  textcoords="offset points", fontsize=5.5, ha="left" if right else "right",
-                  va="bottom" if above else "top", bbox=box)  # fmt: skip
+    axes.annotate(text, (row["x"], row["y"]), xytext=(0, 5 if above else -5), textcoords="offset points",
+                  fontsize=5.5, ha="center", va="bottom" if above else "top", bbox=box)  # fmt: skip
 
 
 def _seen(table: pandas.DataFrame, corners: Sequence[Mark]) -> str:
