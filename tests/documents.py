@@ -138,11 +138,11 @@ def followed(document: str | Path, folder: Path) -> list[Ran]:
 
 
 def run(line: str, folder: Path) -> Ran:
-    """Run a line: in bash, or, where it is broadopt-run and nothing else, forked from the server that has torch
-    imported. Raises AssertionError where it fails.
+    """Run a line: in bash, or, where it is broadopt-run or broadopt-figure and nothing else, forked from the server
+    that has torch imported. Raises AssertionError where it fails.
     """
     command = substituted(line, set())
-    match = re.fullmatch(r"(PYTHONPATH=\. )?broadopt-run ([^|&;<>]*)", command + " ")
+    match = re.fullmatch(r"(PYTHONPATH=\. )?(broadopt-run|broadopt-figure) ([^|&;<>]*)", command + " ")
     process = forked(match, folder) if match else in_bash(command, folder)
     try:
         output, errors = process.communicate(timeout=150)
@@ -161,14 +161,14 @@ def in_bash(command: str, folder: Path) -> Process:
 
 
 def forked(match: re.Match[str], folder: Path) -> Process:
-    """broadopt-run. PYTHONPATH, which an interpreter reads when it starts, is put into the script instead."""
-    script = BIN / "broadopt-run"
+    """A command. PYTHONPATH, which an interpreter reads when it starts, is put into the script instead."""
+    script = BIN / match[2]
     if match[1] is not None:
-        script = folder / ".bin" / "broadopt-run"
+        script = folder / ".bin" / match[2]
         script.parent.mkdir(exist_ok=True)
-        script.write_text(f'import sys\nsys.path.insert(1, "")\n{(BIN / "broadopt-run").read_text()}')
+        script.write_text(f'import sys\nsys.path.insert(1, "")\n{(BIN / match[2]).read_text()}')
     environment = fork_server.environment_of_server()
-    command = [str(script), *shlex.split(match[2])]
+    command = [str(script), *shlex.split(match[3])]
     return fork_server.Forked(command, cwd=folder, env=environment, start_new_session=False)
 
 

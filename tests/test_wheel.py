@@ -49,6 +49,7 @@ def test_the_wheel_holds_every_config_and_both_published_tables(installed: Path)
         files = {path.relative_to(CHECKOUT / checkout).as_posix() for path in (CHECKOUT / checkout).rglob("*.yaml")}
         assert len(files) >= 2
         assert {name.removeprefix(f"broadopt/{inside}/") for name in names if f"/{inside}/" in name} == files
+    assert "broadopt/figures/broadopt.mplstyle" in names
     assert not {name.partition("/")[0] for name in names} - {
         "broadopt",
         wheel.stem.rpartition("-py3")[0] + ".dist-info",
@@ -59,6 +60,7 @@ def test_the_commands_work_from_any_folder(installed: Path, tmp_path: Path) -> N
     output = run(installed / "broadopt-run", "experiment=quickstart", "method=sam", "budget=0.05", cwd=tmp_path)
     assert "finished: results/runs/digits/resnet20/sam/seed1-" in output
     assert "| sam " in run(installed / "broadopt-table", "runs", cwd=tmp_path)
+    assert "schematic" in run(installed / "broadopt-figure", "--help", cwd=tmp_path)
     assert "83.68 ± 0.12" in run(installed / "broadopt-table", "table3", cwd=tmp_path)
     assert run(installed / "broadopt-report", "results", "-o", "page.html", cwd=tmp_path) == ""
     assert (tmp_path / "page.html").read_text(encoding="utf-8").endswith("</html>\n")
