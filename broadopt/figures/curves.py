@@ -199,9 +199,10 @@ def _caption(lines: Sequence[Line], rows: pandas.DataFrame, band: str) -> str:
     if (rows["of"] == "collected").any():
         parts.append("Stars: what SWA's average or FGE's ensemble predicts at its evaluation points.")
     going = [
-        f"{run.label} ({run.result['state']}, epoch {run.result['epochs']:g})"
+        f"{run.label} ({run.result['state']}, epoch {rows_[-1]['epoch']:g})"
         for line in lines
-        for run in line.unfinished
+        for run, rows_ in zip(line.runs, line.histories, strict=True)
+        if run in line.unfinished
     ]
     if going:
         parts.append(f"Not finished, open circle: {'; '.join(going)}.")
