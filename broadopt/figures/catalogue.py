@@ -37,6 +37,28 @@ class Entry:
 # Each family of figures adds its own lines, in the order of --help.
 ENTRIES = (
     Entry(
+        name="plane",
+        shows="test error and train loss on the plane through three weight vectors",
+        source="SWA Fig. 1",
+        function="broadopt.figures.planes:plane",
+        most=3,
+        needs="runs (one: three of its snapshots; two: with the start of the second's collector)",
+    ),
+    Entry(
+        name="rays",
+        shows="test error and train loss along random directions from each run's weights",
+        source="SWA Fig. 4",
+        function="broadopt.figures.lines:rays",
+    ),
+    Entry(
+        name="line",
+        shows="test error and train loss on the line through two runs, and its asymmetry",
+        source="SWA Fig. 5",
+        function="broadopt.figures.lines:line",
+        fewest=2,
+        most=2,
+    ),
+    Entry(
         name="schematic",
         shows="one step of SGD, SAM and ASAM on a loss of two weights, computed",
         source="SAM Fig. 2",
