@@ -3,7 +3,7 @@
     python scripts/draw_curves.py [--results results/cifar10_resnet20_5epochs] [--output results/figures/FILE.png]
 
 A line is what the plain weights reach, a star what SWA's average or FGE's ensemble reaches. It needs
-matplotlib: pip install '.[benchmark]'.
+matplotlib: pip install '.[figures]'.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main() -> None:
     try:
         draw(curves(given.results), given.output)
     except ImportError:
-        sys.exit("draw_curves.py: expected matplotlib; install it by pip install '.[benchmark]'")
+        sys.exit("draw_curves.py: expected matplotlib; install it by pip install '.[figures]'")
     print(f"{given.output}: {given.output.stat().st_size / 1024:.0f} KiB")
 
 

@@ -11,10 +11,15 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from broadopt import export, run
+from broadopt import export, figure, run
 from broadopt import table as tables
 
-MAINS = {"broadopt-run": run.main, "broadopt-table": tables.main, "broadopt-export": export.main}
+MAINS = {
+    "broadopt-run": run.main,
+    "broadopt-table": tables.main,
+    "broadopt-export": export.main,
+    "broadopt-figure": figure.main,
+}
 
 
 @contextlib.contextmanager

@@ -20,11 +20,13 @@ FLOORS = (
     {"methods", "models"},
     {"runs"},
     {"predictor", "completion", "trackers"},
+    {"snapshots"},
     {"training"},
     {"launchers", "tables"},
     {"comparing", "status"},
-    {"reporting"},
-    {"run", "table", "report", "export"},
+    {"reporting", "landscape"},
+    {"figures"},
+    {"run", "table", "report", "export", "figure"},
 )
 """From the ground up; a room imports from itself and from the floors below."""
 
@@ -72,12 +74,27 @@ def test_every_room_says_who_may_live_there(room: str) -> None:
 
 
 def test_there_are_not_more_rooms_than_one_remembers() -> None:
-    assert 7 <= len(ROOMS) <= 13
+    assert 7 <= len(ROOMS) <= 15
 
 
 def test_what_reads_results_does_not_import_torch() -> None:
-    rooms = ("tables", "comparing", "status", "reporting", "table", "report", "runs", "trackers", "export")
+    rooms = ("tables", "comparing", "status", "reporting", "table", "report", "runs", "trackers", "export", "figure")
     extras = [name for name in MODULES if name.endswith("_run") and name.startswith("trackers.")]
     modules = [name for name in MODULES if name.split(".")[0] in rooms and name not in extras]
-    program = f"import sys, {', '.join(f'broadopt.{name}' for name in modules)}; print('torch' in sys.modules)"
+    modules += ["figures.catalogue", "figures.request", "figures.output", "landscape.runs"]
+    loaded = "'torch' in sys.modules or 'matplotlib' in sys.modules"
+    program = f"import sys, {', '.join(f'broadopt.{name}' for name in modules)}; print({loaded})"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_matplotlib_is_imported_by_figures_alone() -> None:
+    importing = {name for name, path in MODULES.items() if "matplotlib" in _roots(path)}
+    assert {name.split(".")[0] for name in importing} == {"figures"}
+
+
+def _roots(path: Path) -> set[str]:
+    """The packages that a module imports, wherever it does so."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}

@@ -116,13 +116,14 @@ class Condition:
         return any(_equal(value, wanted) for wanted in self.values)
 
 
-def conditions(words: Sequence[str]) -> tuple[Condition, ...]:
-    """`KEY=VALUE[,VALUE]...` each. Raises InputError."""
+def conditions(words: Sequence[str], *, option: str = "--where ") -> tuple[Condition, ...]:
+    """`KEY=VALUE[,VALUE]...` each. Raises InputError; `option` is what is typed ahead of them."""
     found = []
     for word in words:
         key, equals, values = word.partition("=")
         if not (key and equals and values):
-            raise InputError(f"--where {word}: expected KEY=VALUE or KEY=VALUE,VALUE; the table is named ahead of it")
+            ahead = "; the table is named ahead of it" if option else ""
+            raise InputError(f"{option}{word}: expected KEY=VALUE or KEY=VALUE,VALUE{ahead}")
         found.append(Condition(ALIASES.get(key, key), tuple(map(_value, _split(values)))))
     return tuple(found)
 
@@ -143,7 +144,7 @@ def given(where: Mapping[str, Any] | Sequence[str] | None) -> tuple[Condition, .
     )
 
 
-def select(results: Sequence[Result], wanted: Sequence[Condition]) -> list[Result]:
+def select(results: Sequence[Result], wanted: Sequence[Condition], *, option: str = "--where ") -> list[Result]:
     """The results that fit every condition.
 
     Raises InputError for a key that none of them has, naming the nearest, and for a value that none of them has.
@@ -152,12 +153,12 @@ def select(results: Sequence[Result], wanted: Sequence[Condition]) -> list[Resul
         return list(results)
     configs = completed([flat(result["config"]) for result in results])
     for condition in wanted:
-        check_key(condition.key, configs, option="--where")
+        check_key(condition.key, configs, option=option.strip())
         if not any(map(condition.fits, configs)):
             found = distinct(config[condition.key] for config in configs if condition.key in config)
             shown = ", ".join(map(label, found[:MOST_VALUES])) + (", ..." if len(found) > MOST_VALUES else "")
             asked = ",".join(map(label, condition.values))
-            raise InputError(f"--where {condition.key}={asked}: no run has this value; they have {printable(shown)}")
+            raise InputError(f"{option}{condition.key}={asked}: no run has this value; they have {printable(shown)}")
     return [
         result
         for result, config in zip(results, configs, strict=True)
@@ -170,7 +171,7 @@ def check_key(key: str, configs: Iterable[Mapping[str, Any]], *, option: str) ->
     known = {name for config in configs for name in config}
     if key not in known:
         hint = nearest(key, (name for name in known if not name.endswith("_target_")))
-        raise InputError(f"{option} {key}: no run has a key of this name{hint}")
+        raise InputError(f"{option}{' ' * bool(option)}{key}: no run has a key of this name{hint}")
 
 
 def _split(text: str) -> list[str]:

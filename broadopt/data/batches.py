@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from broadopt.data.augment import (
+    SIDE,
     Augmentation,
     Draws,
     Normalisation,
@@ -91,6 +92,16 @@ class Data:
         if len(self._held_out[1]) == 0:
             raise InputError("validation=0: no images are held out; expected a number above 0")
         return self._in_order(self._held_out, batch_size)
+
+    def unaugmented(self, split: str, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at `positions` (int64 [n]) of a split, "train" or "test", normalised, not augmented, float32
+        [n, 3, 32, 32], and their labels, int64 [n]: of the training images those that are trained on.
+        """
+        chosen = positions.to(self._device)
+        if split == "test":
+            return self._normalise(self._test[0][chosen]), self._test[1][chosen]
+        inner = slice(self._augmentation.pad, self._augmentation.pad + SIDE)
+        return self._normalise(self._frames[chosen, inner, inner].contiguous()), self._labels[chosen]
 
     def held_out(self, share: Callable[[int], slice] = slice) -> dict[str, Batches]:
         """The batches of every split that is not trained on: "test", and "validation" where images are held out; of

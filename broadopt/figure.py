@@ -1,0 +1,47 @@
+"""broadopt-figure: figures of finished runs, with the numbers behind them and one line that says what is seen."""
+
+import sys
+from typing import NoReturn
+
+from broadopt import streams
+from broadopt.errors import InputError, Interrupted, RunFailed, printable
+from broadopt.figures.request import Request, parse
+from broadopt.signals import Stop
+
+
+def main() -> None:
+    """Entry point of broadopt-figure; ends the process with the exit code of the contract."""
+    streams.prepare(encoding="utf-8")
+    try:
+        with streams.complete_output("broadopt-figure", closed_pipe=0), Stop():
+            print(draw(parse(sys.argv[1:])))
+    except Interrupted as signal:
+        _leave(f"stopped by {signal}: the same command goes on", 75)
+    except InputError as error:
+        _leave(str(error), 2)
+    except RunFailed as error:
+        _leave(str(error), 1)
+
+
+def draw(request: Request) -> str:
+    """Measure and draw a figure and write its files; the line that says what is seen. Raises InputError, RunFailed and
+    Interrupted.
+    """
+    from broadopt.figures.catalogue import FIGURES, function_of
+    from broadopt.figures.output import styled, write
+
+    function = function_of(FIGURES[request.figure])
+    with styled(request.style):
+        drawing = function(request)
+        paths = write(drawing, request)
+    print(f"broadopt-figure: wrote {', '.join(map(str, paths))}", file=sys.stderr)
+    return drawing.seen
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    print(f"broadopt-figure: {printable(line)}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The figures of broadopt-figure as data: what each shows, after which source, and the function that draws it."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from broadopt.errors import InputError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from broadopt.figures.output import Drawing
+    from broadopt.figures.request import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One figure."""
+
+    name: str
+    shows: str
+    source: str
+    function: str
+    """`module:function` of `Request -> Drawing`; `function_options`, where the module has one, adds its own options."""
+    fewest: int = 1
+    """Runs that it needs."""
+    most: int | None = None
+    """Runs that it takes; None: any number."""
+    unfinished: bool = False
+    """Whether it takes runs that are going on as well."""
+    needs: str = "runs"
+    """What these are, in words."""
+
+
+# Each family of figures adds its own lines, in the order of --help.
+ENTRIES = (
+    Entry(
+        name="schematic",
+        shows="one step of SGD, SAM and ASAM on a loss of two weights, computed",
+        source="SAM Fig. 2",
+        function="broadopt.figures.schematic:schematic",
+        fewest=0,
+        most=0,
+    ),
+)
+
+FIGURES = {entry.name: entry for entry in ENTRIES}
+
+
+def check_installed() -> None:
+    """Raise InputError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("figures need matplotlib: pip install 'broadopt[figures]'")
+
+
+def function_of(entry: Entry) -> "Callable[[Request], Drawing]":
+    """What draws a figure; its module is imported here. Raises InputError where matplotlib is not installed."""
+    check_installed()
+    module, _, name = entry.function.partition(":")
+    found: Callable[[Request], Drawing] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def options_of(entry: Entry) -> "Callable[[argparse.ArgumentParser], None] | None":
+    """What adds the options that a figure alone has; None where it has none of its own."""
+    check_installed()
+    module, _, name = entry.function.partition(":")
+    found: Callable[[argparse.ArgumentParser], None] | None = getattr(
+        importlib.import_module(module), f"{name}_options", None
+    )
+    return found

@@ -1,0 +1,145 @@
+"""A finished drawing as files: pictures in one look, the numbers behind them as CSV; each file is whole or absent."""
+
+import io
+import os
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas
+
+from broadopt.errors import InputError, printable
+from broadopt.figures.request import Request
+from broadopt.files import write_output
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = Path(__file__).with_name("broadopt.mplstyle")
+
+# Okabe and Ito's colours, which every common kind of colour vision tells apart; lines and markers do so in grey.
+COLOURS = {"sgd": "#000000", "swa": "#0072B2", "fge": "#009E73", "sam": "#D55E00", "asam": "#CC79A7"}
+MARKERS = {"sgd": "o", "swa": "s", "fge": "^", "sam": "D", "asam": "v"}
+LINES = {"sgd": "-", "swa": "-", "fge": "--", "sam": "-.", "asam": ":"}
+OTHERS = ("#56B4E9", "#E69F00", "#999999")
+
+CAPTION_SIZE = 5.0
+"""Points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure, and all that is said of it."""
+
+    figure: "Figure"
+    """In constrained layout; its supxlabel is left free for the caption."""
+    rows: pandas.DataFrame
+    """The numbers behind it, one row a point."""
+    caption: str
+    """What is measured on what: split, images, BN policy, precision, seeds."""
+    seen: str
+    """The one line: what is seen, with its uncertainty."""
+
+
+def look(method: str, number: int = 0) -> dict[str, Any]:
+    """Colour, marker and line of a method, the same in every figure: keyword arguments of matplotlib's `plot`. A
+    composition (`sam+swa`) has those of its collector; `number` chooses among those for methods that are not known.
+    """
+    known = [part for part in reversed(method.split("+")) if part in COLOURS]
+    if not known:
+        return {"color": OTHERS[number % len(OTHERS)], "marker": "X", "linestyle": (0, (3, 1, 1, 1, 1, 1))}
+    return {"color": COLOURS[known[0]], "marker": MARKERS[known[0]], "linestyle": LINES[known[0]]}
+
+
+@contextmanager
+def styled(own: Path | None) -> Iterator[None]:
+    """Inside, matplotlib draws into memory in broadopt's look, with a style file of the user's laid over it. Raises
+    InputError where that cannot be used.
+    """
+    import matplotlib
+    from matplotlib import style
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever a matplotlibrc of this user says: the same figure everywhere
+        matplotlib.use("Agg")
+        style.use(str(STYLE))
+        if own is not None:
+            _lay_over(own)
+        yield
+
+
+def _lay_over(own: Path) -> None:
+    from matplotlib import style
+
+    if not own.is_file():
+        raise InputError(f"--style {own}: expected a matplotlib style file; there is no such file")
+    try:
+        warnings.simplefilter("error")  # matplotlib warns of a key that it does not know, and goes on
+        style.use(str(own.absolute()))
+    except Exception as error:
+        raise InputError(f"--style {own}: {printable(' '.join(str(error).split())[:200])}") from error
+    finally:
+        warnings.simplefilter("default")
+
+
+def write(drawing: Drawing, request: Request) -> list[Path]:
+    """Write the CSV and the pictures of a drawing, all rendered before the first is written. Returns their paths.
+    Raises InputError where one cannot be written.
+    """
+    contents = {"csv": csv_of(drawing, request).encode()}
+    if request.caption:
+        _put_caption(drawing)
+    contents |= {kind: _rendered(drawing, kind) for kind in request.formats}
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, content in contents.items():
+        path = request.output.with_name(f"{request.output.name}.{kind}")
+        try:
+            write_output(path, content)
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        paths.append(path)
+    return paths
+
+
+def csv_of(drawing: Drawing, request: Request, *, extra: Mapping[str, str] | None = None) -> str:
+    """The rows as CSV below lines of `# ...`: figure, runs, what is measured and what is seen."""
+    lines = [f"broadopt-figure {request.figure}"]
+    lines += [f"run {run.label}: {run.folder} ({run.result['identity'][:8]})" for run in request.runs]
+    lines += [drawing.caption, drawing.seen, *(f"{key}: {value}" for key, value in (extra or {}).items())]
+    head = "".join(f"# {printable(line)}\n" for line in lines)
+    return head + drawing.rows.to_csv(index=False, lineterminator="\n")
+
+
+def read_csv(path: Path) -> pandas.DataFrame:
+    """The rows of a figure's CSV. Raises OSError and ValueError."""
+    return pandas.read_csv(path, comment="#", float_precision="round_trip")
+
+
+def _put_caption(drawing: Drawing) -> None:
+    """Write the caption below the axes; the figure grows by its lines, so that the axes keep their size."""
+    figure = drawing.figure
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(drawing.caption, width=max(40, int(width * 72 / (0.5 * CAPTION_SIZE))))
+    figure.set_size_inches(width, height + (len(lines) + 0.5) * 1.3 * CAPTION_SIZE / 72)
+    figure.supxlabel("\n".join(lines), fontsize=CAPTION_SIZE, color="0.35", x=0.01, ha="left", linespacing=1.3)
+
+
+def _rendered(drawing: Drawing, kind: str) -> bytes:
+    """The picture as bytes, the same for the same drawing: without the time, and with fixed names in SVG."""
+    described = {"png": {"Description": drawing.caption, "Software": "broadopt"}}
+    described |= {"svg": {"Description": drawing.caption, "Date": None, "Creator": "broadopt"}}  # type: ignore[dict-item]
+    described |= {"pdf": {"Subject": drawing.caption, "CreationDate": None, "Creator": "broadopt"}}  # type: ignore[dict-item]
+    content = io.BytesIO()
+    drawing.figure.savefig(content, format=kind, metadata=described[kind])
+    return content.getvalue()
+
+
+def relative(path: Path) -> str:
+    """A path as it is shortest to type."""
+    return os.path.relpath(path) if not str(os.path.relpath(path)).startswith("..") else str(path)

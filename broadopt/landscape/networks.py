@@ -1,0 +1,97 @@
+"""The networks of a run, and their parameters as one flat vector."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from broadopt import predictor
+from broadopt import snapshots as kept
+from broadopt.config.instantiate import instantiated
+from broadopt.config.own_code import refuse_foreign
+from broadopt.errors import InputError
+from broadopt.landscape.runs import Run
+from broadopt.predictor import Predictor
+
+if TYPE_CHECKING:
+    from broadopt.methods.collect import Collector
+
+
+def flat(model: nn.Module) -> Tensor:
+    """A copy of all parameters in one vector, float32 [P], on their device; buffers are not in it."""
+    return torch.cat([parameter.detach().reshape(-1).float() for parameter in model.parameters()])
+
+
+@torch.no_grad()
+def put(model: nn.Module, vector: Tensor) -> None:
+    """Copy a vector [P], as `flat` gives it, into the parameters; their storage stays where it is. Raises ValueError
+    where the lengths differ.
+    """
+    parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    if vector.shape != (count,):
+        raise ValueError(f"a vector of shape {list(vector.shape)}, expected [{count}]")
+    for parameter, part in zip(parameters, vector.split([one.numel() for one in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def reported(run: Run) -> Predictor:
+    """The network that a run reports: its last weights, or SWA's average, with their BN statistics.
+
+    Raises InputError where the run has kept none, which names the command that keeps it, and where it is unreadable or
+    not of this recipe.
+    """
+    path = run.folder / predictor.NAME
+    if not path.exists() and _is_ensemble(run):
+        raise InputError(f"{run.folder}: an ensemble ({run.recipe.method}) is not one network; expected another run")
+    return _of_run(run, path, option="checkpoint.predictor=true")
+
+
+def snapshots(run: Run) -> list[tuple[int, float, Predictor]]:
+    """(step, epochs trained, network) of each snapshot of a run in order; step 0 is the start. Raises InputError where
+    it has kept none, and where one is unreadable or not of this recipe.
+    """
+    files = kept.files(run.folder)
+    if not files:
+        raise InputError(
+            f"{run.folder} has kept no snapshots; broadopt-run repeat={run.folder} keep=snapshots force=true keeps them"
+        )
+    per_epoch = steps_per_epoch(run)
+    return [(file.step, file.step / per_epoch, _of_run(run, file.path, option="keep=snapshots")) for file in files]
+
+
+def steps_per_epoch(run: Run) -> int:
+    """Batches of an epoch, the last one, which may be smaller, included."""
+    images = run.result.get("cost", {}).get("images_per_epoch")
+    if not images:
+        raise InputError(f"{run.folder}: its result does not say how many images an epoch has; expected a newer result")
+    return -(-int(images) // run.recipe.batch_size)
+
+
+def _of_run(run: Run, path: Path, *, option: str) -> Predictor:
+    try:
+        found = predictor.read(path, trust=run.trust)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{run.folder} has kept no {path.name}; broadopt-run repeat={run.folder} {option} force=true keeps it"
+        ) from error
+    _check_owner(run, path)
+    return found
+
+
+def _check_owner(run: Run, path: Path) -> None:
+    """Raise InputError where a file of weights says that it is another run's."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        identity = (file.metadata() or {}).get("identity")
+    if identity not in (None, run.result["identity"]):
+        raise InputError(f"{path}: it holds the weights of another run, of identity {str(identity)[:8]}")
+
+
+def _is_ensemble(run: Run) -> bool:
+    node = dict(run.recipe.collect)
+    refuse_foreign(node, trusted=run.trust, place=run.folder)
+    collector: Collector = instantiated("collect", node)
+    return collector.is_ensemble
