@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from broadopt.errors import InputError
 
-BATCH = 250
-"""Images that are held in memory as one graph; a double backward pass of WRN-28-10 on them takes about 30 GB."""
+BATCH = 100
+"""Images whose graph is held in memory at once: the second backward pass keeps the activations of the first as well."""
 
 
 class Loss:

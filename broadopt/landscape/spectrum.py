@@ -70,11 +70,20 @@ class Spectrum:
         return [float(nodes.weights[nodes.values < 0].sum()) for nodes in self.starts]
 
 
-def spectrum(loss: Loss, *, steps: int, starts: int, seed: int) -> Spectrum:
-    """The spectrum of the loss's Hessian at the network's weights. Takes `starts * (steps + 1)` vectors of its size."""
+def spectrum(
+    loss: Loss, *, steps: int, starts: int, seed: int, advance: Callable[[], object] = lambda: None
+) -> Spectrum:
+    """The spectrum of the loss's Hessian at the network's weights. Takes `starts * (steps + 3)` vectors of its size;
+    `advance` is called at each step.
+    """
     reference = loss.parameters[0]
     signs = rademacher(loss.size, starts=starts, seed=seed).to(reference.device, reference.dtype)
-    return lanczos(loss.products, signs, steps=steps)
+
+    def products(vectors: Tensor) -> Tensor:
+        advance()
+        return loss.products(vectors)
+
+    return lanczos(products, signs, steps=steps)
 
 
 def rademacher(size: int, *, starts: int, seed: int) -> Tensor:
