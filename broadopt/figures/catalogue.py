@@ -74,6 +74,13 @@ ENTRIES = (
         fewest=0,
         most=0,
     ),
+    Entry(
+        name="curves",
+        shows="learning curves and lr schedules of any runs, unfinished ones too, with bands over seeds",
+        source="history.csv",
+        function="broadopt.figures.curves:curves",
+        unfinished=True,
+    ),
 )
 
 FIGURES = {entry.name: entry for entry in ENTRIES}
