@@ -2,24 +2,27 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from broadopt.errors import InputError
+from broadopt.figures.labels import End, name_lines
 from broadopt.figures.output import Drawing
-from broadopt.figures.request import Request, Run, number_above, whole_number
-from broadopt.figures.series import end_labels, looks
-from broadopt.landscape import spectrum as hessian
-from broadopt.landscape.images import Images, check_same
+from broadopt.figures.scene import Scene, styles
+from broadopt.figures.request import Request, number_above, whole_number
 from broadopt.landscape.losses import Loss
 from broadopt.landscape.networks import moments, snapshots
+from broadopt.landscape.runs import Run
+from broadopt.landscape.spectrum import Nodes, Spectrum, hessian_spectrum
+from broadopt.landscape.store import Row, Store
 
 POINTS = 600
 """At which a density is drawn."""
@@ -32,109 +35,86 @@ TOP = 5
 class Moment:
     """The spectrum of one run's network at one epoch."""
 
-    run: Run
-    step: int
+    run: str
     epoch: float
-    spectrum: hessian.Spectrum
-    weights: int
-    """Number of weights."""
+    spectrum: Spectrum
+    parameters: int
 
     @property
-    def top(self) -> list[tuple[float, float]]:
-        """The TOP largest eigenvalues, each with the radius within which it is known."""
-        return self.spectrum.top(TOP)
+    def largest(self) -> tuple[float, float]:
+        """lambda_max and the radius within which it is known."""
+        return self.spectrum.top(1)[0]
 
     @property
     def ratio(self) -> float:
         """lambda_max / lambda_5; nan unless both are positive."""
-        (first, _), (fifth, _) = self.top[0], self.top[-1]
+        (first, _), *_, (fifth, _) = self.spectrum.top(TOP)
         return first / fifth if fifth > 0 else math.nan
 
 
 def spectrum_options(parser: argparse.ArgumentParser) -> None:
-    """What `spectrum` takes beside the options of all figures."""
+    """The options of `spectrum` alone."""
     add = parser.add_argument
     add("--epochs", metavar="E[,E]", help="epochs with snapshots (default: --moments of them, evenly spaced)")
     add("--moments", type=whole_number(1, 8), default=4, metavar="N", help="how many epochs (default: 4)")
-    add("--steps", type=whole_number(2, 1000), default=20, metavar="M", help="Lanczos steps (default: 20)")
+    add("--steps", type=whole_number(TOP, 1000), default=20, metavar="M", help="Lanczos steps (default: 20)")
     add("--starts", type=whole_number(1, 100), default=1, metavar="K", help="random starts (default: 1)")
     add("--width", type=number_above(0), default=0.01, metavar="W",
-        help="of the Gaussians, in ranges of an epoch's eigenvalues (default: 0.01)")  # fmt: skip
+        help="of the Gaussians, as a share of a panel's range of eigenvalues (default: 0.01)")  # fmt: skip
 
 
 def spectrum(request: Request) -> Drawing:
-    """Densities at a few epochs above, lambda_max and lambda_max / lambda_5 over the epochs below; a line a run."""
-    check_same(request.runs, networks=False)
+    """Densities at a few epochs above, lambda_max and lambda_max / lambda_5 over the epochs below; a line a run. Raises
+    InputError.
+    """
     epochs = chosen_epochs(request.runs, request.options.epochs, request.options.moments)
-    found, images = measure(request, epochs)
-    styles = looks(request.runs)
-    figure = Figure(figsize=(6.8, 3.3))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    panels = np.atleast_1d(upper.subplots(1, len(epochs), sharey=True))
-    for axes, epoch in zip(panels, epochs, strict=True):
-        _densities(axes, [one for one in found if _same(one.epoch, epoch)], styles, request.options.width)
-        axes.set_title(f"epoch {epoch:g}")
-        axes.set_xlabel("eigenvalue")
-    panels[0].set_ylabel("spectral density")
-    left, right = lower.subplots(1, 2)
-    _over_epochs(left, found, styles, {id(one): one.top[0][0] for one in found})
-    left.set_ylabel(r"$\lambda_\mathrm{max}$")
-    _over_epochs(right, found, styles, {id(one): one.ratio for one in found})
-    right.set_ylabel(r"$\lambda_\mathrm{max} / \lambda_5$")
-    return Drawing(figure=figure, rows=_rows(found), caption=_caption(request, images, found), seen=_seen(found))
+    scene = Scene.of(request)
+    options = request.options
+    store = Store(
+        request.output,
+        key=scene.key({"epochs": epochs, "lanczos": [options.steps, options.starts]}),
+        columns=("run", "step", "start", "rank"),
+    )
+    rows = [row for run in request.runs for row in _measured(run, epochs, scene, store)]
+    table = pandas.DataFrame(rows)
+    found = moments_of(table)
+    return Drawing(
+        figure=_drawn(found, epochs, request),
+        rows=table,
+        caption=_caption(scene, found),
+        seen=_seen(found),
+        key=store.key,
+    )
 
 
 def chosen_epochs(runs: Sequence[Run], given: str | None, count: int) -> list[float]:
     """The epochs that are shown: those `given`, or `count` evenly spaced among those of which all runs have snapshots.
 
-    The start is one of them only where it is given: before any training, BN's stored statistics are no image's. Raises
-    InputError for an epoch without snapshots.
+    The start is one of them only where it is given: before any training, BN's stored statistics are those of no image.
+    Raises InputError for an epoch without snapshots.
     """
-    kept = [{round(epochs, 6) for _, epochs in moments(run)} for run in runs]
+    kept = [{round(epoch, 6) for _, epoch in moments(run)} for run in runs]
     common = sorted(set.intersection(*kept))
+    if given is not None:
+        wanted = sorted({_epoch(text) for text in given.split(",")})
+        for epoch in wanted:
+            if epoch not in common:
+                listed = ", ".join(f"{one:g}" for one in common) or "there are none"
+                raise InputError(f"--epochs {epoch:g}: expected epochs of which every run has a snapshot: {listed}")
+        return wanted
     later = [epoch for epoch in common if epoch > 0]
-    if given is None:
-        if not later:
-            raise InputError(
-                f"{runs[-1].folder}: its snapshots are of no epoch of which {runs[0].folder} has one; expected runs "
-                "with snapshots of the same epochs"
-            )
-        places = np.linspace(0, len(later) - 1, min(count, len(later))) if count > 1 else [len(later) - 1]
-        return [later[round(place)] for place in places]
-    wanted = sorted({_epoch(text) for text in given.split(",")})
-    for epoch in wanted:
-        if not any(_same(epoch, one) for one in common):
-            listed = ", ".join(f"{one:g}" for one in common)
-            raise InputError(f"--epochs {epoch:g}: expected epochs with snapshots of every run: {listed or 'none'}")
-    return wanted
-
-
-def measure(request: Request, epochs: Sequence[float]) -> tuple[list[Moment], Images]:
-    """The spectrum of each run at each of the epochs, and the images of the last run. Raises InputError."""
-    options, device, found = request.options, request.device, []
-    total = len(request.runs) * len(epochs) * options.steps
-    with tqdm(total=total, desc="spectrum", unit="step", disable=None, leave=False) as progress:
-        for run in request.runs:
-            images = Images(run, device=device, seed=request.seed, data_dir=request.data_dir)
-            inputs, labels = images.train(request.train_images)
-            steps = [step for step, epoch in moments(run) if any(_same(epoch, one) for one in epochs)]
-            for step in steps:
-                ((_, epoch, network),) = snapshots(run, steps=[step])
-                model = network.model.to(device, memory_format=images.memory_format)  # type: ignore[call-overload]
-                loss = Loss(model, inputs, labels)
-                try:
-                    nodes = hessian.spectrum(
-                        loss, steps=options.steps, starts=options.starts, seed=request.seed, advance=progress.update
-                    )
-                except InputError as error:
-                    raise InputError(f"{run.folder}, epoch {epoch:g}: {error}") from error
-                found.append(Moment(run=run, step=step, epoch=epoch, spectrum=nodes, weights=loss.size))
-    return found, images
+    if not later:
+        raise InputError(
+            f"{runs[-1].folder} and {runs[0].folder} have no snapshots of the same epoch after the start; expected "
+            "runs with a snapshot at each epoch's end"
+        )
+    places = np.linspace(0, len(later) - 1, min(count, len(later))) if count > 1 else [len(later) - 1]
+    return [later[round(place)] for place in places]
 
 
 def _epoch(text: str) -> float:
     try:
-        epoch = float(text)
+        epoch = round(float(text), 6)
     except ValueError:
         epoch = math.nan
     if not 0 <= epoch < math.inf:
@@ -142,66 +122,120 @@ def _epoch(text: str) -> float:
     return epoch
 
 
-def _same(one: float, other: float) -> bool:
-    return abs(one - other) < 1e-5
+def _measured(run: Run, epochs: Sequence[float], scene: Scene, store: Store) -> list[Row]:
+    """A row a node of each spectrum of a run. Raises InputError where a snapshot cannot be used."""
+    options, rows = scene.request.options, []
+    for step, epoch in moments(run):
+        if round(epoch, 6) not in epochs:
+            continue
+        nodes = cache(lambda step=step, epoch=epoch: _nodes(run, step, epoch, scene))
+        for start in range(options.starts):
+            for rank in range(1, options.steps + 1):
+                point = {"run": run.label, "step": step, "epoch": epoch, "start": start + 1, "rank": rank}
+                rows.append(store.row(point, lambda start=start, rank=rank, nodes=nodes: nodes()[start][rank - 1]))
+    return rows
 
 
-def _densities(axes: Axes, found: Sequence[Moment], styles: Mapping[str, dict[str, object]], width: float) -> None:
-    ranges = [one.spectrum.range for one in found]
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    spread = max(high - low, 1e-30)
-    at = np.linspace(low - 0.04 * spread, high + 0.04 * spread, POINTS)
-    sigma = width * spread
+def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[Mapping[str, float]]]:
+    """By start, the nodes of one spectrum from the largest on; nan where a start's space was exhausted before."""
+    options, (inputs, labels) = scene.request.options, scene.train(run)
+    ((_, _, network),) = snapshots(run, steps=[step])
+    loss = Loss(scene.placed(run, network.model), inputs, labels)
+    with tqdm(
+        total=options.steps, desc=f"spectrum: {run.label}, epoch {epoch:g}", unit="step", file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    ) as progress:  # fmt: skip
+        try:
+            found = hessian_spectrum(
+                loss, steps=options.steps, starts=options.starts, seed=scene.request.seed, advance=progress.update
+            )
+        except InputError as error:
+            raise InputError(f"{run.folder}, epoch {epoch:g}: {error}") from error
+    rows: list[list[Mapping[str, float]]] = []
+    for nodes in found.starts:
+        columns = np.full((3, options.steps), math.nan)
+        columns[:, : len(nodes.values)] = np.stack([nodes.values, nodes.weights, nodes.bounds])[:, ::-1]
+        rows.append([
+            {"eigenvalue": float(value), "weight": float(weight), "bound": float(bound), "parameters": loss.size}
+            for value, weight, bound in columns.T
+        ])  # fmt: skip
+    return rows
+
+
+def moments_of(table: pandas.DataFrame) -> list[Moment]:
+    """The spectra of a table with a row a node, in its order."""
+    found = []
+    for (run, epoch), own in table.dropna(subset="eigenvalue").groupby(["run", "epoch"], sort=False):
+        starts = []
+        for _, one in own.groupby("start"):
+            values, weights, bounds = (
+                one[name].to_numpy()[::-1].astype(float) for name in ("eigenvalue", "weight", "bound")
+            )
+            starts.append(Nodes(values=values, weights=weights, bounds=bounds))
+        parameters = int(own["parameters"].iloc[0])
+        found.append(Moment(run=str(run), epoch=float(epoch), spectrum=Spectrum(tuple(starts)), parameters=parameters))
+    return found
+
+
+def _drawn(found: Sequence[Moment], epochs: Sequence[float], request: Request) -> Figure:
+    looks = styles(request.runs)
+    figure = Figure(figsize=(6.8, 3.4))
+    rows = figure.add_gridspec(2, 1, height_ratios=(1.1, 1))
+    panels = rows[0].subgridspec(1, len(epochs)).subplots(sharey=True, squeeze=False)[0]
+    for axes, epoch in zip(panels, epochs, strict=True):
+        _densities(axes, [one for one in found if round(one.epoch, 6) == epoch], looks, request.options.width)
+        axes.set(title=f"epoch {epoch:g}", xlabel="eigenvalue")
+    panels[0].set_ylabel("spectral density")
+    left, right = rows[1].subgridspec(1, 2).subplots()
+    ends = _over_epochs(left, found, looks, [one.largest[0] for one in found])
+    left.errorbar([one.epoch for one in found], [one.largest[0] for one in found], [one.largest[1] for one in found],
+                  fmt="none", ecolor="0.4", elinewidth=0.6, capsize=1.5, zorder=1)  # fmt: skip
+    left.set_ylabel(r"$\lambda_\mathrm{max}$")
+    _over_epochs(right, found, looks, [one.ratio for one in found])
+    right.set_ylabel(r"$\lambda_\mathrm{max}\,/\,\lambda_5$")
+    name_lines(left, ends)
+    return figure
+
+
+def _densities(axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, object]], width: float) -> None:
+    ends = [end for one in found for end in one.spectrum.range]
+    low, high = min(ends), max(ends)
+    spread = high - low or 1.0
+    at, sigma = np.linspace(low - 0.04 * spread, high + 0.04 * spread, POINTS), width * spread
     for one in found:
-        densities = one.spectrum.densities(at, width=sigma)
-        style = {key: value for key, value in styles[one.run.label].items() if key != "marker"}
-        axes.plot(at, densities.mean(0), **style)  # type: ignore[arg-type]  # matplotlib takes what `look` gives
+        densities, style = one.spectrum.densities(at, width=sigma), looks[one.run]
+        axes.plot(at, densities.mean(0), color=style["color"], linestyle=style["linestyle"], linewidth=0.8)
         if len(densities) > 1:
             axes.fill_between(at, densities.min(0), densities.max(0), color=style["color"], alpha=0.15, linewidth=0)
+    # The peak of one eigenvalue among P is 1 / (P sigma sqrt(2 pi)): far below it there is nothing to see.
     axes.set_yscale("log")
-    # One eigenvalue among P has a peak of 1 / (P sigma sqrt(2 pi)): below a tenth of it there is nothing to see.
-    peak = 1 / (found[0].weights * sigma * math.sqrt(2 * math.pi))
-    axes.set_ylim(bottom=min(peak / 10, axes.get_ylim()[0] if axes.lines == [] else peak / 10))
+    axes.set_ylim(bottom=0.03 / (max(one.parameters for one in found) * sigma * math.sqrt(2 * math.pi)))
 
 
 def _over_epochs(
-    axes: Axes, found: Sequence[Moment], styles: Mapping[str, dict[str, object]], values: Mapping[int, float]
-) -> None:
+    axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, object]], values: Sequence[float]
+) -> list[End]:
+    """A line a run; returns their ends."""
     ends = []
-    for label, style in styles.items():
-        points = [(one.epoch, values[id(one)]) for one in found if one.run.label == label]
-        axes.plot(*zip(*points, strict=True), **style)  # type: ignore[arg-type]  # matplotlib takes what `look` gives
-        ends.append((*points[-1], label, str(style["color"])))
+    for run, style in looks.items():
+        points = [(one.epoch, value) for one, value in zip(found, values, strict=True) if one.run == run]
+        (drawn,) = axes.plot(*zip(*points, strict=True), **style)
+        ends.append(End(*points[-1], run.replace(", ", "\n"), drawn, str(style["color"])))
     axes.set_xlabel("epoch")
     axes.set_ylim(bottom=0)
-    end_labels(axes, ends)
+    axes.grid(axis="y")
+    return ends
 
 
-def _rows(found: Sequence[Moment]) -> pandas.DataFrame:
-    rows = []
-    for one in found:
-        for start, nodes in enumerate(one.spectrum.starts, start=1):
-            for place, (value, weight, bound) in enumerate(
-                zip(nodes.values, nodes.weights, nodes.bounds, strict=True), start=-len(nodes.values)
-            ):
-                where = {"run": one.run.label, "step": one.step, "epoch": one.epoch, "start": start}
-                rows.append({**where, "rank": -place, "eigenvalue": value, "weight": weight, "bound": bound})
-    return pandas.DataFrame(rows)
-
-
-def _caption(request: Request, images: Images, found: Sequence[Moment]) -> str:
-    options = request.options
-    count = min(request.train_images, images.train_size)
-    noisy = any(run.recipe.dataset.label_noise for run in request.runs)
-    sizes = sorted({one.weights for one in found})
-    band = f"; mean of {options.starts} starts, band: their range" if options.starts > 1 else ""
+def _caption(scene: Scene, found: Sequence[Moment]) -> str:
+    options = scene.request.options
+    sizes = " and ".join(f"{size:,}" for size in sorted({one.parameters for one in found}))
+    scatter = f"; mean of {options.starts} starts, band: their range" if options.starts > 1 else ""
     return (
-        f"Hessian of the mean cross-entropy, without weight decay, of {' and '.join(f'{size:,}' for size in sizes)} "
-        f"weights on {count:,} of {images.train_size:,} training images (unaugmented, chosen by seed {request.seed}"
-        f"{', labels with the noise of the training' if noisy else ''}). Networks in evaluation mode, with the BN "
-        f"statistics of each snapshot; float32. Stochastic Lanczos quadrature, {options.steps} steps with full "
-        f"reorthogonalisation from random signs (seed {request.seed}){band}; each node a Gaussian of {options.width:g} "
-        "of the range of the panel's eigenvalues."
+        f"Hessian of the train loss in {sizes} weights. {scene.caption} BN statistics: those of each snapshot. "
+        f"Stochastic Lanczos quadrature of {options.steps} steps with full reorthogonalisation from random signs"
+        f"{scatter}; each node a Gaussian of {options.width:g} of the panel's range of eigenvalues. Error bars: the "
+        "residual of each Ritz value."
     )
 
 
@@ -209,7 +243,7 @@ def _seen(found: Sequence[Moment]) -> str:
     last = max(one.epoch for one in found)
     parts = []
     for one in (one for one in found if one.epoch == last):
-        (value, bound), ratio = one.top[0], one.ratio
-        words = f"{one.run.label} λmax {value:.4g} ± {bound:.1g}"
-        parts.append(words + (f" and λmax/λ5 {ratio:.3g}" if math.isfinite(ratio) else ""))
-    return f"At epoch {last:g}: {'; '.join(parts)} (±: how far Lanczos may be off on these images)."
+        value, bound = one.largest
+        ratio = f", λmax/λ5 {one.ratio:.3g}" if math.isfinite(one.ratio) else ""
+        parts.append(f"{one.run} λmax {value:.4g} ± {bound:.1g}{ratio}")
+    return f"At epoch {last:g}: {'; '.join(parts)} (±: the residual of Lanczos on these images)."

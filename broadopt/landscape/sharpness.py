@@ -74,7 +74,7 @@ class Sharpness:
     error: float
 
 
-def sharpness(loss: Loss, ball: Ball, *, steps: int, m: int | None = None) -> Sharpness:
+def sharpness_in(loss: Loss, ball: Ball, *, steps: int, m: int | None = None) -> Sharpness:
     """Sharpness on all images, or m-sharpness: each chunk of m images has a perturbation of its own (SAM, section 4.1).
 
     Raises InputError where the loss is not finite in the ball.

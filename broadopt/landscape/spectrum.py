@@ -70,7 +70,7 @@ class Spectrum:
         return [float(nodes.weights[nodes.values < 0].sum()) for nodes in self.starts]
 
 
-def spectrum(
+def hessian_spectrum(
     loss: Loss, *, steps: int, starts: int, seed: int, advance: Callable[[], object] = lambda: None
 ) -> Spectrum:
     """The spectrum of the loss's Hessian at the network's weights. Takes `starts * (steps + 3)` vectors of its size;

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from broadopt.errors import InputError
 from broadopt.landscape.losses import Loss
-from broadopt.landscape.sharpness import Ball, ascend, rescale, rises_along, sharpness, standard_error
+from broadopt.landscape.sharpness import Ball, ascend, rescale, rises_along, sharpness_in, standard_error
 from broadopt.methods.sam import sam_perturbation
 from broadopt.models.resnet import ResNet
 
@@ -41,7 +41,7 @@ def test_a_round_quadratic_is_solved_in_the_first_step(scale: str) -> None:
     c, rho = 0.7, 0.4
     loss = Quadratic(torch.diag(c / size_of(scale) ** 2), normal(1, 7), weights())
     slope = float((size_of(scale) * torch.cat([part.flatten() for part in loss.gradient()[1]])).norm())
-    found = sharpness(loss, Ball(rho=rho, scale=scale), steps=3)
+    found = sharpness_in(loss, Ball(rho=rho, scale=scale), steps=3)
     assert found.first_order == pytest.approx(rho * slope, rel=1e-12)
     assert found.one_step == pytest.approx(rho * slope + c * rho**2 / 2, rel=1e-12)
     assert found.highest == pytest.approx(rho * slope + c * rho**2 / 2, rel=1e-12)
@@ -54,7 +54,7 @@ def test_with_infinite_p_a_convex_diagonal_quadratic_is_highest_in_a_corner(scal
     loss = Quadratic(torch.diag(diagonal), normal(1, 7), weights())
     slope = torch.cat([part.flatten() for part in loss.gradient()[1]])
     expected = float((rho * size_of(scale) * slope.abs() + diagonal * (rho * size_of(scale)) ** 2 / 2).sum())
-    found = sharpness(loss, Ball(rho=rho, p=math.inf, scale=scale), steps=4)
+    found = sharpness_in(loss, Ball(rho=rho, p=math.inf, scale=scale), steps=4)
     assert found.first_order == pytest.approx(float((rho * size_of(scale) * slope.abs()).sum()), rel=1e-12)
     assert found.one_step == pytest.approx(expected, rel=1e-12)
     assert found.highest == pytest.approx(expected, rel=1e-12)
@@ -72,7 +72,7 @@ def test_the_ascent_reaches_the_maximum_that_the_secular_equation_gives(scale: s
     mu = brentq(lambda m: np.sum((g / (m - values)) ** 2) - rho**2, values[-1] + 1e-9, values[-1] + 1e4, xtol=1e-13)
     u = g / (mu - values)
     expected = float(g @ u + values @ u**2 / 2)
-    found = sharpness(loss, Ball(rho=rho, scale=scale), steps=200)
+    found = sharpness_in(loss, Ball(rho=rho, scale=scale), steps=200)
     assert found.highest == pytest.approx(expected, rel=1e-8)
     assert found.one_step < found.highest * (1 - 1e-4)  # the first step alone is not there
 
@@ -81,7 +81,7 @@ def test_a_maximum_inside_the_ball_is_met() -> None:
     peak = torch.cat([weight.flatten() for weight in weights()]) + 0.1 * normal(7, seed=3)
     loss = Quadratic(-2 * torch.eye(7).double(), 2 * peak[None], weights())  # -|w - peak|^2 + |peak|^2
     steps, rho = 40, 1.0
-    highest = sharpness(loss, Ball(rho=rho), steps=steps).highest
+    highest = sharpness_in(loss, Ball(rho=rho), steps=steps).highest
     expected = float((0.1 * normal(7, seed=3)).square().sum())
     # The points walk to and fro over the peak on the line of the gradient: the last two enclose it.
     assert expected - (2 * rho / (steps + 1)) ** 2 <= highest <= expected + 1e-12
@@ -92,12 +92,12 @@ def test_m_sharpness_is_the_mean_over_chunks_weighted_by_their_size() -> None:
     rho, start = 0.3, 0.5 * torch.cat([weight.flatten() for weight in weights()])
     norms = [float((start + loss.b[chunk].mean(0)).norm()) for chunk in (slice(0, 3), slice(3, 6), slice(6, 7))]
     rises = np.array([rho * norm + 0.5 * rho**2 / 2 for norm in norms])
-    found = sharpness(loss, Ball(rho=rho), steps=2, m=3)
+    found = sharpness_in(loss, Ball(rho=rho), steps=2, m=3)
     mean = (3 * rises[0] + 3 * rises[1] + rises[2]) / 7
     assert found.highest == pytest.approx(mean, rel=1e-12)
     shares = np.array([3, 3, 1]) / 7
     assert found.error == pytest.approx(np.sqrt(1.5 * np.sum((shares * (rises - mean)) ** 2)), rel=1e-12)
-    assert sharpness(loss, Ball(rho=rho), steps=2).highest < found.highest  # one perturbation for all rises less
+    assert sharpness_in(loss, Ball(rho=rho), steps=2).highest < found.highest  # one perturbation for all rises less
 
 
 def test_the_standard_error_of_equal_shares_is_the_usual_one() -> None:
@@ -111,7 +111,7 @@ def test_no_point_of_the_ball_is_higher_on_a_network_and_the_weights_come_back(b
     model = network()
     loss = Loss(model, *data())
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    found = sharpness(loss, ball, steps=30)
+    found = sharpness_in(loss, ball, steps=30)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert 0 < found.one_step <= found.highest
     start, scales = loss.value(), ball.scales(loss.parameters)
@@ -127,7 +127,7 @@ def test_no_point_of_the_ball_is_higher_on_a_network_and_the_weights_come_back(b
 
 def test_the_gradient_promises_what_a_small_step_does() -> None:
     for ball in BALLS:
-        found = sharpness(Loss(network(), *data()), Ball(rho=1e-7, p=ball.p, scale=ball.scale), steps=1)
+        found = sharpness_in(Loss(network(), *data()), Ball(rho=1e-7, p=ball.p, scale=ball.scale), steps=1)
         assert found.one_step == pytest.approx(found.first_order, rel=1e-4)
 
 
@@ -141,7 +141,7 @@ def test_the_first_step_is_sams() -> None:
     with torch.no_grad():
         torch._foreach_add_(list(moved.parameters()), perturbation)
     expected = Loss(moved, *data()).value() - start
-    assert sharpness(loss, Ball(rho=0.2), steps=1).one_step == pytest.approx(expected, rel=1e-12)
+    assert sharpness_in(loss, Ball(rho=0.2), steps=1).one_step == pytest.approx(expected, rel=1e-12)
 
 
 def test_rises_along_a_direction_are_those_of_the_radii() -> None:
@@ -159,10 +159,10 @@ def test_rises_along_a_direction_are_those_of_the_radii() -> None:
 def test_a_rescaled_network_computes_the_same_and_only_its_plain_sharpness_changes() -> None:
     model, (images, labels) = network(), data()
     before = model(images)
-    plain, *adaptive = (sharpness(Loss(model, images, labels), ball, steps=5) for ball in BALLS)
+    plain, *adaptive = (sharpness_in(Loss(model, images, labels), ball, steps=5) for ball in BALLS)
     assert rescale(model, images) == ["1", "6"]  # BN and the first linear layer; Tanh is not ReLU
     assert torch.equal(model(images), before)
-    rescaled = [sharpness(Loss(model, images, labels), ball, steps=5) for ball in BALLS]
+    rescaled = [sharpness_in(Loss(model, images, labels), ball, steps=5) for ball in BALLS]
     assert rescaled[0].highest > 1.2 * plain.highest
     for ball, ours, theirs in zip(BALLS[1:], rescaled[1:], adaptive, strict=True):
         if ball.scale == "one":  # p = inf

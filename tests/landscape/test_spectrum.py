@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from broadopt.errors import InputError
 from broadopt.landscape.losses import Loss
-from broadopt.landscape.spectrum import Nodes, Spectrum, lanczos, rademacher, spectrum
+from broadopt.landscape.spectrum import Nodes, Spectrum, hessian_spectrum, lanczos, rademacher
 
 
 def dense(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_a_network_with_weights_that_are_not_finite_is_refused() -> None:
     with pytest.raises(InputError, match=r"^the loss is not finite at these weights$"):
         loss.value()
     with pytest.raises(InputError, match=r"^the Hessian is not finite at these weights$"):
-        spectrum(loss, steps=3, starts=1, seed=1)
+        hessian_spectrum(loss, steps=3, starts=1, seed=1)
 
 
 def test_a_diagonal_matrix_is_found_whole() -> None:
@@ -144,7 +144,7 @@ def test_a_start_does_not_depend_on_the_others_and_is_seeded() -> None:
 
 def test_the_spectrum_of_a_network_is_that_of_its_dense_hessian(hessian: Tensor) -> None:
     loss = Loss(network(), *data(), batch_size=9)
-    found = spectrum(loss, steps=60, starts=3, seed=1)
+    found = hessian_spectrum(loss, steps=60, starts=3, seed=1)
     eigenvalues = torch.linalg.eigvalsh(hessian).numpy()
     for place, (value, bound) in enumerate(found.top(5), start=1):
         assert value == pytest.approx(eigenvalues[-place], rel=1e-9)
