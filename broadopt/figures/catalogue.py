@@ -42,6 +42,28 @@ class Entry:
 # Each family of figures adds its own lines, in the order of --help.
 ENTRIES = (
     Entry(
+        name="plane",
+        shows="test error and train loss on the plane through three weight vectors",
+        source="SWA Fig. 1",
+        function="broadopt.figures.planes:plane",
+        most=3,
+        needs="runs (one: three of its snapshots; two: with the start of the second's collector)",
+    ),
+    Entry(
+        name="rays",
+        shows="test error and train loss along random directions from each run's weights",
+        source="SWA Fig. 4",
+        function="broadopt.figures.lines:rays",
+    ),
+    Entry(
+        name="line",
+        shows="test error and train loss on the line through two runs, and its asymmetry",
+        source="SWA Fig. 5",
+        function="broadopt.figures.lines:line",
+        fewest=2,
+        most=2,
+    ),
+    Entry(
         name="spectrum",
         shows="Hessian spectral density and top eigenvalues over the epochs",
         source="SAM section 4.2",
@@ -54,14 +76,14 @@ ENTRIES = (
         name="sharpness",
         shows="rise of the loss in a ball, plain and adaptive, as it is and rescaled, and the generalisation gap",
         source="SAM section 2, ASAM section 3",
-        function="broadopt.figures.perturbations:sharpness",
+        function="broadopt.figures.sharpness:sharpness",
         train_images=1000,
     ),
     Entry(
         name="normalisation",
         shows="rise of the loss by SAM's and ASAM's perturbations, element- and filter-wise, p = 2 and inf, over rho",
         source="ASAM section 3",
-        function="broadopt.figures.perturbations:normalisation",
+        function="broadopt.figures.normalisation:normalisation",
         most=1,
         needs="run",
         train_images=1000,

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from broadopt.errors import InputError
 from broadopt.figures.labels import End, name_lines
 from broadopt.figures.output import Drawing
-from broadopt.figures.scene import Scene, styles
 from broadopt.figures.request import Request, number_above, whole_number
+from broadopt.figures.scene import Scene, styles
 from broadopt.landscape.losses import Loss
 from broadopt.landscape.networks import moments, snapshots
 from broadopt.landscape.runs import Run

@@ -1,10 +1,9 @@
 """A finished drawing as files: pictures in one look, the numbers behind them as CSV; each file is whole or absent."""
 
 import io
-import os
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas
 from broadopt.errors import InputError, printable
 from broadopt.figures.request import Request
 from broadopt.files import write_output
+from broadopt.landscape.store import KEY, partial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,8 @@ class Drawing:
     """What is measured on what: split, images, BN policy, precision, seeds."""
     seen: str
     """The one line: what is seen, with its uncertainty."""
+    key: str = ""
+    """Of a measurement whose rows a Store keeps: the CSV has it, so that the figure can be drawn again at once."""
 
 
 def look(method: str, number: int = 0) -> dict[str, Any]:
@@ -104,14 +106,16 @@ def write(drawing: Drawing, request: Request) -> list[Path]:
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             raise InputError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
         paths.append(path)
+    if drawing.key:
+        partial(request.output).unlink(missing_ok=True)
     return paths
 
 
-def csv_of(drawing: Drawing, request: Request, *, extra: Mapping[str, str] | None = None) -> str:
+def csv_of(drawing: Drawing, request: Request) -> str:
     """The rows as CSV below lines of `# ...`: figure, runs, what is measured and what is seen."""
     lines = [f"broadopt-figure {request.figure}"]
     lines += [f"run {run.label}: {run.folder} ({run.result['identity'][:8]})" for run in request.runs]
-    lines += [drawing.caption, drawing.seen, *(f"{key}: {value}" for key, value in (extra or {}).items())]
+    lines += [drawing.caption, drawing.seen, *([f"{KEY}{drawing.key}"] if drawing.key else [])]
     head = "".join(f"# {printable(line)}\n" for line in lines)
     return head + drawing.rows.to_csv(index=False, lineterminator="\n")
 
@@ -125,7 +129,7 @@ def _put_caption(drawing: Drawing) -> None:
     """Write the caption below the axes; the figure grows by its lines, so that the axes keep their size."""
     figure = drawing.figure
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(drawing.caption, width=max(40, int(width * 72 / (0.5 * CAPTION_SIZE))))
+    lines = textwrap.wrap(drawing.caption, width=max(40, int(width * 72 / (0.55 * CAPTION_SIZE))))
     figure.set_size_inches(width, height + (len(lines) + 0.5) * 1.3 * CAPTION_SIZE / 72)
     figure.supxlabel("\n".join(lines), fontsize=CAPTION_SIZE, color="0.35", x=0.01, ha="left", linespacing=1.3)
 
@@ -138,8 +142,3 @@ def _rendered(drawing: Drawing, kind: str) -> bytes:
     content = io.BytesIO()
     drawing.figure.savefig(content, format=kind, metadata=described[kind])
     return content.getvalue()
-
-
-def relative(path: Path) -> str:
-    """A path as it is shortest to type."""
-    return os.path.relpath(path) if not str(os.path.relpath(path)).startswith("..") else str(path)

@@ -1,17 +1,23 @@
-"""What figures of curvature and of perturbations share: the images on which each run is measured, and each run's look."""
+"""What figures of curvature and of perturbations share: the images and the network of each run, and its look."""
 
+import copy
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
 from broadopt.figures.output import look
 from broadopt.figures.request import Request
 from broadopt.landscape.images import Images, autocast, check_same
+from broadopt.landscape.losses import Loss
+from broadopt.landscape.networks import reported
 from broadopt.landscape.runs import Run
+from broadopt.landscape.sharpness import rescale
 from broadopt.landscape.store import key_of
 from broadopt.training.evaluate import log_probabilities, metrics
 
@@ -54,7 +60,7 @@ class Scene:
         """Error (percent) and NLL (nats) of a placed network on the test images and on as many training images."""
         images, context = self.images[run.label], autocast(run, self.request.device)
         test = images.test(self.request.images)
-        found = {}
+        found: dict[str, float] = {}
         for split, (inputs, labels) in {"train": images.train(len(test[1])), "test": test}.items():
             batches = zip(inputs.split(500), labels.split(500), strict=True)
             outputs = log_probabilities(model, batches, autocast=context, before_batch=lambda: None)
@@ -84,6 +90,35 @@ class Scene:
         )
 
 
+class Subject:
+    """One run's network, read where it is measured and not where all its rows are known."""
+
+    def __init__(self, run: Run, scene: Scene) -> None:
+        self.run, self.scene = run, scene
+
+    @cached_property
+    def loss(self) -> Loss:
+        """Of the network that the run reports. Raises InputError where it has kept none."""
+        return Loss(self.scene.placed(self.run, reported(self.run).model), *self.scene.train(self.run))
+
+    @cached_property
+    def loss_here(self) -> float:
+        """The loss at the weights themselves, nats."""
+        return self.loss.value()
+
+    @cached_property
+    def rescaled(self) -> Loss | None:
+        """The same function with other weights; None where no pair of layers can be rescaled."""
+        loss, model = self.loss, copy.deepcopy(self.loss.model)
+        found = rescale(model, loss.images[:16])
+        return Loss(model, loss.images, loss.labels) if found else None
+
+    @cached_property
+    def outcomes(self) -> dict[str, float]:
+        """Errors and losses on test and training images."""
+        return self.scene.outcomes(self.run, self.loss.model)
+
+
 def styles(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """By label, the look of each run's method; runs of the same method differ in their dashes."""
     found = {}
@@ -101,3 +136,13 @@ def _kind(run: Run) -> tuple[object, ...]:
     dataset = run.recipe.dataset
     seeded = bool(dataset.label_noise or dataset.validation)
     return run.recipe.model.name, dataset.label_noise, run.recipe.seed if seeded else None
+
+
+def norm_words(p: float) -> str:
+    """p as it is written in titles."""
+    return "∞" if p == math.inf else f"{p:g}"
+
+
+def seconds_between() -> float:
+    """Seconds between two lines of progress: seldom where they are not one line of a terminal."""
+    return 0.5 if sys.stderr.isatty() else 30.0

@@ -12,7 +12,7 @@ from broadopt.config.own_code import refuse_foreign
 from broadopt.config.run_config import LOCATION, DatasetConfig
 from broadopt.data.batches import Data, stream
 from broadopt.data.datasets import read
-from broadopt.devices.device import choose_memory_format
+from broadopt.devices.device import choose_memory_format, set_flags
 from broadopt.errors import InputError
 from broadopt.files import MEBIBYTE, read_yaml, reason
 from broadopt.landscape.runs import Run
@@ -42,6 +42,7 @@ class Images:
                 f"{run.folder}: its images have the fingerprint {own.fingerprint or 'of the published data'}, those "
                 f"found here {dataset.fingerprint or 'that of the published data'}; expected the images of the run"
             )
+        set_flags(recipe.precision, deterministic=False)  # as the run's own evaluations were made
         memory_format = choose_memory_format("auto", recipe.model.name, device)
         self.device, self.seed, self.classes = device, seed, dataset.classes
         self.memory_format = memory_format

@@ -14,6 +14,7 @@ from broadopt.config.own_code import refuse_foreign
 from broadopt.errors import InputError
 from broadopt.landscape.runs import Run
 from broadopt.predictor import Predictor
+from broadopt.training.calendar import Calendar
 
 if TYPE_CHECKING:
     from broadopt.methods.collect import Collector
@@ -44,7 +45,7 @@ def reported(run: Run) -> Predictor:
     not of this recipe.
     """
     path = run.folder / predictor.NAME
-    if not path.exists() and _is_ensemble(run):
+    if not path.exists() and _collector(run).is_ensemble:
         raise InputError(f"{run.folder}: an ensemble ({run.recipe.method}) is not one network; expected another run")
     return _of_run(run, path, option="checkpoint.predictor=true")
 
@@ -72,6 +73,22 @@ def snapshots(run: Run, *, steps: Collection[int] | None = None) -> list[tuple[i
         for step, epochs in moments(run)
         if steps is None or step in steps
     ]
+
+
+def members(run: Run) -> list[tuple[int, float, Predictor]]:
+    """Those snapshots that the run's collector took in: what SWA averages, FGE's ensemble. Raises InputError where the
+    run collects nothing or has kept none.
+    """
+    budget = run.recipe.budget
+    calendar = Calendar.of(_collector(run), budget=budget, steps_per_epoch=steps_per_epoch(run))
+    if not calendar.collection_points:
+        raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
+    return [found for found in snapshots(run) if found[0] in calendar.collection_points]
+
+
+def collection_start(run: Run) -> float:
+    """The epoch at which a run's collector takes in the first weights; 0.0 where it collects nothing."""
+    return min(_collector(run).collection_points(run.recipe.budget), default=0.0)
 
 
 def steps_per_epoch(run: Run) -> int:
@@ -103,8 +120,8 @@ def _check_owner(run: Run, path: Path) -> None:
         raise InputError(f"{path}: it holds the weights of another run, of identity {str(identity)[:8]}")
 
 
-def _is_ensemble(run: Run) -> bool:
+def _collector(run: Run) -> "Collector":
     node = dict(run.recipe.collect)
     refuse_foreign(node, trusted=run.trust, place=run.folder)
     collector: Collector = instantiated("collect", node)
-    return collector.is_ensemble
+    return collector
