@@ -3,14 +3,16 @@
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from broadopt.errors import InputError
@@ -22,7 +24,7 @@ from broadopt.landscape.losses import Loss
 from broadopt.landscape.networks import moments, snapshots
 from broadopt.landscape.runs import Run
 from broadopt.landscape.spectrum import Nodes, Spectrum, hessian_spectrum
-from broadopt.landscape.store import Row, Store
+from broadopt.landscape.store import Point, Row, Store
 
 POINTS = 600
 """At which a density is drawn."""
@@ -128,15 +130,20 @@ def _measured(run: Run, epochs: Sequence[float], scene: Scene, store: Store) -> 
     for step, epoch in moments(run):
         if round(epoch, 6) not in epochs:
             continue
-        nodes = cache(lambda step=step, epoch=epoch: _nodes(run, step, epoch, scene))
+        # The nodes of a network are measured together, where the first of them is not known.
+        nodes = cache(partial(_nodes, run, step, epoch, scene))
         for start in range(options.starts):
             for rank in range(1, options.steps + 1):
-                point = {"run": run.label, "step": step, "epoch": epoch, "start": start + 1, "rank": rank}
-                rows.append(store.row(point, lambda start=start, rank=rank, nodes=nodes: nodes()[start][rank - 1]))
+                point: Point = {"run": run.label, "step": step, "epoch": epoch, "start": start + 1, "rank": rank}
+                rows.append(store.row(point, partial(_at, nodes, start, rank)))
     return rows
 
 
-def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[Mapping[str, float]]]:
+def _at(nodes: Callable[[], list[list[dict[str, float]]]], start: int, rank: int) -> dict[str, float]:
+    return nodes()[start][rank - 1]
+
+
+def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[dict[str, float]]]:
     """By start, the nodes of one spectrum from the largest on; nan where a start's space was exhausted before."""
     options, (inputs, labels) = scene.request.options, scene.train(run)
     ((_, _, network),) = snapshots(run, steps=[step])
@@ -151,7 +158,7 @@ def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[Mapping
             )
         except InputError as error:
             raise InputError(f"{run.folder}, epoch {epoch:g}: {error}") from error
-    rows: list[list[Mapping[str, float]]] = []
+    rows: list[list[dict[str, float]]] = []
     for nodes in found.starts:
         columns = np.full((3, options.steps), math.nan)
         columns[:, : len(nodes.values)] = np.stack([nodes.values, nodes.weights, nodes.bounds])[:, ::-1]
@@ -165,15 +172,21 @@ def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[Mapping
 def moments_of(table: pandas.DataFrame) -> list[Moment]:
     """The spectra of a table with a row a node, in its order."""
     found = []
-    for (run, epoch), own in table.dropna(subset="eigenvalue").groupby(["run", "epoch"], sort=False):
-        starts = []
+    for _, own in table.dropna(subset="eigenvalue").groupby(["run", "epoch"], sort=False):
+        starts, first = [], own.iloc[0]
         for _, one in own.groupby("start"):
             values, weights, bounds = (
                 one[name].to_numpy()[::-1].astype(float) for name in ("eigenvalue", "weight", "bound")
             )
             starts.append(Nodes(values=values, weights=weights, bounds=bounds))
-        parameters = int(own["parameters"].iloc[0])
-        found.append(Moment(run=str(run), epoch=float(epoch), spectrum=Spectrum(tuple(starts)), parameters=parameters))
+        found.append(
+            Moment(
+                run=str(first["run"]),
+                epoch=float(first["epoch"]),
+                spectrum=Spectrum(tuple(starts)),
+                parameters=int(first["parameters"]),
+            )
+        )
     return found
 
 
@@ -182,11 +195,14 @@ def _drawn(found: Sequence[Moment], epochs: Sequence[float], request: Request) -
     figure = Figure(figsize=(6.8, 3.4))
     rows = figure.add_gridspec(2, 1, height_ratios=(1.1, 1))
     panels = rows[0].subgridspec(1, len(epochs)).subplots(sharey=True, squeeze=False)[0]
+    limits = []
     for axes, epoch in zip(panels, epochs, strict=True):
-        _densities(axes, [one for one in found if round(one.epoch, 6) == epoch], looks, request.options.width)
+        own = [one for one in found if round(one.epoch, 6) == epoch]
+        limits.append(_densities(axes, own, looks, request.options.width))
         axes.set(title=f"epoch {epoch:g}", xlabel="eigenvalue")
-    panels[0].set_ylabel("spectral density")
-    left, right = rows[1].subgridspec(1, 2).subplots()
+    lows, highs = zip(*limits, strict=True)
+    panels[0].set(yscale="log", ylim=(min(lows), max(highs)), ylabel="spectral density")
+    left, right = rows[1].subgridspec(1, 2).subplots(squeeze=False)[0]
     ends = _over_epochs(left, found, looks, [one.largest[0] for one in found])
     left.errorbar([one.epoch for one in found], [one.largest[0] for one in found], [one.largest[1] for one in found],
                   fmt="none", ecolor="0.4", elinewidth=0.6, capsize=1.5, zorder=1)  # fmt: skip
@@ -197,7 +213,11 @@ def _drawn(found: Sequence[Moment], epochs: Sequence[float], request: Request) -
     return figure
 
 
-def _densities(axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, object]], width: float) -> None:
+def _densities(
+    axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, Any]], width: float
+) -> tuple[float, float]:
+    """Draw the densities of one epoch; returns between which values there is something to see."""
+    limits: list[float] = []
     ends = [end for one in found for end in one.spectrum.range]
     low, high = min(ends), max(ends)
     spread = high - low or 1.0
@@ -207,13 +227,14 @@ def _densities(axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str
         axes.plot(at, densities.mean(0), color=style["color"], linestyle=style["linestyle"], linewidth=0.8)
         if len(densities) > 1:
             axes.fill_between(at, densities.min(0), densities.max(0), color=style["color"], alpha=0.15, linewidth=0)
-    # The peak of one eigenvalue among P is 1 / (P sigma sqrt(2 pi)): far below it there is nothing to see.
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.03 / (max(one.parameters for one in found) * sigma * math.sqrt(2 * math.pi)))
+        limits.append(float(densities.max()))
+    # The peak of one eigenvalue among P is 1 / (P sigma sqrt(2 pi)), and less where a start has little of its vector.
+    peak = 1 / (max(one.parameters for one in found) * sigma * math.sqrt(2 * math.pi))
+    return peak / 1000, 3 * max(limits)
 
 
 def _over_epochs(
-    axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, object]], values: Sequence[float]
+    axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, Any]], values: Sequence[float]
 ) -> list[End]:
     """A line a run; returns their ends."""
     ends = []
@@ -222,6 +243,7 @@ def _over_epochs(
         (drawn,) = axes.plot(*zip(*points, strict=True), **style)
         ends.append(End(*points[-1], run.replace(", ", "\n"), drawn, str(style["color"])))
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
     return ends
@@ -232,8 +254,8 @@ def _caption(scene: Scene, found: Sequence[Moment]) -> str:
     sizes = " and ".join(f"{size:,}" for size in sorted({one.parameters for one in found}))
     scatter = f"; mean of {options.starts} starts, band: their range" if options.starts > 1 else ""
     return (
-        f"Hessian of the train loss in {sizes} weights. {scene.caption} BN statistics: those of each snapshot. "
-        f"Stochastic Lanczos quadrature of {options.steps} steps with full reorthogonalisation from random signs"
+        f"{scene.caption} BN statistics: those of each snapshot. Hessian of the train loss in {sizes} weights: "
+        f"stochastic Lanczos quadrature of {options.steps} steps with full reorthogonalisation from random signs"
         f"{scatter}; each node a Gaussian of {options.width:g} of the panel's range of eigenvalues. Error bars: the "
         "residual of each Ritz value."
     )

@@ -3,13 +3,15 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from torch import Tensor
 from tqdm import tqdm
 
 from broadopt.errors import InputError
@@ -57,9 +59,10 @@ def normalisation(request: Request) -> Drawing:
     subject, rows = Subject(run, scene), []
     for p, of_p in radii.items():
         for kind in SHAPES:
+            # All radii of a line are measured together, where the first of them is not known.
             rises = cache(partial(_rises, subject, kind, p, of_p, eta=options.eta, m=options.m))
             for place, rho in enumerate(of_p):
-                rows.append(store.row({"normalisation": kind, "p": p, "rho": rho}, lambda r=rises, i=place: r()[i]))
+                rows.append(store.row({"normalisation": kind, "p": p, "rho": rho}, partial(_at, rises, place)))
     table = pandas.DataFrame(rows)
     return Drawing(
         figure=_drawn_normalisation(table, run),
@@ -70,10 +73,14 @@ def normalisation(request: Request) -> Drawing:
     )
 
 
+def _at(rises: Callable[[], list[dict[str, float]]], place: int) -> dict[str, float]:
+    return rises()[place]
+
+
 def _radii(option: str, ends: Sequence[float], count: int) -> list[float]:
     if not ends[0] < ends[1]:
         raise InputError(f"{option} {ends[0]:g} {ends[1]:g}: expected the lower end first")
-    return [float(f"{rho:.6g}") for rho in np.geomspace(*ends, count)]
+    return [float(f"{rho:.6g}") for rho in np.geomspace(ends[0], ends[1], count)]
 
 
 def _rises(
@@ -99,7 +106,7 @@ def direction_of(kind: str, p: float, loss: Loss, *, eta: float) -> Direction:
     """The perturbation of radius 1 of SAM ("plain") or of ASAM, as the training has it: without T on biases."""
     if kind == "plain":
         return partial(sam_perturbation, rho=1.0, p=p)
-    scales = {weight: scale_of(name, weight, kind) for name, weight in loss.model.named_parameters()}
+    scales: dict[Tensor, str] = {weight: scale_of(name, weight, kind) for name, weight in loss.model.named_parameters()}
     return partial(asam_perturbation, rho=1.0, eta=eta, p=p, scales=scales)
 
 
@@ -110,7 +117,7 @@ def _drawn_normalisation(table: pandas.DataFrame, run: Run) -> Figure:
         ends = []
         for kind, style in SHAPES.items():
             own = table[(table["p"] == p) & (table["normalisation"] == kind)]
-            (drawn,) = axes.plot(own["rho"], own["rise"], **style)
+            (drawn,) = axes.plot(own["rho"], own["rise"], color=style["color"], linestyle=style["linestyle"])
             axes.fill_between(own["rho"], own["rise"] - own["error"], own["rise"] + own["error"],
                               color=style["color"], alpha=0.2, linewidth=0)  # fmt: skip
             last = own.iloc[-1]
@@ -138,16 +145,15 @@ def _seen_normalisation(table: pandas.DataFrame) -> str:
         words = []
         for kind in SHAPES:
             own = table[(table["p"] == p) & (table["normalisation"] == kind)]
-            low, middle, high = (
-                crossing(own["rho"], own["rise"] + sign * own["error"].fillna(0)) for sign in (1, 0, -1)
-            )
+            error = own["error"].fillna(0)
+            low, middle, high = (crossing(own["rho"], own["rise"] + sign * error) for sign in (1, 0, -1))
             around = f" ({low:.2g} to {high:.2g})" if low < high else ""
             words.append(f"{kind} {middle:.2g}{around}" if math.isfinite(middle) else f"{kind} outside of the radii")
         parts.append(f"for p = {norm_words(p)} at ρ = {', '.join(words)}")
     return f"The loss rises by {SMALL_RISE:g} nats {'; '.join(parts)} (in brackets: one standard error of the rise)."
 
 
-def crossing(radii: Sequence[float], rises: Sequence[float]) -> float:
+def crossing(radii: ArrayLike, rises: ArrayLike) -> float:
     """The first radius at which the rise reaches SMALL_RISE, between points linearly on log axes; nan outside."""
     rho, rise = np.log(np.asarray(radii)), np.asarray(rises)
     above = np.flatnonzero(rise >= SMALL_RISE)

@@ -54,10 +54,8 @@ def sharpness(request: Request) -> Drawing:
         columns=("run", "network", "ball", "p", "m"),
     )
     rows: list[Row] = []
-    bar = tqdm(
-        total=12 * len(request.runs), desc="sharpness", unit="ascent", file=sys.stderr, mininterval=seconds_between()
-    )
-    with bar:
+    total = 3 * len(KINDS) * len(request.runs)
+    with tqdm(total=total, desc="sharpness", unit="ascent", file=sys.stderr, mininterval=seconds_between()) as bar:
         for subject in (Subject(run, scene) for run in request.runs):
             for point in _points(subject.run, options.m):
                 rows.append(store.row(point, partial(rise, subject, point)))
@@ -84,9 +82,8 @@ def rise(subject: Subject, point: Point) -> dict[str, float]:
         try:
             found = sharpness_in(loss, ball, steps=options.steps, m=int(point["m"]) or None)
         except InputError as error:
-            raise InputError(
-                f"{subject.run.folder}: {error}, which are {point['ball']} {rho:g} away at most"
-            ) from error
+            where = f"in the {point['ball']} ball of rho {rho:g}, p = {p:g}"
+            raise InputError(f"{subject.run.folder}: {error}, {where}; expected a smaller radius") from error
     return {"rho": rho, **asdict(found), **subject.outcomes}
 
 
@@ -143,8 +140,8 @@ def _drawn_sharpness(table: pandas.DataFrame, request: Request) -> Figure:
     for axes in panels[1]:
         axes.set_xlabel("highest rise of the loss in the ball, nats")
     m = int(table["m"].max())
-    words = ["all images at once", f"mean over {m} at a time", f"all, layers rescaled by {RESCALING:g}"]
-    figure.legend(drawn, words, loc="outside upper left", ncols=3)
+    kinds = ["all images at once", f"mean over {m} at a time", f"all, layers rescaled by {RESCALING:g}"]
+    figure.legend(drawn, kinds, loc="outside upper left", ncols=3)
     return figure
 
 

@@ -134,8 +134,9 @@ def _nodes(diagonal: Values, off: Values, *, precision: float) -> Nodes:
     length = int(exhausted[0]) + 1 if len(exhausted) else len(diagonal)
     values, vectors = eigh_tridiagonal(diagonal[:length], off[: length - 1])
     # ||H y - theta y|| = beta_m |s_m|, the last entry of the tridiagonal matrix's eigenvector: an eigenvalue of H is
-    # no farther away than that.
-    return Nodes(values=values, weights=vectors[0] ** 2, bounds=off[length - 1] * np.abs(vectors[-1]))
+    # no farther away than that, but for the rounding of the products.
+    bounds = off[length - 1] * np.abs(vectors[-1]) + precision * scale
+    return Nodes(values=values, weights=vectors[0] ** 2, bounds=bounds)
 
 
 def _gaussians(at: Values, nodes: Nodes, width: float) -> Values:
