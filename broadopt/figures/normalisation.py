@@ -39,10 +39,10 @@ SHAPES = {
 def normalisation_options(parser: argparse.ArgumentParser) -> None:
     """The options of `normalisation` alone."""
     add, radius = parser.add_argument, number_above(0)
-    add("--rho", type=radius, nargs=2, default=(0.01, 10.0), metavar=("LOW", "HIGH"),
-        help="radii for p = 2 (default: 0.01 10)")  # fmt: skip
-    add("--rho-inf", type=radius, nargs=2, default=(0.00001, 0.1), metavar=("LOW", "HIGH"),
-        help="radii for p = inf (default: 0.00001 0.1)")  # fmt: skip
+    add("--rho", type=radius, nargs=2, default=(0.001, 3.0), metavar=("LOW", "HIGH"),
+        help="radii for p = 2 (default: 0.001 3)")  # fmt: skip
+    add("--rho-inf", type=radius, nargs=2, default=(0.000003, 0.03), metavar=("LOW", "HIGH"),
+        help="radii for p = inf (default: 0.000003 0.03)")  # fmt: skip
     add("--points", type=whole_number(2, 200), default=13, metavar="N", help="radii of each line (default: 13)")
     add("--eta", type=number_above(0, inclusive=True), default=0.01, metavar="ETA", help="ASAM's eta (default: 0.01)")
     add("--m", type=whole_number(1), default=100, metavar="M", help="images that share a perturbation (default: 100)")
