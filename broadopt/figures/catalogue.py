@@ -103,6 +103,19 @@ ENTRIES = (
         function="broadopt.figures.curves:curves",
         unfinished=True,
     ),
+    Entry(
+        name="calibration",
+        shows="reliability diagrams, NLL and expected calibration error of any runs",
+        source="Guo et al. 2017",
+        function="broadopt.figures.reliability:calibration",
+    ),
+    Entry(
+        name="noise",
+        shows="accuracy against the share of wrong training labels, a line a method",
+        source="SAM 3.3, ASAM 4.4",
+        function="broadopt.figures.reliability:noise",
+        fewest=2,
+    ),
 )
 
 FIGURES = {entry.name: entry for entry in ENTRIES}

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from broadopt.comparing.keys import recipe_id
 from broadopt.errors import InputError, nearest
-from broadopt.figures.labels import End, name_lines
-from broadopt.figures.output import Drawing, look
+from broadopt.figures.output import Drawing, End, look, name_lines
 from broadopt.figures.request import Request
 from broadopt.files import reason
 from broadopt.landscape.runs import Run, labels
@@ -70,6 +69,7 @@ def curves(request: Request) -> Drawing:
         for axes, quantity in zip(panels, quantities, strict=True)
     ]
     panels[-1].set_xlabel("epochs trained")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     name_lines(panels[0], drawn[0])
     return Drawing(
         figure=figure, rows=rows, caption=_caption(lines, rows, band), seen=_seen(lines, rows, quantities[0])

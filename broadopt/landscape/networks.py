@@ -86,6 +86,11 @@ def members(run: Run) -> list[tuple[int, float, Predictor]]:
     return [found for found in snapshots(run) if found[0] in calendar.collection_points]
 
 
+def is_ensemble(run: Run) -> bool:
+    """Whether a run reports what several networks predict together."""
+    return _collector(run).is_ensemble
+
+
 def collection_start(run: Run) -> float:
     """The epoch at which a run's collector takes in the first weights; 0.0 where it collects nothing."""
     return min(_collector(run).collection_points(run.recipe.budget), default=0.0)

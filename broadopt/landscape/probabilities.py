@@ -1,18 +1,64 @@
-"""Predicted probabilities: how far those of two networks are apart, and how well they are calibrated.
+"""Predicted probabilities: those of a run, how far those of two networks are apart, and how well they are calibrated.
 
 Predictions are log-probabilities as `training.evaluate` gives them: float64 [N, C], images by classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from broadopt.training.evaluate import BINS, bin_of, metrics
+from broadopt.data.batches import EVALUATED_AT_ONCE
+from broadopt.errors import InputError
+from broadopt.landscape.images import autocast
+from broadopt.landscape.networks import is_ensemble, members, reported
+from broadopt.landscape.runs import Run
+from broadopt.training.evaluate import BINS, bin_of, calibration_error, log_probabilities, metrics
+
+RESAMPLES = 200
+"""Bootstrap samples of the images, from which the standard error of a calibration error is taken."""
+
+
+def of_network(model: nn.Module, images: Tensor, *, context: torch.autocast) -> Tensor:
+    """What a network in evaluation mode predicts for images (float [N, 3, 32, 32], normalised), batched as a training
+    evaluates, so that the same device gives the same bits.
+    """
+    at_once = EVALUATED_AT_ONCE["cpu" if images.device.type == "cpu" else "cuda"]
+    batches = ((part, part) for part in images.split(at_once))
+    return log_probabilities(model, batches, autocast=context, before_batch=lambda: None)
+
+
+def of_run(run: Run, images: Tensor, *, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """What a run reports, predicted anew: by its last weights or by SWA's average, and by the mean of FGE's members
+    from their snapshots. Raises InputError where the run has not kept them.
+    """
+    context = autocast(run, images.device)
+
+    def predicted(model: nn.Module) -> Tensor:
+        there = model.to(device=images.device, memory_format=memory_format)  # type: ignore[call-overload]
+        return of_network(there, images, context=context)
+
+    if not is_ensemble(run):
+        return predicted(reported(run).model)
+    found, expected = members(run), round(stored(run).get("members", 0))
+    if len(found) != expected:
+        raise InputError(
+            f"{run.folder} has snapshots of {len(found)} members, its ensemble has {expected}; "
+            f"broadopt-run repeat={run.folder} keep=snapshots force=true keeps all"
+        )
+    return ensemble([predicted(network.model) for _, _, network in found])
+
+
+def stored(run: Run) -> Mapping[str, float]:
+    """The figures in a run's result of what it reports: `test_accuracy` (percent), `test_nll`, `test_ece`, ..."""
+    found = run.result["metrics"]
+    collected: Mapping[str, Mapping[str, float]] = found.get("collected") or {}
+    last: Mapping[str, float] = found["last"]
+    return collected[max(collected, key=float)] if collected else last
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -43,8 +89,12 @@ class Reliability:
     """Percent."""
     nll: float
     """Mean negative log-likelihood, nats."""
+    nll_error: float
+    """Its standard error over the images."""
     ece: float
     """Expected calibration error, a fraction: as `training.evaluate` computes it of the same predictions."""
+    ece_error: float
+    """Its standard error, by the bootstrap."""
     bins: tuple["Bin", ...]
     """Those that hold images, from the least confidence to the most."""
 
@@ -62,10 +112,11 @@ class Bin:
     """Fraction that is classified correctly."""
 
 
-def reliability(log_probabilities: Tensor, labels: Tensor) -> Reliability:
-    """Calibration of predictions against labels (int64 [N])."""
-    confidence, predicted = (tensor.cpu() for tensor in log_probabilities.max(dim=1))
-    confidence, hit = confidence.exp(), (predicted == labels.cpu()).double()
+def reliability(predictions: Tensor, labels: Tensor, *, seed: int = 1) -> Reliability:
+    """Calibration of predictions against labels (int64 [N]); `seed`: of the bootstrap."""
+    predictions, labels = predictions.cpu(), labels.cpu()
+    confidence, predicted = predictions.max(dim=1)
+    confidence, hit = confidence.exp(), (predicted == labels).double()
     places = bin_of(confidence)
     counts = torch.bincount(places, minlength=BINS)
     sums, hits = (
@@ -76,4 +127,17 @@ def reliability(log_probabilities: Tensor, labels: Tensor) -> Reliability:
         for k, n in enumerate(counts.tolist())
         if n
     ]
-    return Reliability(**metrics(log_probabilities, labels), bins=tuple(bins))
+    losses = -predictions.gather(1, labels[:, None])
+    error = float(losses.std(correction=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
+    return Reliability(
+        **metrics(predictions, labels), nll_error=error, ece_error=_bootstrap(confidence, hit, seed), bins=tuple(bins)
+    )
+
+
+def _bootstrap(confidence: Tensor, hit: Tensor, seed: int) -> float:
+    """The standard deviation of the calibration error over samples of the images, drawn with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = (torch.randint(len(hit), (len(hit),), generator=generator) for _ in range(RESAMPLES))
+    return float(
+        torch.stack([calibration_error(confidence[sample], hit[sample]) for sample in drawn]).std(correction=1)
+    )

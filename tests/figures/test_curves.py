@@ -10,8 +10,7 @@ import pytest
 from in_process import said
 from stored import RESNET20, record, store
 
-from broadopt.figures.labels import spread
-from broadopt.figures.output import read_csv
+from broadopt.figures.output import read_csv, spread
 
 SAM = (RESNET20, "method=sam")
 
