@@ -16,8 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from broadopt.errors import InputError
-from broadopt.figures.labels import End, name_lines
-from broadopt.figures.output import Drawing
+from broadopt.figures.output import Drawing, End, name_lines
 from broadopt.figures.request import Request, number_above, whole_number
 from broadopt.figures.scene import Scene, styles
 from broadopt.landscape.losses import Loss

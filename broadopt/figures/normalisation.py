@@ -15,8 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from broadopt.errors import InputError
-from broadopt.figures.labels import End, name_lines
-from broadopt.figures.output import COLOURS, Drawing
+from broadopt.figures.output import COLOURS, Drawing, End, name_lines
 from broadopt.figures.request import Request, number_above, whole_number
 from broadopt.figures.scene import Scene, Subject, norm_words, seconds_between
 from broadopt.landscape.losses import Loss
@@ -57,12 +56,12 @@ def normalisation(request: Request) -> Drawing:
     key = scene.key({"radii": list(radii.values()), "eta": options.eta, "m": options.m})
     store = Store(request.output, key=key, columns=("normalisation", "p", "rho"))
     subject, rows = Subject(run, scene), []
-    for p, of_p in radii.items():
-        for kind in SHAPES:
-            # All radii of a line are measured together, where the first of them is not known.
-            rises = cache(partial(_rises, subject, kind, p, of_p, eta=options.eta, m=options.m))
-            for place, rho in enumerate(of_p):
-                rows.append(store.row({"normalisation": kind, "p": p, "rho": rho}, partial(_at, rises, place)))
+    lines = [(p, kind) for p in radii for kind in SHAPES]
+    for p, kind in tqdm(lines, desc="normalisation", unit="line", file=sys.stderr, mininterval=seconds_between()):
+        # All radii of a line are measured together, where the first of them is not known.
+        rises = cache(partial(_rises, subject, kind, p, radii[p], eta=options.eta, m=options.m))
+        for place, rho in enumerate(radii[p]):
+            rows.append(store.row({"normalisation": kind, "p": p, "rho": rho}, partial(_at, rises, place)))
     table = pandas.DataFrame(rows)
     return Drawing(
         figure=_drawn_normalisation(table, run),
@@ -89,10 +88,8 @@ def _rises(
     """Mean rise and its standard error over the chunks at each radius."""
     chunks = list(subject.loss.chunks(m))
     direction = direction_of(kind, p, subject.loss, eta=eta)
-    label = f"normalisation: {kind}, p = {p:g}"
-    bar = tqdm(chunks, desc=label, unit="chunk", file=sys.stderr, mininterval=seconds_between())
     try:
-        rises = np.array([rises_along(chunk, direction, radii) for chunk in bar])
+        rises = np.array([rises_along(chunk, direction, radii) for chunk in chunks])
     except InputError as error:
         raise InputError(f"{subject.run.folder}, {kind}, p = {p:g}: {error}; expected smaller radii") from error
     shares = np.array([len(chunk) / len(subject.loss) for chunk in chunks])
@@ -148,9 +145,12 @@ def _seen_normalisation(table: pandas.DataFrame) -> str:
             error = own["error"].fillna(0)
             low, middle, high = (crossing(own["rho"], own["rise"] + sign * error) for sign in (1, 0, -1))
             around = f" ({low:.2g} to {high:.2g})" if low < high else ""
-            words.append(f"{kind} {middle:.2g}{around}" if math.isfinite(middle) else f"{kind} outside of the radii")
-        parts.append(f"for p = {norm_words(p)} at ρ = {', '.join(words)}")
-    return f"The loss rises by {SMALL_RISE:g} nats {'; '.join(parts)} (in brackets: one standard error of the rise)."
+            words.append(f"{kind} {middle:.2g}{around}" if math.isfinite(middle) else f"{kind} at none of the radii")
+        parts.append(f"for p = {norm_words(p)}: {', '.join(words)}")
+    return (
+        f"ρ at which the loss rises by {SMALL_RISE:g} nats, {'; '.join(parts)} (in brackets: one standard error of the "
+        "rise)."
+    )
 
 
 def crossing(radii: ArrayLike, rises: ArrayLike) -> float:

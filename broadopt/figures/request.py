@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str]) -> Request:
     """The command line, checked; its runs are read. Raises InputError."""
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None:
-        _parser(None).parse_args(arguments)  # --help and --completion end the process
+        _parser(None).parse_known_args(arguments)  # --help and --completion end the process
         raise InputError(
             f"expected a figure ahead of all else, one of {', '.join(FIGURES)}; see broadopt-figure --help"
         )

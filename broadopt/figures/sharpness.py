@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
@@ -27,6 +28,9 @@ from broadopt.landscape.store import Point, Row, Store
 
 KINDS = (("plain", 2), ("adaptive", 2), ("plain", math.inf), ("adaptive", math.inf))
 """The balls of `sharpness`, in the order of its panels."""
+
+WIDE = 20.0
+"""Ratio of the highest to the lowest value from which on an axis is logarithmic."""
 
 FEWEST = 5
 """Runs for Kendall's tau: with four, even perfect agreement has p = 0.08."""
@@ -156,8 +160,6 @@ def _dots(
     """A row a run; returns what stands for the three kinds of points in a legend."""
     forms = (("stored", True, "o"), ("stored", False, "s"), ("rescaled", True, "D"))
     shown = table[(table["ball"] == ball) & (table["p"] == p)]["highest"].dropna()
-    if (shown > 0).all():
-        axes.set_xscale("log")
     for network, all_images, marker in forms:
         for _, row in _part(table, network, ball, p, all_images=all_images).iterrows():
             colour, filled = looks[row["run"]]["color"], marker == "o"
@@ -166,6 +168,13 @@ def _dots(
                 marker=marker, color=colour, markerfacecolor=colour if filled else "none", linestyle="none",
                 markersize=3.0 if filled else 5.0, elinewidth=0.6,
             )  # fmt: skip
+    if shown.min() > 0 and shown.max() > WIDE * shown.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(left=min(0.0, shown.min()))
     return [
         Line2D([], [], color="0.3", marker=marker, linestyle="none", markerfacecolor="0.3" if marker == "o" else "none")
         for _, _, marker in forms
@@ -184,8 +193,7 @@ def _caption_sharpness(scene: Scene, table: pandas.DataFrame) -> str:
     return (
         f"max L(w + ε) - L(w) over ‖ε/T‖ ≤ ρ, T = 1 (plain) or {'the norm of its filter' if options.filter else '|w|'} "
         f"for each weight (adaptive), by {options.steps} steps of projected normalised gradient ascent, the first onto "
-        f"the ball's surface. {scene.caption} BN statistics: those that the run stored. Diamonds: BN or a layer ahead "
-        f"of ReLU times {RESCALING:g} and the layer behind it divided by it, which leaves the network's function as it "
+        f"the ball's surface. {scene.caption} BN statistics: those that the run stored. XX, which leaves the network's function as it "
         f"is.{none} Gap: test error on {int(first['test_images']):,} test images less train error on "
         f"{int(first['train_images']):,} training images, points, ± its standard error. Error bars: the standard error "
         f"over chunks of {options.m} images."
