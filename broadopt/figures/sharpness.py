@@ -190,11 +190,13 @@ def _caption_sharpness(scene: Scene, table: pandas.DataFrame) -> str:
     fixed = sorted({run for run in table["run"] if _part(table, "rescaled", "plain", 2, all_images=True)
                     .set_index("run")["highest"].isna()[run]})  # fmt: skip
     none = f" No two layers of {', '.join(fixed)} can be rescaled." if fixed else ""
+    scale = "the norm of its filter" if options.filter else "|w|"
     return (
-        f"max L(w + ε) - L(w) over ‖ε/T‖ ≤ ρ, T = 1 (plain) or {'the norm of its filter' if options.filter else '|w|'} "
-        f"for each weight (adaptive), by {options.steps} steps of projected normalised gradient ascent, the first onto "
-        f"the ball's surface. {scene.caption} BN statistics: those that the run stored. XX, which leaves the network's function as it "
-        f"is.{none} Gap: test error on {int(first['test_images']):,} test images less train error on "
+        f"max L(w + ε) - L(w) over ‖ε/T‖ ≤ ρ, T = 1 (plain) or {scale} for each weight (adaptive), by "
+        f"{options.steps} steps of projected normalised gradient ascent, the first onto the ball's surface. "
+        f"{scene.caption} BN statistics: those that the run stored. Diamonds: layers ahead of a ReLU times "
+        f"{RESCALING:g}, the layer behind it divided by {RESCALING:g}, which leaves the network's function as it is."
+        f"{none} Gap: test error on {int(first['test_images']):,} test images less train error on "
         f"{int(first['train_images']):,} training images, points, ± its standard error. Error bars: the standard error "
         f"over chunks of {options.m} images."
     )
