@@ -38,10 +38,10 @@ SHAPES = {
 def normalisation_options(parser: argparse.ArgumentParser) -> None:
     """The options of `normalisation` alone."""
     add, radius = parser.add_argument, number_above(0)
-    add("--rho", type=radius, nargs=2, default=(0.001, 3.0), metavar=("LOW", "HIGH"),
-        help="radii for p = 2 (default: 0.001 3)")  # fmt: skip
-    add("--rho-inf", type=radius, nargs=2, default=(0.000003, 0.03), metavar=("LOW", "HIGH"),
-        help="radii for p = inf (default: 0.000003 0.03)")  # fmt: skip
+    add("--rho", type=radius, nargs=2, default=(0.001, 1.0), metavar=("LOW", "HIGH"),
+        help="radii for p = 2 (default: 0.001 1)")  # fmt: skip
+    add("--rho-inf", type=radius, nargs=2, default=(0.000003, 0.003), metavar=("LOW", "HIGH"),
+        help="radii for p = inf (default: 0.000003 0.003)")  # fmt: skip
     add("--points", type=whole_number(2, 200), default=13, metavar="N", help="radii of each line (default: 13)")
     add("--eta", type=number_above(0, inclusive=True), default=0.01, metavar="ETA", help="ASAM's eta (default: 0.01)")
     add("--m", type=whole_number(1), default=100, metavar="M", help="images that share a perturbation (default: 100)")
@@ -57,6 +57,7 @@ def normalisation(request: Request) -> Drawing:
     store = Store(request.output, key=key, columns=("normalisation", "p", "rho"))
     subject, rows = Subject(run, scene), []
     lines = [(p, kind) for p in radii for kind in SHAPES]
+    subject.check(store, [{"normalisation": kind, "p": p, "rho": rho} for p, kind in lines for rho in radii[p]])
     for p, kind in tqdm(lines, desc="normalisation", unit="line", file=sys.stderr, mininterval=seconds_between()):
         # All radii of a line are measured together, where the first of them is not known.
         rises = cache(partial(_rises, subject, kind, p, radii[p], eta=options.eta, m=options.m))

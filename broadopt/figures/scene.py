@@ -3,7 +3,7 @@
 import copy
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from broadopt.landscape.losses import Loss
 from broadopt.landscape.networks import reported
 from broadopt.landscape.runs import Run
 from broadopt.landscape.sharpness import rescale
-from broadopt.landscape.store import key_of
+from broadopt.landscape.store import Point, Store, key_of
 from broadopt.training.evaluate import log_probabilities, metrics
 
 DASHES = ("-", "--", ":", "-.")
@@ -95,6 +95,11 @@ class Subject:
 
     def __init__(self, run: Run, scene: Scene) -> None:
         self.run, self.scene = run, scene
+
+    def check(self, store: Store, points: Iterable[Point]) -> None:
+        """Raise InputError where a network that is needed for `points` cannot be read: before hours go into others."""
+        if not all(store.knows(point) for point in points):
+            reported(self.run)
 
     @cached_property
     def loss(self) -> Loss:

@@ -58,9 +58,12 @@ def sharpness(request: Request) -> Drawing:
         columns=("run", "network", "ball", "p", "m"),
     )
     rows: list[Row] = []
+    subjects = [Subject(run, scene) for run in request.runs]
+    for subject in subjects:
+        subject.check(store, _points(subject.run, options.m))
     total = 3 * len(KINDS) * len(request.runs)
     with tqdm(total=total, desc="sharpness", unit="ascent", file=sys.stderr, mininterval=seconds_between()) as bar:
-        for subject in (Subject(run, scene) for run in request.runs):
+        for subject in subjects:
             for point in _points(subject.run, options.m):
                 rows.append(store.row(point, partial(rise, subject, point)))
                 bar.update()
