@@ -53,6 +53,7 @@ class Setting:
             "data": first.recipe.dataset.values() | {"fingerprint": first.recipe.dataset.fingerprint},
             "seeds": [self.request.seed, first.recipe.seed],
             "images": [len(self.landscape.test[1]), len(self.landscape.train[1])],
+            "statistics": [len(self.landscape.statistics), "augmented"],
             "network": first.recipe.model.values(),
             "computation": [self.landscape.weight_decay, self.landscape.batch_size, first.recipe.precision],
         }
@@ -64,7 +65,10 @@ class Setting:
         land, images, run = self.landscape, self.images, self.request.runs[0]
         tested, trained = (f"{len(split[1]):,} of {size:,}" for split, size in (
             (land.test, images.test_size), (land.train, images.train_size)))  # fmt: skip
-        bn = f"BN statistics re-estimated at each point on the same training images in batches of {land.batch_size}"
+        bn = (
+            f"BN statistics re-estimated at each point on the same {len(land.statistics):,} augmented training images "
+            f"in batches of {land.batch_size}"
+        )
         noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
         seeds = ", ".join(map(str, sorted({one.recipe.seed for one in self.request.runs})))
         return (

@@ -26,6 +26,7 @@ HELP = """\
 RUN is the folder of a run, or words KEY=VALUE[,VALUE] that select finished runs below --results, in the order of the
 values:
   broadopt-figure line method=sgd,swa model=resnet20 seed=1
+A network of your own is built with trust=MODULE beside them, the module that its code is in.
 
 A figure is written as OUTPUT.png and OUTPUT.svg, its numbers as OUTPUT.csv, and one line says what is seen.
 
@@ -157,9 +158,6 @@ def _add_options(parser: Parser, *, takes_runs: bool, train_images: int = TRAIN_
     add("--train-images", type=whole_number(2), default=train_images, metavar="N",
         help=f"training images for the loss and for BN (default: {train_images})")  # fmt: skip
     add("--seed", type=whole_number(0, 2**63 - 1), default=1, metavar="K", help="of every draw (default: 1)")
-    add(
-        "--trust", metavar="MODULE", action="append", default=[], help="a module of your own that a run's network is of"
-    )
 
 
 def _runs(entry: Entry, given: argparse.Namespace) -> tuple[Run, ...]:
@@ -170,7 +168,9 @@ def _runs(entry: Entry, given: argparse.Namespace) -> tuple[Run, ...]:
             f"{entry.name} needs {_count(entry)}: name run folders, or select them as method=sgd,swa seed=1"
         )
     roots = [Path(expanded(folder, "--results")) for folder in given.results or ["results"]]
-    runs = chosen(given.run, roots, unfinished=entry.unfinished, trust=given.trust)
+    trusted = [word.partition("=")[2] for word in given.run if word.startswith("trust=")]
+    words = [word for word in given.run if not word.startswith("trust=")]
+    runs = chosen(words, roots, unfinished=entry.unfinished, trust=trusted)
     if not entry.fewest <= len(runs) <= (len(runs) if entry.most is None else entry.most):
         found = f"; found {len(runs)}: {', '.join(str(run.folder) for run in runs[:6])}" + ", ..." * (len(runs) > 6)
         raise InputError(f"{entry.name} needs {_count(entry)}{found}")

@@ -48,7 +48,7 @@ class Images:
         self.memory_format = memory_format
         self._data = Data(
             dataset,
-            batch_size=1,
+            batch_size=recipe.batch_size,
             augmentation=instantiated("augmentation", recipe.augmentation),
             seed=recipe.seed,
             device=device,
@@ -63,6 +63,19 @@ class Images:
         trained on, int64 [n], its own label noise included. Held-out images are none of them.
         """
         return self._data.unaugmented("train", self._chosen("train", self.train_size, count))
+
+    def augmented(self, count: int | None = None) -> Tensor:
+        """`count` training images as the training draws them, cropped, flipped and so on, float32 [n, 3, 32, 32]: those
+        on which BN statistics are re-estimated. Statistics of images that are not augmented do not fit the weights:
+        crops have borders.
+        """
+        wanted = min(count or self.train_size, self.train_size)
+        batches: list[Tensor] = []
+        for images, _ in self._data.statistics(self.seed):
+            batches.append(images)
+            if sum(map(len, batches)) >= wanted:
+                break
+        return torch.cat(batches)[:wanted]
 
     def test(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """The same of the test images, with their true labels; all, in their order, where no `count` is given."""

@@ -21,7 +21,7 @@ from broadopt.figures.planes import levels, square
 from broadopt.landscape.networks import flat
 from broadopt.landscape.store import partial
 
-FEW = ("--images", "60", "--train-images", "64", "--trust", "own_network", "--device", "cpu")
+FEW = ("--images", "60", "--train-images", "64", "trust=own_network", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mappi
 )  # fmt: skip
 def test_bad_usage_is_one_line(arguments: list[str], message: str, runs: Mapping[str, Path], tmp_path: Path) -> None:
     words = [word.format(**runs) for word in arguments]
-    trusted = FEW[-4:] if "{sgd}" in arguments and arguments[0] != "schematic" else ()
+    trusted = FEW[-3:] if "{sgd}" in arguments and arguments[0] != "schematic" else ()
     assert refused(words[0], *words[1:], *trusted, cwd=tmp_path).startswith(message.format(**runs))
 
 

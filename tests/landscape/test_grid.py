@@ -19,7 +19,7 @@ def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def landscape(model: nn.Module, **options) -> Landscape:
     defaults = {"weight_decay": 0.1, "batch_size": 16, "context": torch.autocast("cpu", enabled=False)}
-    return Landscape(model, train=data(1), test=data(2), **defaults | options)
+    return Landscape(model, train=data(1), test=data(2), statistics=data(5)[0], **defaults | options)
 
 
 def linear() -> nn.Module:
@@ -61,13 +61,13 @@ def test_a_linear_network_is_measured_as_computed_by_hand() -> None:
     assert found.test_nll == pytest.approx(float(losses.mean()), rel=1e-6)
 
 
-def test_bn_statistics_are_those_of_the_training_images_at_these_weights() -> None:
+def test_bn_statistics_are_those_of_their_images_at_these_weights() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
     place = landscape(model, batch_size=COUNT)
     assert place.has_bn
     weights = torch.randn(flat(model).numel(), generator=torch.Generator().manual_seed(4))
     first = place.at(weights)
-    outputs = model[0](data(1)[0])
+    outputs = model[0](data(5)[0])
     torch.testing.assert_close(model[1].running_mean, outputs.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(model[1].running_var, outputs.var(dim=(0, 2, 3)))
     # What was measured in between leaves no trace.
