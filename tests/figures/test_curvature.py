@@ -26,7 +26,7 @@ from broadopt.landscape.runs import chosen
 from broadopt.landscape.sharpness import Ball, sharpness_in
 from broadopt.methods.asam import asam_perturbation, scale_of
 
-FEW = ("--train-images", "50", "--trust", "own_network", "--device", "cpu")
+FEW = ("--train-images", "50", "trust=own_network", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -216,10 +216,6 @@ def test_a_ball_in_which_the_loss_overflows_is_named(runs: Mapping[str, Path], t
         ("spectrum", ["{sgd}", "--epochs", "last"], "--epochs last: expected numbers >= 0, separated by commas"),
         ("spectrum", ["{sgd}", "--steps", "4"], "expected a whole number from 5 to 1000"),
         ("normalisation", ["{sgd}", "--rho", "1", "0.1"], "--rho 1 0.1: expected the lower end first"),
-        (
-            "sharpness",
-            "ball of rho 1e+38, p = 2; expected a smaller radius",
-        ),
     ],
 )
 def test_bad_input_is_one_line(
