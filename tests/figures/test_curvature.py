@@ -118,10 +118,14 @@ def test_sharpness_is_that_of_the_reported_networks_and_the_adaptive_one_survive
     known = table.set_index(["run", "network", "ball", "p", "m"])
     loss = Loss(*measured(runs["sam"]))
     ball = Ball(rho=0.005, p=math.inf, scale="element")
-    assert known.loc[("SAM", "stored", "adaptive", math.inf, 0), "highest"] == sharpness_in(loss, ball, steps=5).highest
-    in_chunks = sharpness_in(loss, Ball(rho=0.05), steps=5, m=20)
-    assert known.loc[("SAM", "stored", "plain", 2.0, 20), "highest"] == in_chunks.highest
-    assert known.loc[("SAM", "stored", "plain", 2.0, 20), "error"] == in_chunks.error
+    # In float32, where images that lie in memory in another way are summed in another order.
+    at_once, in_chunks = sharpness_in(loss, ball, steps=5), sharpness_in(loss, Ball(rho=0.05), steps=5, m=20)
+    row = known.loc[("SAM", "stored", "adaptive", math.inf, 0)]
+    assert row["highest"] == pytest.approx(at_once.highest, rel=1e-5)
+    assert math.isnan(row["error"])
+    row = known.loc[("SAM", "stored", "plain", 2.0, 20)]
+    assert row["highest"] == pytest.approx(in_chunks.highest, rel=1e-5)
+    assert row["error"] == pytest.approx(in_chunks.error, rel=1e-4)
     for method in ("SGD", "SAM"):
         metrics = result(runs[method.lower()])["metrics"]["last"]
         errors = table[table["run"] == method]["test_error"]
