@@ -4,6 +4,7 @@ import sys
 from typing import NoReturn
 
 from broadopt import streams
+from broadopt.devices.threads import let_waiting_threads_sleep
 from broadopt.errors import InputError, Interrupted, RunFailed, printable
 from broadopt.figures.request import Request, parse
 from broadopt.signals import Stop
@@ -12,6 +13,7 @@ from broadopt.signals import Stop
 def main() -> None:
     """Entry point of broadopt-figure; ends the process with the exit code of the contract."""
     streams.prepare(encoding="utf-8")
+    let_waiting_threads_sleep()
     try:
         with streams.complete_output("broadopt-figure", closed_pipe=0), Stop():
             print(draw(parse(sys.argv[1:])))
@@ -32,7 +34,10 @@ def draw(request: Request) -> str:
 
     function = function_of(FIGURES[request.figure])
     with styled(request.style):
-        drawing = function(request)
+        try:
+            drawing = function(request)
+        except (RuntimeError, MemoryError) as error:  # torch's, where memory is short or a network fails
+            raise RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
         paths = write(drawing, request)
     print(f"broadopt-figure: wrote {', '.join(map(str, paths))}", file=sys.stderr)
     return drawing.seen

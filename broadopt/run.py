@@ -16,6 +16,7 @@ from broadopt.config.arguments import ignored_folders, is_sweep, prepared
 from broadopt.config.compose import register_resolvers
 from broadopt.config.messages import one_line
 from broadopt.config.shipped import config_dir
+from broadopt.devices.threads import let_waiting_threads_sleep
 from broadopt.errors import InputError, Interrupted, printable
 from broadopt.launchers.session import Session, unforeseen
 from broadopt.runs.objective import Outcome, is_minimised
@@ -41,11 +42,7 @@ def _main() -> None:
     gc.set_threshold(200_000, 20, 20)
     session = Session(full_error=os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here whole and leave as one line
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Threads that wait spin for some microseconds and then sleep. Without the first a free machine is half as fast,
-        # without the second a shared one up to ten times slower.
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    let_waiting_threads_sleep()
     register_resolvers()
     try:
         with session.stop:

@@ -3,6 +3,7 @@
 ratios     the training loop against what it stands beside: the bare step, the DataLoader with PIL images, SGD
 networks   images/s of every network's bare step by memory format and by torch.compile
 pipelines  images/s of each augmentation alone, beside torchvision's on PIL images
+landscape  points a second of a loss landscape, beside networks that are loaded and evaluated one by one
 profile    where a step's time goes, by operator; with --picture drawn, with --trace as a Chrome trace
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import landscapes
 import measure
 import ratios
 import torch
@@ -90,6 +92,12 @@ def of_pipelines(arguments: argparse.Namespace) -> Rows:
         yield {"pipeline": name, "images/s": count / median(values[name] for values in measured)}
 
 
+def of_landscape(arguments: argparse.Namespace) -> Rows:
+    """Points a second of the first of --networks, on 128 images of each split times --few."""
+    options = {key: getattr(arguments, key) for key in ("device", "rounds")}
+    return landscapes.rows(network=arguments.networks[0], steps=arguments.few, **options)
+
+
 def of_profile(arguments: argparse.Namespace) -> Rows:
     """The share of each operator's own time in broadopt's training steps, of the first of --networks."""
     network, dataset = arguments.networks[0], random_dataset(BATCH * arguments.few, 2)
@@ -126,7 +134,13 @@ def draw(shares: dict[str, float], path: Path, *, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-SECTIONS = {"ratios": of_ratios, "networks": of_networks, "pipelines": of_pipelines, "profile": of_profile}
+SECTIONS = {
+    "ratios": of_ratios,
+    "networks": of_networks,
+    "pipelines": of_pipelines,
+    "landscape": of_landscape,
+    "profile": of_profile,
+}
 
 
 def parser() -> argparse.ArgumentParser:

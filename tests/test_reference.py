@@ -22,6 +22,8 @@ from broadopt import table as tables
 from broadopt.config.compose import compose, run_config
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
+from broadopt.figures.catalogue import FIGURES
+from broadopt.figures.request import parse as parse_figure
 from broadopt.reporting.request import parse as parse_report
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.tables.request import parse
@@ -318,6 +320,20 @@ def test_every_option_of_broadopt_report_is_there() -> None:
     options = set(re.findall(r"^  .*?(--[a-z]+)", output.getvalue(), flags=re.MULTILINE)) - {"--help"}
     described = re.findall(r"^\| `.*?(--[a-z]+)", section("docs/reference.md", "broadopt-report"), flags=re.MULTILINE)
     assert set(described) == options
+
+
+def test_every_figure_and_option_of_broadopt_figure_is_there() -> None:
+    described = section("docs/reference.md", "broadopt-figure")
+    figures, options = described.split("| option | meaning |")
+    assert set(re.findall(r"^\| `(\w+)` \|", figures, flags=re.MULTILINE)) == set(FIGURES)
+    wanted = set()
+    for figure in FIGURES:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+            parse_figure([figure, "--help"])
+        wanted |= set(re.findall(r"^  .*?(--[a-z-]+)", output.getvalue(), flags=re.MULTILINE)) - {"--help"}
+    rows = [line.split("|")[1] for line in options.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"--[a-z-]+", row)} == wanted
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def _predictions(run: Run, network: Predictor, request: Request) -> Predictions:
     return Predictions(
         model=network.model,
         test=images.test(request.images)[0],
-        train=images.train(request.train_images)[0],
+        train=images.augmented(request.train_images),
         batch_size=run.recipe.batch_size,
         seed=request.seed,
     )
@@ -110,7 +110,7 @@ def _drawn(rows: pandas.DataFrame, laws: Sequence[PowerLaw]) -> Figure:
 
 def _caption(run: Run, taken: Snapshots, predictor: Predictions) -> str:
     bn = (
-        f"BN re-estimated at all weights on {len(predictor.train):,} training images without augmentation"
+        f"BN re-estimated at all weights on {len(predictor.train):,} augmented training images"
         if predictor.has_bn
         else "a network without BN"
     )

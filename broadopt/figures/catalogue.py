@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from broadopt.figures.request import Request
 
 
+TRAIN_IMAGES = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One figure."""
@@ -32,6 +35,8 @@ class Entry:
     """Whether it takes runs that are going on as well."""
     needs: str = "runs"
     """What these are, in words."""
+    train_images: int = TRAIN_IMAGES
+    """Where --train-images is not given: fewer where each image costs much."""
 
 
 # Each family of figures adds its own lines, in the order of --help.
@@ -57,6 +62,31 @@ ENTRIES = (
         function="broadopt.figures.lines:line",
         fewest=2,
         most=2,
+    ),
+    Entry(
+        name="spectrum",
+        shows="Hessian spectral density and top eigenvalues over the epochs",
+        source="SAM section 4.2",
+        function="broadopt.figures.curvature:spectrum",
+        most=6,
+        needs="runs with snapshots",
+        train_images=1000,
+    ),
+    Entry(
+        name="sharpness",
+        shows="rise of the loss in a ball, plain and adaptive, as it is and rescaled, and the generalisation gap",
+        source="SAM section 2, ASAM section 3",
+        function="broadopt.figures.sharpness:sharpness",
+        train_images=1000,
+    ),
+    Entry(
+        name="normalisation",
+        shows="rise of the loss by SAM's and ASAM's perturbations, element- and filter-wise, p = 2 and inf, over rho",
+        source="ASAM section 3",
+        function="broadopt.figures.normalisation:normalisation",
+        most=1,
+        needs="run",
+        train_images=1000,
     ),
     Entry(
         name="schematic",

@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 
 from broadopt.errors import InputError
 from broadopt.figures.output import Drawing, look
-from broadopt.figures.planes import PANELS, Mark, Setting, mark_of, measure_marks
+from broadopt.figures.planes import PANELS, Setting, measure_marks
 from broadopt.figures.request import Request, number_above, whole_number
 from broadopt.landscape.geometry import Line, directions, distance, evenly
 from broadopt.landscape.grid import measure
+from broadopt.landscape.networks import Mark, mark_of
 from broadopt.landscape.store import Point, Store
 from broadopt.seeds import derive
 
@@ -210,7 +211,7 @@ def _seen_line(table: pandas.DataFrame, marks: Sequence[Mark], length: float, re
     ):
         found = rises(table, "train_objective", at=at, other=opposite, reach=reach)
         parts.append(
-            f"{reach:.3g} from {mark.label} the train loss changes by {found.towards:+.3g} nats towards {other.label} and "
-            f"by {found.away:+.3g} away (difference {found.away - found.towards:+.2g} ± {found.error:.1g})"
+            f"{reach:.3g} from {mark.label} the train loss changes by {found.towards:+.3g} nats towards {other.label} "
+            f"and by {found.away:+.3g} away (difference {found.away - found.towards:+.2g} ± {found.error:.1g})"
         )
     return f"Test error {', '.join(named)}; {'; '.join(parts)} (±: standard error over the images)."

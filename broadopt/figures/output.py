@@ -125,7 +125,7 @@ def csv_of(drawing: Drawing, request: Request) -> str:
 
 def read_csv(path: Path) -> pandas.DataFrame:
     """The rows of a figure's CSV. Raises OSError and ValueError."""
-    return pandas.read_csv(path, comment="#", float_precision="round_trip")
+    return pandas.read_csv(path, comment="#")
 
 
 def _put_caption(drawing: Drawing) -> None:

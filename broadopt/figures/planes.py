@@ -16,31 +16,16 @@ from torch import Tensor
 from broadopt.errors import InputError
 from broadopt.figures.output import Drawing, look
 from broadopt.figures.request import Request, number_above, whole_number
-from broadopt.landscape.geometry import Plane, distance, evenly, stretched
+from broadopt.landscape.geometry import Plane, distance, evenly
 from broadopt.landscape.grid import Landscape, measure
 from broadopt.landscape.images import Images, check_same
-from broadopt.landscape.networks import collection_start, flat, members, reported, snapshots
-from broadopt.landscape.runs import Run
+from broadopt.landscape.networks import Mark, collection_start, mark_at, mark_of, mark_of_snapshot, members
 from broadopt.landscape.store import Point, Row, Store, key_of
-from broadopt.predictor import Predictor
 
 PANELS = {"test_error": "test error, %", "train_objective": "train loss with L2, nats"}
 """The columns that are drawn, with their axes' words."""
 
 LEVELS = 9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """Weights that a figure names."""
-
-    label: str
-    method: str
-    vector: Tensor
-    network: Predictor | None = None
-    """With BN statistics of its own; None of a mean that no run has had."""
-    recorded: float | None = None
-    """The test error that the run's result has of it, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +53,7 @@ class Setting:
             "data": first.recipe.dataset.values() | {"fingerprint": first.recipe.dataset.fingerprint},
             "seeds": [self.request.seed, first.recipe.seed],
             "images": [len(self.landscape.test[1]), len(self.landscape.train[1])],
+            "statistics": [len(self.landscape.statistics), "augmented"],
             "network": first.recipe.model.values(),
             "computation": [self.landscape.weight_decay, self.landscape.batch_size, first.recipe.precision],
         }
@@ -79,7 +65,10 @@ class Setting:
         land, images, run = self.landscape, self.images, self.request.runs[0]
         tested, trained = (f"{len(split[1]):,} of {size:,}" for split, size in (
             (land.test, images.test_size), (land.train, images.train_size)))  # fmt: skip
-        bn = f"BN statistics re-estimated at each point on the same training images in batches of {land.batch_size}"
+        bn = (
+            f"BN statistics re-estimated at each point on the same {len(land.statistics):,} augmented training images "
+            f"in batches of {land.batch_size}"
+        )
         noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
         seeds = ", ".join(map(str, sorted({one.recipe.seed for one in self.request.runs})))
         return (
@@ -90,25 +79,6 @@ class Setting:
         )
 
 
-def error_recorded(run: Run) -> float:
-    """The test error, in percent, that a result has of the network that the run reports."""
-    found = run.result["metrics"]
-    collected = list(found["collected"].values())
-    return 100 - float((collected[-1] if collected else found["last"])["test_accuracy"])
-
-
-def mark_of(run: Run) -> Mark:
-    """The network that a run reports. Raises InputError."""
-    network = reported(run)
-    return Mark(
-        label=run.label,
-        method=run.recipe.method,
-        vector=flat(network.model),
-        network=network,
-        recorded=error_recorded(run),
-    )
-
-
 def plane_options(parser: argparse.ArgumentParser) -> None:
     """The options of `plane` alone."""
     add = parser.add_argument
@@ -116,10 +86,10 @@ def plane_options(parser: argparse.ArgumentParser) -> None:
     add("--margin", type=number_above(0, inclusive=True), default=0.3, metavar="F",
         help="how far the grid reaches beyond the points, as a share of their extent (default: 0.3)")  # fmt: skip
     add("--start", type=number_above(0, inclusive=True), metavar="EPOCHS",
-        help="of two runs: the third point is the second's snapshot next to this epoch (default: where its collector "
+        help="of two runs: the third point, the second's snapshot next to this epoch (default: where its collector "
         "starts, else its initial weights)")  # fmt: skip
     add("--at", type=number_above(0, inclusive=True), nargs=3, metavar="EPOCHS",
-        help="of one run: its snapshots next to these epochs (default: the last three that were collected)")  # fmt: skip
+        help="of one run: its snapshots next to these epochs (default: the last three collected)")  # fmt: skip
 
 
 def plane(request: Request) -> Drawing:
@@ -128,9 +98,7 @@ def plane(request: Request) -> Drawing:
     setting, corners = Setting.of(request), _corners(request)
     through = Plane.through(*(mark.vector for mark in corners[:3]))
     places = [through.coordinates(mark.vector) for mark in corners]
-    columns, lines = (
-        (evenly(*stretched(axis, request.options.margin), request.options.grid)) for axis in zip(*places, strict=True)
-    )
+    columns, lines = (evenly(*ends, request.options.grid) for ends in square(places, request.options.margin))
     points: list[Point] = [{"kind": "grid", "x": x, "y": y} for y in lines for x in columns]
     key = setting.key({"columns": columns, "lines": lines}, [mark.vector for mark in corners])
     store = Store(request.output, key=key, columns=("kind", "x", "y"))
@@ -182,26 +150,16 @@ def _corners(request: Request) -> list[Mark]:
     if len(runs) == 2:
         last = runs[1]
         wanted = collection_start(last) if options.start is None else options.start
-        return [_snapshot(last, wanted), *map(mark_of, runs)]
+        return [mark_at(last, wanted), *map(mark_of, runs)]
     (run,) = runs
     if options.at:
-        three = [_snapshot(run, epochs) for epochs in options.at]
+        three = [mark_at(run, epochs) for epochs in options.at]
     else:
-        three = [_mark(run, *found) for found in members(run)[-3:]]
+        three = [mark_of_snapshot(run, *found) for found in members(run)[-3:]]
     if len({mark.label for mark in three}) < 3:
         raise InputError(f"{run.folder}: {len(three)} different snapshots; expected three (--at E E E names others)")
     mean = sum((mark.vector.double() for mark in three[1:]), start=three[0].vector.double()) / 3
     return [*three, Mark(label="their mean", method="swa", vector=mean.float())]
-
-
-def _snapshot(run: Run, epochs: float) -> Mark:
-    """The snapshot of a run that is next to an epoch."""
-    return _mark(run, *min(snapshots(run), key=lambda found: abs(found[1] - epochs)))
-
-
-def _mark(run: Run, step: int, epochs: float, network: Predictor) -> Mark:
-    name = "start" if step == 0 else f"{run.label}, epoch {epochs:.4g}"
-    return Mark(label=name, method=run.recipe.method, vector=flat(network.model), network=network)
 
 
 def _drawn(table: pandas.DataFrame, corners: Sequence[Mark]) -> Figure:
@@ -210,12 +168,21 @@ def _drawn(table: pandas.DataFrame, corners: Sequence[Mark]) -> Figure:
     panels: Sequence[Axes] = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (column, words) in zip(panels, PANELS.items(), strict=True):
         surface = grid.pivot(index="y", columns="x", values=column)
-        _contours(axes, surface, levels(surface.to_numpy()), digits=1 if column == "test_error" else 2)
+        _contours(axes, surface, levels(surface.to_numpy()))
         axes.set(title=words, xlabel="distance in weight space, ‖·‖₂", aspect="equal")
+        middle = (float(marks["x"].mean()), float(marks["y"].mean()))
         for mark, (_, row) in zip(corners, marks.iterrows(), strict=True):
-            _mark_point(axes, mark, row, column, middle=float(surface.columns.to_numpy().mean()))
+            _mark_point(axes, mark, row, column, middle=middle)
     panels[0].set_ylabel("distance in weight space, ‖·‖₂")
     return figure
+
+
+def square(places: Sequence[tuple[float, float]], margin: float) -> list[tuple[float, float]]:
+    """The ends of x and of y around some points, equally far apart; `margin` is a share of the larger extent."""
+    axes = list(zip(*places, strict=True))
+    half = max(max(axis) - min(axis) for axis in axes) * (0.5 + margin)
+    middles = [(max(axis) + min(axis)) / 2 for axis in axes]
+    return [(middle - half, middle + half) for middle in middles]
 
 
 def levels(values: np.ndarray) -> list[float]:
@@ -229,24 +196,28 @@ def levels(values: np.ndarray) -> list[float]:
     return [least + (most - least) * 2.0 ** (number - LEVELS) for number in range(LEVELS)]
 
 
-def _contours(axes: Axes, surface: pandas.DataFrame, heights: Sequence[float], *, digits: int) -> None:
+def _contours(axes: Axes, surface: pandas.DataFrame, heights: Sequence[float]) -> None:
     values = np.ma.masked_invalid(surface.to_numpy())
     if not heights:
         return
     shades = [f"{0.98 - 0.45 * number / len(heights):.3f}" for number in range(len(heights) + 1)]
     axes.contourf(surface.columns, surface.index, values, levels=heights, colors=shades, extend="both")
     lines = axes.contour(surface.columns, surface.index, values, levels=heights, colors="0.25", linewidths=0.5)
-    axes.clabel(lines, fontsize=5, fmt=f"%.{digits}f")
+    # As many digits as tell the two nearest of the labelled levels apart.
+    digits = min(4, max(0, math.ceil(-math.log10(heights[2] - heights[0]))))
+    axes.clabel(lines, levels=heights[::2], fontsize=5, fmt=f"%.{digits}f")
 
 
-def _mark_point(axes: Axes, mark: Mark, row: pandas.Series, column: str, *, middle: float) -> None:
+def _mark_point(axes: Axes, mark: Mark, row: pandas.Series, column: str, *, middle: tuple[float, float]) -> None:
     form = look(mark.method)
     axes.plot(row["x"], row["y"], marker=form["marker"], color=form["color"], markeredgecolor="white", markersize=5)
-    text = f"{mark.label}\n{row[column]:.4g}" + " %" * (column == "test_error")
-    side = "left" if row["x"] <= middle else "right"
+    text = f"{mark.label}\n{row[column]:.2f} %" if column == "test_error" else f"{mark.label}\n{row[column]:.4g}"
+    # Away from the middle of the points, so that the words of one do not cover another.
+    right, above = row["x"] >= middle[0], row["y"] >= middle[1]
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75}
-    axes.annotate(text, (row["x"], row["y"]), xytext=(5 if side == "left" else -5, 4), textcoords="offset points",
-                  fontsize=5.5, ha=side, va="bottom", bbox=box)  # fmt: skip
+    axes.annotate(text, (row["x"], row["y"]), xytext=(4 if right else -4, 4 if above else -4),
+                  textcoords="offset points", fontsize=5.5, ha="left" if right else "right",
+                  va="bottom" if above else "top", bbox=box)  # fmt: skip
 
 
 def _seen(table: pandas.DataFrame, corners: Sequence[Mark]) -> str:

@@ -1,7 +1,6 @@
 """Points, lines and planes in the space of the weights; vectors are flat, as broadopt.landscape.networks makes them."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,12 +81,6 @@ def directions(count: int, dimension: int, *, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     drawn = (torch.randn(dimension, generator=generator, dtype=torch.float64) for _ in range(count))
     return [(vector / vector.norm()).float() for vector in drawn]
-
-
-def stretched(values: Sequence[float], margin: float) -> tuple[float, float]:
-    """The range of some values, `margin` of its length longer at both ends."""
-    least, most = min(values), max(values)
-    return least - margin * (most - least), most + margin * (most - least)
 
 
 def evenly(least: float, most: float, count: int) -> list[float]:

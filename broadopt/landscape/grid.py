@@ -52,18 +52,20 @@ class Landscape:
         *,
         train: tuple[Tensor, Tensor],
         test: tuple[Tensor, Tensor],
+        statistics: Tensor,
         weight_decay: float,
         batch_size: int,
         context: torch.autocast,
         memory_format: torch.memory_format = torch.contiguous_format,
         seed: int = 1,
     ) -> None:
-        """train, test: float [N, 3, 32, 32] and int64 [N] each, on the device. `batch_size`: of the passes in which BN
-        statistics are re-estimated. `context`: in which it is evaluated. `seed`: of dropout in these passes.
+        """train, test: float [N, 3, 32, 32] and int64 [N] each, on the device. `statistics`: the images on which BN
+        statistics are re-estimated, in batches of `batch_size`; `seed`: of dropout in these passes. `context`: in which
+        everything is evaluated.
         """
         images = train[0]
         self.model = model.to(device=images.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
-        self.train, self.test, self.context = train, test, context
+        self.train, self.test, self.statistics, self.context = train, test, statistics, context
         self.weight_decay, self.batch_size, self.seed = weight_decay, batch_size, seed
         self.has_bn = any(
             isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules()
@@ -79,6 +81,7 @@ class Landscape:
             network(run.recipe.model, len(images.classes)),
             train=images.train(train_images),
             test=images.test(test_images),
+            statistics=images.augmented(train_images),
             weight_decay=run.recipe.weight_decay,
             batch_size=run.recipe.batch_size,
             context=autocast(run, images.device),
@@ -87,12 +90,12 @@ class Landscape:
         )
 
     def at(self, weights: Tensor) -> Measured:
-        """What the network does at `weights` [P], with BN statistics re-estimated there on the training images."""
+        """What the network does at `weights` [P], with BN statistics re-estimated there."""
         put(self.model, weights)
         if self.has_bn:
             torch.manual_seed(derive(self.seed, "figure statistics"))  # the same dropout at every point
             with self.context:
-                reestimate(self.model, self.train[0].split(self.batch_size))
+                reestimate(self.model, self.statistics.split(self.batch_size))
         return self.measured()
 
     def as_stored(self, network: Predictor) -> Measured:

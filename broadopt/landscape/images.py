@@ -9,7 +9,7 @@ from torch import Tensor
 
 from broadopt.config.instantiate import instantiated
 from broadopt.config.own_code import refuse_foreign
-from broadopt.config.run_config import LOCATION, DatasetConfig
+from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
 from broadopt.data.batches import Data, stream
 from broadopt.data.datasets import read
 from broadopt.devices.device import choose_memory_format, set_flags
@@ -35,7 +35,10 @@ class Images:
             refuse_foreign(dict(node), trusted=run.trust, place=run.folder)
         target = {**recipe.dataset.target, **_location(run, data_dir)}
         own = recipe.dataset
-        config = DatasetConfig(name=own.name, label_noise=own.label_noise, validation=own.validation, target=target)
+        noise = own.noise if own.noise in KINDS_OF_NOISE else _file_of_labels(run)
+        config = DatasetConfig(
+            name=own.name, label_noise=own.label_noise, noise=noise, validation=own.validation, target=target
+        )
         dataset = read(config)
         if dataset.fingerprint != own.fingerprint:
             raise InputError(
@@ -48,12 +51,13 @@ class Images:
         self.memory_format = memory_format
         self._data = Data(
             dataset,
-            batch_size=1,
+            batch_size=recipe.batch_size,
             augmentation=instantiated("augmentation", recipe.augmentation),
             seed=recipe.seed,
             device=device,
             validation=own.validation,
             label_noise=own.label_noise,
+            noise=noise,
             channels_last=memory_format == torch.channels_last,
         )
         self.train_size, self.test_size = self._data.train_size, len(self._data.targets()["test"])
@@ -63,6 +67,19 @@ class Images:
         trained on, int64 [n], its own label noise included. Held-out images are none of them.
         """
         return self._data.unaugmented("train", self._chosen("train", self.train_size, count))
+
+    def augmented(self, count: int | None = None) -> Tensor:
+        """`count` training images as the training draws them, cropped, flipped and so on, float32 [n, 3, 32, 32]: those
+        on which BN statistics are re-estimated. Statistics of images that are not augmented do not fit the weights:
+        crops have borders.
+        """
+        wanted = min(count or self.train_size, self.train_size)
+        batches: list[Tensor] = []
+        for images, _ in self._data.statistics(self.seed):
+            batches.append(images)
+            if sum(map(len, batches)) >= wanted:
+                break
+        return torch.cat(batches)[:wanted]
 
     def test(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """The same of the test images, with their true labels; all, in their order, where no `count` is given."""
@@ -105,18 +122,31 @@ def _compared(first: Run, other: Run, networks: bool) -> Mapping[str, tuple[Any,
     return pairs
 
 
-def _location(run: Run, data_dir: str | None) -> dict[str, Any]:
-    """Where the data set of a run lies: results do not record it, config.yaml does."""
+def _file_of_labels(run: Run) -> str:
+    """The file that a run took its labels from. Raises InputError where its folder does not say so."""
+    place = _written(run).get("noise")
+    if not isinstance(place, str):
+        raise InputError(f"{run.folder}: its labels are of a file, whose place config.yaml would say; it is not there")
+    return place
+
+
+def _written(run: Run) -> dict[str, Any]:
+    """The data set in the config.yaml of a run's folder; empty where there is none."""
     path = run.folder / "config.yaml"
-    found: dict[str, Any] = {}
     try:
         values = read_yaml(path, limit=MEBIBYTE)
-        node = values.get("dataset", {}) if isinstance(values, dict) else {}
-        found = {key: node[key] for key in LOCATION if isinstance(node, dict) and key in node}
     except FileNotFoundError:
-        pass  # a copied result: the data may be where --data-dir says
+        return {}  # a copied result: the data may be where --data-dir says
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {reason(error)}") from error
+    node = values.get("dataset") if isinstance(values, dict) else None
+    return dict(node) if isinstance(node, dict) else {}
+
+
+def _location(run: Run, data_dir: str | None) -> dict[str, Any]:
+    """Where the data set of a run lies: results do not record it, config.yaml does."""
+    written = _written(run)
+    found = {key: written[key] for key in LOCATION if key in written}
     target = str(run.recipe.dataset.target.get("_target_", ""))
     if data_dir is not None and ("data_dir" in found or target.endswith(".cifar")):
         found["data_dir"] = str(Path(data_dir).expanduser())

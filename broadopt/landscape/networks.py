@@ -1,5 +1,7 @@
 """The networks of a run, and their parameters as one flat vector."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,19 @@ from broadopt.training.calendar import Calendar
 
 if TYPE_CHECKING:
     from broadopt.methods.collect import Collector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Weights that have a name in a figure."""
+
+    label: str
+    method: str
+    vector: Tensor
+    network: Predictor | None = None
+    """With BN statistics of its own; None of a mean that no run has had."""
+    recorded: float | None = None
+    """The test error that the run's result has of it, in percent."""
 
 
 def flat(model: nn.Module) -> Tensor:
@@ -49,9 +64,9 @@ def reported(run: Run) -> Predictor:
     return _of_run(run, path, option="checkpoint.predictor=true")
 
 
-def snapshots(run: Run) -> list[tuple[int, float, Predictor]]:
-    """(step, epochs trained, network) of each snapshot of a run in order; step 0 is the start. Raises InputError where
-    it has kept none, and where one is unreadable or not of this recipe.
+def moments(run: Run) -> list[tuple[int, float]]:
+    """(step, epochs trained) of each snapshot of a run in order; step 0 is the start. Raises InputError where it has
+    kept none.
     """
     files = kept.files(run.folder)
     if not files:
@@ -59,7 +74,19 @@ def snapshots(run: Run) -> list[tuple[int, float, Predictor]]:
             f"{run.folder} has kept no snapshots; broadopt-run repeat={run.folder} keep=snapshots force=true keeps them"
         )
     per_epoch = steps_per_epoch(run)
-    return [(file.step, file.step / per_epoch, _of_run(run, file.path, option="keep=snapshots")) for file in files]
+    return [(file.step, file.step / per_epoch) for file in files]
+
+
+def snapshots(run: Run, *, steps: Collection[int] | None = None) -> list[tuple[int, float, Predictor]]:
+    """(step, epochs trained, network) of the snapshots of a run in order, or of those at `steps` alone. Raises
+    InputError where it has kept none, and where one is unreadable or not of this recipe.
+    """
+    paths = {file.step: file.path for file in kept.files(run.folder)}
+    return [
+        (step, epochs, _of_run(run, paths[step], option="keep=snapshots"))
+        for step, epochs in moments(run)
+        if steps is None or step in steps
+    ]
 
 
 def members(run: Run) -> list[tuple[int, float, Predictor]]:
@@ -70,7 +97,7 @@ def members(run: Run) -> list[tuple[int, float, Predictor]]:
     calendar = Calendar.of(_collector(run), budget=budget, steps_per_epoch=steps_per_epoch(run))
     if not calendar.collection_points:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    return [found for found in snapshots(run) if found[0] in calendar.collection_points]
+    return snapshots(run, steps=calendar.collection_points)
 
 
 def is_ensemble(run: Run) -> bool:
@@ -89,6 +116,36 @@ def steps_per_epoch(run: Run) -> int:
     if not images:
         raise InputError(f"{run.folder}: its result does not say how many images an epoch has; expected a newer result")
     return -(-int(images) // run.recipe.batch_size)
+
+
+def error_recorded(run: Run) -> float:
+    """The test error, in percent, that a result has of the network that the run reports."""
+    found = run.result["metrics"]
+    collected = list(found["collected"].values())
+    return 100 - float((collected[-1] if collected else found["last"])["test_accuracy"])
+
+
+def mark_of(run: Run) -> Mark:
+    """The network that a run reports. Raises InputError."""
+    network = reported(run)
+    return Mark(
+        label=run.label,
+        method=run.recipe.method,
+        vector=flat(network.model),
+        network=network,
+        recorded=error_recorded(run),
+    )
+
+
+def mark_at(run: Run, epochs: float) -> Mark:
+    """The snapshot of a run that is next to an epoch. Raises InputError."""
+    return mark_of_snapshot(run, *min(snapshots(run), key=lambda found: abs(found[1] - epochs)))
+
+
+def mark_of_snapshot(run: Run, step: int, epochs: float, network: Predictor) -> Mark:
+    """A snapshot, named by its epoch."""
+    name = "start" if step == 0 else f"{run.label}, epoch {epochs:.4g}"
+    return Mark(label=name, method=run.recipe.method, vector=flat(network.model), network=network)
 
 
 def _of_run(run: Run, path: Path, *, option: str) -> Predictor:

@@ -107,7 +107,7 @@ def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs
     assert (rows["among"].diff().dropna() < 0).all()
     assert output.startswith("Slopes ")
     assert (
-        "40 test images, float32; BN re-estimated at all weights on 64 training images"
+        "40 test images, float32; BN re-estimated at all weights on 64 augmented training images"
         in (tmp_path / "ensemble.csv").read_text()
     )
 
