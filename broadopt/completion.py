@@ -107,5 +107,5 @@ def _values(key: str, typed: str, own: str | None) -> list[str]:
         found = list(rule.names)
     if name == "repeat" or (rule is not None and rule.is_path):
         last = os.path.expanduser(last)
-        found = [f"{place}/" if os.path.isdir(place) else place for place in glob(f"{escape(last)}*")]
+        found += [f"{place}/" if os.path.isdir(place) else place for place in glob(f"{escape(last)}*")]
     return sorted(f"{key}={ahead}{comma}{value}" for value in found if value.startswith(last))

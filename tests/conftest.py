@@ -43,10 +43,12 @@ def write_cifar(root: Path, name: str = "cifar10", per_file: int = 4, protocol: 
     for file in (*train, test):
         pixels = random.randint(0, 256, (per_file, 3072)).astype(np.uint8)
         entry = {"data": pixels, key: random.randint(0, count, per_file).tolist(), "filenames": ["x.png"] * per_file}
+        entry |= {"coarse_labels": [label % 20 for label in entry[key]]} if name == "cifar100" else {}
         (folder / file).write_bytes(pickle.dumps(entry, protocol=protocol))
     meta, names_key = ("batches.meta", "label_names") if name == "cifar10" else ("meta", "fine_label_names")
     names = [f"class {i}" for i in range(count)]
-    (folder / meta).write_bytes(pickle.dumps({names_key: names}, protocol=protocol))
+    listed = {names_key: names} | ({"coarse_label_names": names[:20]} if name == "cifar100" else {})
+    (folder / meta).write_bytes(pickle.dumps(listed, protocol=protocol))
     return folder
 
 

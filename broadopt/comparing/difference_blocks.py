@@ -162,7 +162,10 @@ def paper_block(
         raise InputError(f"--against {against}: expected one of {known}{nearest(against, table.methods)}")
     of_baseline = [column for column in table.columns if column.method == against][-1]
     rows: dict[tuple[Row, Column], tuple[Mapping[int, float], Mapping[int, float]]] = {
-        (row, column): (_by_seed(row, column, cells, asked), _by_seed(row, of_baseline, cells, asked))
+        (row, column): (
+            _by_seed(row, column, cells, asked),
+            _by_seed(row, _baseline(table, column, against), cells, asked),
+        )
         for row in table.rows
         for column in table.columns
         if column.method != against
@@ -194,6 +197,14 @@ def paper_block(
         else (),
     )
     return block, [_paper_record(table, *place, one, asked) for place, one in found.items()]
+
+
+def _baseline(table: PaperTable, column: Column, against: str) -> Column:
+    """The column of the baseline that `column` is compared with: one that reads the same accuracy, where there is any;
+    last and best are not compared where the paper has both.
+    """
+    columns = [one for one in table.columns if one.method == against]
+    return next((one for one in columns if one.metric == column.metric), columns[-1])
 
 
 def _paper_record(table: PaperTable, row: Row, column: Column, one: Difference, asked: Comparison) -> dict[str, Any]:

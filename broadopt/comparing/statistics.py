@@ -20,6 +20,9 @@ Row = TypeVar("Row", bound=Hashable)
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 """Of the data sets whose number of classes is fixed; that of an image folder is not recorded."""
 
+COARSE = 20
+"""Superclasses of CIFAR-100."""
+
 NEAR_CHANCE = 0.005
 """Share of the way from chance to 100 % up to which an accuracy counts as chance: 10.45 % of ten classes."""
 
@@ -182,7 +185,8 @@ def has_diverged(result: Result) -> bool:
     """Whether a run ended without having learned: it failed, or its last weights are at chance on the test set."""
     if result["state"] == "failed":
         return True
-    classes, last = CLASSES.get(result["dataset"]), result["metrics"]["last"]
+    is_coarse, last = result["config"]["dataset"].get("coarse", False), result["metrics"]["last"]
+    classes = COARSE if is_coarse else CLASSES.get(result["dataset"])
     if result["state"] != "finished" or classes is None or not last:
         return False
     chance = 100 / classes

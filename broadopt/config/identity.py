@@ -29,6 +29,8 @@ AS_WITHOUT = {
     "schedule.replay_from": None,
     "augmentation.border": "black",
     "model.gamma": "ones",
+    "dataset.noise": "symmetric",
+    "dataset.coarse": False,
 }
 """Keys that came later than the first results, and the values that compute what was computed without them: a key with
 this value is not recorded, so that the identities of earlier runs stay what they are."""

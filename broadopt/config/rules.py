@@ -70,6 +70,10 @@ def _folder() -> Rule:
     return Rule(str, bool, "a folder", is_path=True)
 
 
+def _kind_or_file(*names: str) -> Rule:
+    return Rule(str, bool, f"{', '.join(names)}, or a file", names=names, is_path=True)
+
+
 def _flag() -> Rule:
     return Rule(bool, lambda value: True, "true or false", names=("true", "false"))
 
@@ -106,6 +110,8 @@ RULES = {
     "model.name": _name(),
     "method": _name(),
     "dataset.label_noise": _number(0, "a share from 0 to 1", high=1),
+    "dataset.noise": _kind_or_file("symmetric", "asymmetric"),
+    "dataset.coarse": _flag(),
     "dataset.validation": Rule(int, lambda value: value >= 0, "a whole number of images >= 0"),
     "dataset.verify": _flag(),
     "dataset.path": _folder(),

@@ -12,6 +12,9 @@ from broadopt.errors import InputError, nearest
 Node = Mapping[str, Any]
 """An open node: `_target_`, the public name of what is built, and its arguments. Only the target knows its keys."""
 
+KINDS_OF_NOISE = ("symmetric", "asymmetric")
+"""Label noise that is drawn by a run's seed; any other value of dataset.noise is a file of labels."""
+
 LOCATION = ("data_dir", "path", "verify")
 """Keys of a data set's target that locate it; what it contains is recorded as its fingerprint."""
 
@@ -23,6 +26,8 @@ class DatasetConfig:
     name: str
     label_noise: float
     """Share of the training labels that are replaced by another class."""
+    noise: str = KINDS_OF_NOISE[0]
+    """How they are: by any other class, by the one that is taken for it, or all of them by those of a file."""
     validation: int
     """Training images that are held out and evaluated apart from the test set."""
     target: Node
@@ -37,8 +42,14 @@ class DatasetConfig:
 
     def values(self) -> dict[str, Any]:
         """The plain values of the config's node."""
-        own = {"name": self.name, "label_noise": self.label_noise, "validation": self.validation}
+        own = {"name": self.name, "label_noise": self.label_noise, "noise": self.noise, "validation": self.validation}
         return {**own, **self.target}
+
+    def record(self) -> dict[str, Any]:
+        """The same as it is recorded: a file of labels is known by the fingerprint, wherever it lies."""
+        kept = {key: value for key, value in self.values().items() if key not in LOCATION}
+        noise = self.noise if self.noise in KINDS_OF_NOISE else "file"
+        return kept | {"noise": noise, "fingerprint": self.fingerprint}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +111,7 @@ class Recipe:
 
     def record(self) -> dict[str, Any]:
         """The recorded config, as result.json has it and as it is hashed: plain nested values, in a fixed order."""
-        values = self.values()
-        dataset = {key: value for key, value in values["dataset"].items() if key not in LOCATION}
-        values["dataset"] = dataset | {"fingerprint": self.dataset.fingerprint}
+        values = self.values() | {"dataset": self.dataset.record()}
         found: dict[str, Any] = {"processes": self.processes} if self.processes > 1 else {}
         found |= {"code": dict(self.code)} if self.code else {}
         return {key: recorded_node(key, value) for key, value in values.items()} | found
@@ -117,6 +126,7 @@ class Recipe:
         """The recipe of a recorded config. Raises KeyError or TypeError where it is none."""
         dataset, model = dict(record["dataset"]), dict(record["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation", "fingerprint")}
+        own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])
         typed = {
             "dataset": DatasetConfig(**own, target=dataset),
             "model": ModelConfig(name=model.pop("name"), target=model),
@@ -189,6 +199,12 @@ class RunConfig:
             raise InputError(f"objective={values['objective']}: expected dataset.validation=5000, or as many, with it")
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
+        own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])  # a config.yaml of before has no such key
+        if own["noise"] not in KINDS_OF_NOISE and own["label_noise"]:
+            raise InputError(
+                f"dataset.label_noise={own['label_noise']:g}: expected 0 with dataset.noise={own['noise']}, a file "
+                "whose labels are taken as they are"
+            )
         typed = {
             "dataset": DatasetConfig(**own, target=dataset),
             "model": ModelConfig(name=model.pop("name"), target=model),

@@ -1,6 +1,6 @@
 """What the training loop iterates over: whole data sets on the device, augmented batch by batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from broadopt.data.augment import (
     padded,
 )
 from broadopt.data.datasets import Dataset, Images, stratified
+from broadopt.data.label_noise import asymmetric, symmetric
 from broadopt.errors import InputError
 from broadopt.seeds import derive
 
@@ -53,16 +54,21 @@ class Data:
         device: torch.device | str,
         validation: int = 0,
         label_noise: float = 0.0,
+        noise: str = "symmetric",
         channels_last: bool = False,
     ) -> None:
-        """Hold `validation` images out of the training set, then replace the fraction `label_noise` of its labels.
+        """Hold `validation` images out of the training set, then replace the fraction `label_noise` of its labels by
+        `noise`, symmetric or asymmetric; where the data set brings the labels to train on, these are taken.
 
         The last batch of a pass may be smaller. `channels_last` is the memory format of the batches. Raises
         InputError for a `batch_size`, `validation` or `label_noise` that the data set does not allow.
         """
-        train, held_out = _hold_out(dataset.train, validation, seed)
+        train, held_out, chosen = _hold_out(dataset.train, validation, seed)
         _check_batch_size(batch_size, len(train.labels))
-        labels = _with_noise(train.labels, label_noise, len(dataset.classes), seed)
+        if dataset.labels_to_train_on is None:
+            labels = _with_noise(train.labels, label_noise, noise, dataset.classes, seed)
+        else:
+            labels = dataset.labels_to_train_on[chosen]
         self.classes, self.num_classes = dataset.classes, len(dataset.classes)
         self.train_size = len(labels)
         self.steps_per_epoch = -(-self.train_size // batch_size)
@@ -158,20 +164,22 @@ def _policies() -> "Policies":
     return Policies()
 
 
-def _hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
-    """The images left to train on, and `count` drawn from them, class by class in proportion; both in their order."""
+def _hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images, Tensor]:
+    """The images left to train on, and `count` drawn from them, class by class in proportion; both in their order. Last
+    which are left (bool [N]).
+    """
     total = len(images.labels)
     if not isinstance(count, int) or not 0 <= count < total:
         raise InputError(
             f"validation={count}: expected a whole number from 0 to {total - 1}, fewer than the {total} training images"
         )
-    if count == 0:
-        return images, Images(images.pixels[:0], images.labels[:0])
-    order = torch.randperm(total, generator=stream(seed, 0, "validation"))
     is_held_out = torch.zeros(total, dtype=torch.bool)
+    if count == 0:
+        return images, Images(images.pixels[:0], images.labels[:0]), ~is_held_out
+    order = torch.randperm(total, generator=stream(seed, 0, "validation"))
     is_held_out[stratified(images.labels, count, order)] = True
     kept, held_out = (Images(images.pixels[chosen], images.labels[chosen]) for chosen in (~is_held_out, is_held_out))
-    return kept, held_out
+    return kept, held_out, ~is_held_out
 
 
 def _check_batch_size(batch_size: int, train_size: int) -> None:
@@ -181,16 +189,10 @@ def _check_batch_size(batch_size: int, train_size: int) -> None:
         )
 
 
-def _with_noise(labels: Tensor, fraction: float, num_classes: int, seed: int) -> Tensor:
-    """A copy of `labels` in which exactly round(fraction n) of them, drawn without regard to class, are wrong.
-
-    Symmetric noise: a wrong label is uniform over the other classes.
-    """
+def _with_noise(labels: Tensor, fraction: float, kind: str, classes: Sequence[str], seed: int) -> Tensor:
     if not 0 <= fraction <= 1:
         raise InputError(f"label_noise={fraction}: expected a fraction from 0 to 1")
     generator = stream(seed, 0, "label noise")
-    wrong = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
-    shift = torch.randint(1, num_classes, (len(wrong),), generator=generator)
-    noisy = labels.clone()
-    noisy[wrong] = (labels[wrong] + shift) % num_classes
-    return noisy
+    if kind == "asymmetric":
+        return asymmetric(labels, fraction, classes, generator=generator)
+    return symmetric(labels, fraction, len(classes), generator=generator)

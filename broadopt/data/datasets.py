@@ -7,7 +7,7 @@ import json
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from torch import Tensor
 
 from broadopt.config.identity import public
 from broadopt.config.instantiate import instantiated
-from broadopt.config.run_config import DatasetConfig
+from broadopt.config.run_config import KINDS_OF_NOISE, DatasetConfig
 from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes
 from broadopt.data.cifar_pickles import text, unpickle
+from broadopt.data.label_noise import read_labels
 from broadopt.errors import InputError, nearest
 
 log = logging.getLogger("broadopt")
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
+COARSE = {"cifar100": 20}
+"""Classes of dataset.coarse=true: the superclasses of CIFAR-100."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Dataset:
     train: Images
     test: Images
     fingerprint: str | None
+    labels_to_train_on: Tensor | None = None
+    """int64 [N] in the order of `train`, of a file of labels; None: those of `train`."""
 
 
 def fingerprint(classes: Sequence[str], train: Images, test: Images) -> str:
@@ -69,14 +74,17 @@ def stratified(labels: Tensor, count: int, order: Tensor) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -> Dataset:
-    """CIFAR-10 or CIFAR-100 (`name`: "cifar10", "cifar100") from torchvision's own folders under `data_dir`.
+def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True, coarse: bool = False) -> Dataset:
+    """CIFAR-10 or CIFAR-100 (`name`: "cifar10", "cifar100") from torchvision's own folders under `data_dir`; `coarse`
+    labels CIFAR-100 with its 20 superclasses.
 
     Missing files are downloaded. Each file's MD5 is compared with the published one before it is unpickled; with
     `verify=False` other files, also fewer images, are accepted, reported in a warning and known by their fingerprint.
     Raises InputError for anything that is not a whole, valid copy of the data set.
     """
     publisher = _publisher(name)
+    if coarse and name not in COARSE:
+        raise InputError(f"dataset.coarse=true: expected dataset.name=cifar100 with it, found {name}")
     folder = obtain(publisher, Path(data_dir).expanduser())
     entries, changed = {}, []
     for file, expected in published_md5(publisher).items():
@@ -91,9 +99,11 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -
         if found != expected:
             changed.append(file)
         entries[file] = unpickle(path, blob)
-    classes = _class_names(folder / publisher.meta["filename"], entries, publisher.meta["key"], name)
-    train = _images(folder, [file for file, _ in publisher.train_list], entries, classes)
-    test = _images(folder, [file for file, _ in publisher.test_list], entries, classes)
+    # CIFAR-10 has "labels"; CIFAR-100 "fine_labels" and "coarse_labels", named by the lists of names beside them.
+    key, count = ("coarse_label_names", COARSE[name]) if coarse else (publisher.meta["key"], CLASSES[name])
+    classes = _class_names(folder / publisher.meta["filename"], entries, key, count)
+    train = _images(folder, [file for file, _ in publisher.train_list], entries, classes, key)
+    test = _images(folder, [file for file, _ in publisher.test_list], entries, classes, key)
     if not changed:
         _check_counts(folder, train, test)
         return Dataset(name, classes, train, test, None)
@@ -102,9 +112,16 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True) -
 
 
 def read(config: DatasetConfig) -> Dataset:
-    """The data set of a config, as its target reads it. Raises InputError."""
+    """The data set of a config, as its target reads it, with the labels of a file where the config names one: the
+    fingerprint is then one of both. Raises InputError.
+    """
     dataset: Dataset = instantiated("dataset", config.reader)
-    return dataset
+    if config.noise in KINDS_OF_NOISE:
+        return dataset
+    labels = read_labels(config.noise, images=len(dataset.train.labels), classes=len(dataset.classes))
+    digest = hashlib.sha256(str(dataset.fingerprint).encode())
+    digest.update(labels.numpy().astype("<i8").data)
+    return replace(dataset, labels_to_train_on=labels, fingerprint=f"sha256:{digest.hexdigest()[:16]}")
 
 
 def size(config: DatasetConfig) -> tuple[int, int]:
@@ -112,7 +129,8 @@ def size(config: DatasetConfig) -> tuple[int, int]:
     Raises InputError.
     """
     if public(config.target["_target_"]) == "broadopt.datasets.cifar" and config.name in CLASSES:
-        return CLASSES[config.name], 50_000
+        coarse = config.name in COARSE and config.target.get("coarse", False)
+        return (COARSE if coarse else CLASSES)[config.name], 50_000
     dataset = read(config)
     return len(dataset.classes), len(dataset.train.labels)
 
@@ -158,28 +176,31 @@ def _publisher(name: str) -> Any:
     return publishers[name]
 
 
-def _class_names(path: Path, entries: dict[str, dict[str, Any]], key: str, name: str) -> tuple[str, ...]:
-    listed, expected = entries[path.name].get(key), CLASSES[name]
+def _class_names(path: Path, entries: dict[str, dict[str, Any]], key: str, expected: int) -> tuple[str, ...]:
+    listed = entries[path.name].get(key)
     names = listed if isinstance(listed, list) and all(isinstance(item, str | bytes) for item in listed) else []
     if not len(names) == len(set(names)) == expected:
         raise InputError(f"{path}: expected {expected} different class names under {key}")
     return tuple(map(text, names))
 
 
-def _images(folder: Path, files: list[str], entries: dict[str, dict[str, Any]], classes: Sequence[str]) -> Images:
-    batches = [_batch(folder / file, entries[file], len(classes)) for file in files]
+def _images(
+    folder: Path, files: list[str], entries: dict[str, dict[str, Any]], classes: Sequence[str], names: str
+) -> Images:
+    key = names.replace("label_names", "labels")
+    batches = [_batch(folder / file, entries[file], len(classes), key) for file in files]
     # The one copy between file and tensor: what was unpickled is read-only, a tensor's memory must not be.
     pixels = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
     return Images(torch.from_numpy(pixels), torch.from_numpy(np.concatenate([labels for _, labels in batches])))
 
 
-def _batch(path: Path, entry: dict[str, Any], classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _batch(path: Path, entry: dict[str, Any], classes: int, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (uint8 [n, 3072]) and labels (int64 [n]) of one file, checked."""
     pixels = entry.get("data")
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072 or len(pixels) == 0:
         found = f"uint8 {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise InputError(f"{path}: expected images under data, uint8 [n, 3072], found {found}")
-    listed = entry.get("labels", entry.get("fine_labels", []))
+    listed = entry.get(key, [])
     valid = isinstance(listed, list) and all(type(label) is int and 0 <= label < classes for label in listed)
     if not valid or len(listed) != len(pixels):
         raise InputError(f"{path}: expected a list of {len(pixels)} labels, whole numbers from 0 to {classes - 1}")

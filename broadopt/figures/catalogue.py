@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from broadopt.figures.request import Request
 
 
+TRAIN_IMAGES = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One figure."""
@@ -32,6 +35,8 @@ class Entry:
     """Whether it takes runs that are going on as well."""
     needs: str = "runs"
     """What these are, in words."""
+    train_images: int = TRAIN_IMAGES
+    """Where --train-images is not given: fewer where each image costs much."""
 
 
 # Each family of figures adds its own lines, in the order of --help.
@@ -59,12 +64,72 @@ ENTRIES = (
         most=2,
     ),
     Entry(
+        name="spectrum",
+        shows="Hessian spectral density and top eigenvalues over the epochs",
+        source="SAM section 4.2",
+        function="broadopt.figures.curvature:spectrum",
+        most=6,
+        needs="runs with snapshots",
+        train_images=1000,
+    ),
+    Entry(
+        name="sharpness",
+        shows="rise of the loss in a ball, plain and adaptive, as it is and rescaled, and the generalisation gap",
+        source="SAM section 2, ASAM section 3",
+        function="broadopt.figures.sharpness:sharpness",
+        train_images=1000,
+    ),
+    Entry(
+        name="normalisation",
+        shows="rise of the loss by SAM's and ASAM's perturbations, element- and filter-wise, p = 2 and inf, over rho",
+        source="ASAM section 3",
+        function="broadopt.figures.normalisation:normalisation",
+        most=1,
+        needs="run",
+        train_images=1000,
+    ),
+    Entry(
         name="schematic",
         shows="one step of SGD, SAM and ASAM on a loss of two weights, computed",
         source="SAM Fig. 2",
         function="broadopt.figures.schematic:schematic",
         fewest=0,
         most=0,
+    ),
+    Entry(
+        name="ensemble",
+        shows="distances of predictions, of snapshots among themselves and of their ensemble from SWA, over the spread",
+        source="SWA section 3.5",
+        function="broadopt.figures.averages:ensemble",
+        most=1,
+        needs="run with snapshots",
+    ),
+    Entry(
+        name="trajectory",
+        shows="SGD's iterates around their mean: how far from it and from each other",
+        source="SWA section 3.2, Mandt et al. 2017",
+        function="broadopt.figures.averages:trajectory",
+        needs="runs with snapshots",
+    ),
+    Entry(
+        name="curves",
+        shows="learning curves and lr schedules of any runs, unfinished ones too, with bands over seeds",
+        source="history.csv",
+        function="broadopt.figures.curves:curves",
+        unfinished=True,
+    ),
+    Entry(
+        name="calibration",
+        shows="reliability diagrams, NLL and expected calibration error of any runs",
+        source="Guo et al. 2017",
+        function="broadopt.figures.reliability:calibration",
+    ),
+    Entry(
+        name="noise",
+        shows="accuracy against the share of wrong training labels, a line a method",
+        source="SAM 3.3, ASAM 4.4",
+        function="broadopt.figures.reliability:noise",
+        fewest=2,
     ),
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from broadopt.config.rules import expanded
 from broadopt.errors import InputError, nearest
-from broadopt.figures.catalogue import FIGURES, Entry, options_of
+from broadopt.figures.catalogue import FIGURES, TRAIN_IMAGES, Entry, options_of
 from broadopt.landscape.runs import Run, chosen
 from broadopt.tables.options import one_of
 from broadopt.tables.request import Parser
@@ -22,8 +22,6 @@ __all__ = ["Request", "Run", "parse"]  # Run belongs to a request as well
 
 FORMATS = ("png", "svg", "pdf")
 DEFAULT_FORMATS = ("png", "svg")
-TRAIN_IMAGES = 10_000
-
 HELP = """\
 RUN is the folder of a run, or words KEY=VALUE[,VALUE] that select finished runs below --results, in the order of the
 values:
@@ -139,14 +137,14 @@ def _parser(entry: Entry | None) -> Parser:
     )
     parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
     if entry is not None:
-        _add_options(parser, takes_runs=entry.most != 0)
+        _add_options(parser, takes_runs=entry.most != 0, train_images=entry.train_images)
         own = options_of(entry)
         if own is not None:
             own(parser.add_argument_group(f"of {entry.name} alone"))  # type: ignore[arg-type]  # it adds arguments too
     return parser
 
 
-def _add_options(parser: Parser, *, takes_runs: bool) -> None:
+def _add_options(parser: Parser, *, takes_runs: bool, train_images: int = TRAIN_IMAGES) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", nargs="*", help="a run folder, or KEY=VALUE[,VALUE]" if takes_runs else argparse.SUPPRESS)
     add("--results", metavar="DIR", action="append", help="the folder that holds runs/ (default: results); repeatable")
@@ -157,8 +155,8 @@ def _add_options(parser: Parser, *, takes_runs: bool) -> None:
     add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
     add("--data-dir", metavar="DIR", help="where CIFAR lies (default: BROADOPT_DATA, else where the run read it)")
     add("--images", type=whole_number(1), metavar="N", help="test images (default: all)")
-    add("--train-images", type=whole_number(2), default=TRAIN_IMAGES, metavar="N",
-        help="training images for the loss and for BN (default: 10000)")  # fmt: skip
+    add("--train-images", type=whole_number(2), default=train_images, metavar="N",
+        help=f"training images for the loss and for BN (default: {train_images})")  # fmt: skip
     add("--seed", type=whole_number(0, 2**63 - 1), default=1, metavar="K", help="of every draw (default: 1)")
 
 

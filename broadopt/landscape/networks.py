@@ -1,5 +1,6 @@
 """The networks of a run, and their parameters as one flat vector."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,9 +64,9 @@ def reported(run: Run) -> Predictor:
     return _of_run(run, path, option="checkpoint.predictor=true")
 
 
-def snapshots(run: Run) -> list[tuple[int, float, Predictor]]:
-    """(step, epochs trained, network) of each snapshot of a run in order; step 0 is the start. Raises InputError where
-    it has kept none, and where one is unreadable or not of this recipe.
+def moments(run: Run) -> list[tuple[int, float]]:
+    """(step, epochs trained) of each snapshot of a run in order; step 0 is the start. Raises InputError where it has
+    kept none.
     """
     files = kept.files(run.folder)
     if not files:
@@ -73,7 +74,19 @@ def snapshots(run: Run) -> list[tuple[int, float, Predictor]]:
             f"{run.folder} has kept no snapshots; broadopt-run repeat={run.folder} keep=snapshots force=true keeps them"
         )
     per_epoch = steps_per_epoch(run)
-    return [(file.step, file.step / per_epoch, _of_run(run, file.path, option="keep=snapshots")) for file in files]
+    return [(file.step, file.step / per_epoch) for file in files]
+
+
+def snapshots(run: Run, *, steps: Collection[int] | None = None) -> list[tuple[int, float, Predictor]]:
+    """(step, epochs trained, network) of the snapshots of a run in order, or of those at `steps` alone. Raises
+    InputError where it has kept none, and where one is unreadable or not of this recipe.
+    """
+    paths = {file.step: file.path for file in kept.files(run.folder)}
+    return [
+        (step, epochs, _of_run(run, paths[step], option="keep=snapshots"))
+        for step, epochs in moments(run)
+        if steps is None or step in steps
+    ]
 
 
 def members(run: Run) -> list[tuple[int, float, Predictor]]:
@@ -84,7 +97,12 @@ def members(run: Run) -> list[tuple[int, float, Predictor]]:
     calendar = Calendar.of(_collector(run), budget=budget, steps_per_epoch=steps_per_epoch(run))
     if not calendar.collection_points:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    return [found for found in snapshots(run) if found[0] in calendar.collection_points]
+    return snapshots(run, steps=calendar.collection_points)
+
+
+def is_ensemble(run: Run) -> bool:
+    """Whether a run reports what several networks predict together."""
+    return _collector(run).is_ensemble
 
 
 def collection_start(run: Run) -> float:

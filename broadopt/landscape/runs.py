@@ -47,7 +47,7 @@ def chosen(
     selectors = [word for word in words if word not in folders]
     found = [_of_folder(Path(expanded(word, "RUN")), unfinished) for word in folders]
     found += _selected(selectors, roots, unfinished) if selectors else []
-    names = _labels([one["config"] for one in found])
+    names = labels([one["config"] for one in found])
     return tuple(
         Run(
             folder=Path(one["path"]),
@@ -109,8 +109,10 @@ def _places(config: Mapping[str, Any], wanted: Sequence[selection.Condition]) ->
     ]
 
 
-def _labels(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The methods, each with the first keys in which runs of the same method differ."""
+def labels(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What tells runs of these recorded configs apart: the methods, each with the first keys in which runs of the same
+    method differ.
+    """
     filled = completed([flat(config) for config in configs])
     for config in filled:
         same = [other for other in filled if other["method"] == config["method"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.config.identity import identity_of
-from broadopt.config.run_config import DatasetConfig
+from broadopt.config.run_config import KINDS_OF_NOISE, DatasetConfig
 from broadopt.errors import InputError
 from broadopt.runs import heartbeat, results
 from broadopt.runs.folders import scan
@@ -35,7 +35,7 @@ def fingerprint(dataset: DatasetConfig) -> str | None:
     """
     from broadopt.data.datasets import read
 
-    if dataset.target.get("verify"):
+    if dataset.target.get("verify") and dataset.noise in KINDS_OF_NOISE:
         return None
     place = json.dumps(dataset.values(), sort_keys=True)
     if place not in _fingerprints:

@@ -67,7 +67,7 @@ def asam_perturbation(
     # T is applied twice: T g is the gradient in the coordinates T^-1 w, in which the ball is round, and T takes the
     # direction that was found there back to w.
     scaled = [i for i, weight in enumerate(weights) if scales[weight] != "one"]
-    T = [_size(weights[i], scales[weights[i]]) for i in scaled]
+    T = [size(weights[i], scales[weights[i]]) for i in scaled]
     torch._foreach_add_(T, eta)
     torch._foreach_mul_([gradients[i] for i in scaled], T)
     direction = steepest(gradients, p=p)
@@ -76,7 +76,8 @@ def asam_perturbation(
     return direction
 
 
-def _size(weight: Tensor, scale: str) -> Tensor:
+def size(weight: Tensor, scale: str) -> Tensor:
+    """|w_k| of each entry ("element"), or ||f_j||_2 of each filter, [out, 1, ...] ("filter")."""
     if scale == "element":
         return weight.abs()
     return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), keepdim=True)

@@ -52,7 +52,7 @@ def of_table(table: PaperTable, folder: Folder, recipes: Recipes, *, seeds: Sequ
     others: Counter[int] = Counter()
     rivals: list[str] = []
     for row, method in ((row, method) for row in table.rows for method in table.methods):
-        recipe = recipes.of_experiment(row.experiment, method)
+        recipe = recipes.of_experiment(row.experiment, method, row.overrides.get(method, ()))
         if recipe is None:
             continue
         if not _is_published(table, row, method):
@@ -120,7 +120,7 @@ def _cell(
         labels=(*((row.dataset,) if several else ()), row.name, method.upper()),
         record=recipe,
         precision=precision,
-        overrides=(f"experiment={row.experiment}", f"method={method}"),
+        overrides=(f"experiment={row.experiment}", f"method={method}", *row.overrides.get(method, ())),
         shipped=True,
         runs=tuple(runs),
         row=row.name,

@@ -30,14 +30,17 @@ def fill(results: Iterable[Result], *, context: Context) -> Cells:
 
     A cell holds the precision that most of its runs used (fp32 where they are as many); the others are off the recipe.
     """
-    rows = {(row.dataset, row.model): row for row in context.table.rows}
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for row in context.table.rows:
+        rows.setdefault((row.dataset, row.model), []).append(row)
     rivals: dict[tuple[Row, str], list[Group]] = {}
     off = []
     for group in groups(results):
-        row = rows.get((group.dataset, group.model))
-        differs = _differs(group, row, context=context)
-        if row and not differs:
-            rivals.setdefault((row, group.method), []).append(group)
+        # Rows of one network differ in what they give beside the experiment: a group is of the one that is nearest.
+        near = [(row, _differs(group, row, context=context)) for row in rows.get((group.dataset, group.model), [None])]
+        nearest, differs = min(near, key=lambda one: len(one[1]))
+        if nearest and not differs:
+            rivals.setdefault((nearest, group.method), []).append(group)
         else:
             off.append((group, "; ".join(differs)))
     on = {place: max(candidates, key=_precedence) for place, candidates in rivals.items()}
@@ -60,7 +63,7 @@ def _differs(group: Group, row: Row | None, *, context: Context) -> list[str]:
     elif group.method not in table.methods:
         reasons.append(f"{group.method} is no column of this table")
     if row and group.protocol == table.protocol:
-        expected = context.recipes.of_experiment(row.experiment, group.method)
+        expected = context.recipes.of_experiment(row.experiment, group.method, row.overrides.get(group.method, ()))
     else:
         reasons += [f"protocol {group.protocol} instead of {table.protocol}"] if row else []
         expected = context.recipes.of_protocol(group)

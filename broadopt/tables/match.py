@@ -1,7 +1,7 @@
 """Which runs repeat a recipe, and in what the others differ from it. Works on the dicts of result.json alone."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -159,10 +159,12 @@ class Recipes:
         self._compose = compose
         self._known: dict[tuple[str, ...], dict[str, Any] | None] = {}
 
-    def of_experiment(self, experiment: str, method: str) -> dict[str, Any] | None:
-        """The recipe of a row of a table, or None where there is none for `method`."""
+    def of_experiment(self, experiment: str, method: str, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
+        """The recipe of a row of a table, with what the row gives beside its experiment, or None where there is none
+        for `method`.
+        """
         words = self._method(method)
-        return self._recipe(f"experiment={experiment}", *words) if words else None
+        return self._recipe(f"experiment={experiment}", *words, *overrides) if words else None
 
     def of_protocol(self, group: Group) -> dict[str, Any] | None:
         """The recipe of the group's protocol for its data set, network and method, or None where there is none."""

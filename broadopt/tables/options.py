@@ -28,6 +28,7 @@ INSTEAD = {
     **dict.fromkeys(("perseed", "raw", "json", "parquet"), "--per-run"),
     **dict.fromkeys(("swa", "1"), "table1"),
     **dict.fromkeys(("asam", "sam", "3"), "table3"),
+    **dict.fromkeys(("noise", "labelnoise", "table4", "table6"), "label_noise"),
     **dict.fromkeys(("all", "results", "list"), "runs"),
     **{"md": "markdown", "tex": "latex", "htm": "html"},
 }

@@ -1,7 +1,7 @@
 """The published tables: results/paper/*.yaml as typed records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,8 @@ class Row:
     """Epochs of the paper's run, by method."""
     cells: Mapping[str, Published]
     """By column name."""
+    overrides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What is given beside the experiment, by method."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def _row(content: Mapping[str, Any], methods: list[str]) -> Row:
         experiment=content["experiment"],
         budget=dict.fromkeys(methods, budget) if isinstance(budget, int) else budget,
         cells={name: _cell(cell) for name, cell in content["cells"].items()},
+        overrides={method: tuple(words) for method, words in content.get("overrides", {}).items()},
     )
 
 

@@ -13,7 +13,7 @@ from broadopt.errors import InputError, nearest
 from broadopt.tables import options
 from broadopt.tables.options import METRICS, Comparison, nearest_listed, one_of, positive
 
-TABLES = ("table1", "table3", "runs")
+TABLES = ("table1", "table3", "label_noise", "runs")
 FORMATS = ("markdown", "latex", "csv", "html")
 ADDED = ("data_dir", "device", "precision", "wait", "tracker", "checkpoint.minutes")
 """Keys that --missing adds to its commands: the run remains one of the table."""
@@ -24,6 +24,7 @@ LONGEST_WATCH = 86_400
 HELP = """\
 table1   Table 1 of the SWA paper: SGD, FGE and SWA; SGD by its last weights, FGE and SWA by what they collected
 table3   Table 3 of the ASAM paper: SGD, SAM and ASAM by their best epoch, as the paper reports it
+label_noise  SGD, SAM and ASAM by the share of wrong training labels, beside the tables of the SAM and ASAM papers
 runs     every finished run of the folder, also those that belong to no paper's table
 
 the numbers:
@@ -106,7 +107,7 @@ def parse(arguments: Sequence[str]) -> Request:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("table", metavar="TABLE", nargs="?", default="", help="table1, table3 or runs")
+    parser.add_argument("table", metavar="TABLE", nargs="?", default="", help="table1, table3, label_noise or runs")
     parser.add_argument(
         "--results", metavar="DIR", action="append",
         help="the folder that holds runs/ (default: results); given several times, all of them together",
@@ -158,9 +159,9 @@ def _fits(given: argparse.Namespace, view: str) -> None:
     """Raise InputError where an option belongs to another view than the one that is asked for."""
     runs = given.table == "runs"
     if runs and given.metric is not None and given.against is None:
-        raise InputError("--metric is for table1 and table3: runs shows last, best and collected")
+        raise InputError("--metric is for the papers' tables: runs shows last, best and collected")
     if runs and (view == "missing" or given.seeds):
-        raise InputError(f"{'--missing' if view == 'missing' else '--seeds'} is for table1 and table3: no paper says "
+        raise InputError(f"{'--missing' if view == 'missing' else '--seeds'} is for the papers' tables: no paper says "
                          "what runs there should be")  # fmt: skip
     unfit = {
         **{f"--{name.replace('_', '-')}": getattr(given, name) and view != "table" for name in options.NAMES},

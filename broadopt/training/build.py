@@ -39,6 +39,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         device=device,
         validation=recipe.dataset.validation,
         label_noise=recipe.dataset.label_noise,
+        noise=recipe.dataset.noise,
         channels_last=memory_format == torch.channels_last,
     )
     torch.manual_seed(derive(recipe.seed, "weights"))

@@ -59,10 +59,14 @@ def calibration_error(confidence: Tensor, hit: Tensor) -> Tensor:
 
     confidence: float [N] in [0, 1]; hit: bool [N]. Bins are closed above, as in the paper. Returns a scalar.
     """
-    bins = (confidence * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
     gap = torch.zeros(BINS, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, bins, hit.double() - confidence.double())
+    gap.index_add_(0, bin_of(confidence), hit.double() - confidence.double())
     return gap.abs().sum() / len(confidence)
+
+
+def bin_of(confidence: Tensor) -> Tensor:
+    """The bin, int64 [N] from 0 to 14, of each confidence in [0, 1]: ((k / 15, (k + 1) / 15], and 0 in the first."""
+    return (confidence * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
 
 
 class Evaluator:

@@ -63,10 +63,10 @@ def test_what_is_no_path_is_left_to_hydra(key: str) -> None:
 
 def test_every_key_of_a_folder_is_a_path() -> None:
     assert {key for key, rule in RULES.items() if rule.is_path} == {
-        "data_dir", "results_dir", "dataset.path", "dataset.data_dir",
+        "data_dir", "results_dir", "dataset.path", "dataset.data_dir", "dataset.noise",
     }  # fmt: skip
     assert {key for key, rule in RULES.items() if rule.words == "a folder"} == {
-        key for key, rule in RULES.items() if rule.is_path
+        key for key, rule in RULES.items() if rule.is_path and not rule.names
     }
 
 

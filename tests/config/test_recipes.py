@@ -402,6 +402,8 @@ LATER_KEYS = {
     "schedule.replay_from": (["method=swa"], 0.5),
     "augmentation.border": (["method=sgd"], "mean"),
     "model.gamma": (["method=sam", "model=wrn28_2"], "uniform"),
+    "dataset.noise": (["dataset=cifar10"], "asymmetric"),
+    "dataset.coarse": (["dataset=cifar100"], True),
 }
 
 

@@ -102,7 +102,7 @@ def test_columns_read_what_the_papers_report():
     ]
 
 
-@pytest.mark.parametrize("name", ["table1", "table3"])
+@pytest.mark.parametrize("name", ["table1", "table3", "label_noise"])
 def test_every_cell_names_its_source_and_how_certain_its_count_is(name):
     table = published(name)
     for row in table.rows:
@@ -116,13 +116,14 @@ def test_every_cell_names_its_source_and_how_certain_its_count_is(name):
     assert all(note.text and note.certainty for note in table.footnotes)
 
 
-@pytest.mark.parametrize("name", ["table1", "table3"])
+@pytest.mark.parametrize("name", ["table1", "table3", "label_noise"])
 def test_the_experiment_of_a_row_is_its_network_data_protocol_and_budget(name):
     table = published(name)
-    assert len({row.experiment for row in table.rows}) == 8
+    assert len({(row.experiment, *row.overrides.items()) for row in table.rows}) == (5 if name == "label_noise" else 8)
     for row in table.rows:
         for method in table.methods:
-            recipe = recipe_of([f"experiment={row.experiment}", f"method={method}"])
+            given = row.overrides.get(method, ())
+            recipe = recipe_of([f"experiment={row.experiment}", f"method={method}", *given])
             chosen = (recipe["dataset"]["name"], recipe["model"]["name"], recipe["protocol"], recipe["method"])
             assert chosen == (row.dataset, row.model, table.protocol, method)
             assert recipe["budget"] == row.budget[method]
@@ -133,6 +134,25 @@ def test_a_recipe_reads_swa_out_at_the_budgets_that_the_paper_prints():
         recipe = recipe_of([f"experiment={row.experiment}", "method=swa"])
         printed = [float(name.removeprefix("swa_")) for name, cell in row.cells.items() if "swa" in name and cell.mean]
         assert recipe["collect"]["budgets"] == printed
+
+
+def test_label_noise_is_that_of_two_papers():
+    """Accuracy by share of wrong labels: the SAM paper's Table 4, and the ASAM paper's Table 6."""
+    table = published("label_noise")
+    shown = {row.name: [cell.mean for cell in row.cells.values()] for row in table.rows}
+    assert shown == {
+        "ResNet-32, 0 %": [None, None, 94.50, 94.80, 94.88],
+        "ResNet-32, 20 %": [84.8, 95.1, 91.32, 92.94, 93.21],
+        "ResNet-32, 40 %": [68.8, 93.4, 87.68, 90.62, 90.89],
+        "ResNet-32, 60 %": [48.2, 90.5, 82.50, 86.58, 87.41],
+        "ResNet-32, 80 %": [26.2, 77.9, 68.35, 69.92, 67.69],
+    }
+    for row, share in zip(table.rows, (0, 0.2, 0.4, 0.6, 0.8), strict=True):
+        for method in table.methods:
+            recipe = recipe_of([f"experiment={row.experiment}", f"method={method}", *row.overrides[method]])
+            assert recipe["dataset"]["label_noise"] == share
+            rho = {"sam": 0.05 if share in (0, 0.8) else 0.1, "asam": 0.5, "sgd": None}[method]
+            assert recipe["step"].get("rho") == rho
 
 
 def test_a_missing_table_is_one_line(tmp_path):

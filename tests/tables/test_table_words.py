@@ -6,11 +6,11 @@ import pytest
 from in_process import said
 
 LINES = {
-    "table2": 'table "table2" is none of table1, table3, runs',
-    "tables": 'table "tables" is none of table1, table3, runs',
-    "Table3": 'table "Table3" is none of table1, table3, runs; did you mean "table3"?',
-    "asam": 'table "asam" is none of table1, table3, runs; did you mean "table3"?',
-    "all": 'table "all" is none of table1, table3, runs; did you mean "runs"?',
+    "table2": 'table "table2" is none of table1, table3, label_noise, runs',
+    "tables": 'table "tables" is none of table1, table3, label_noise, runs',
+    "Table3": 'table "Table3" is none of table1, table3, label_noise, runs; did you mean "table3"?',
+    "asam": 'table "asam" is none of table1, table3, label_noise, runs; did you mean "table3"?',
+    "all": 'table "all" is none of table1, table3, label_noise, runs; did you mean "runs"?',
     "runs --result x": 'unknown option --result; did you mean "--results"?',
     "runs --result=x": 'unknown option --result=x; did you mean "--results"?',
     "runs --results-dir x": 'unknown option --results-dir; did you mean "--results"?',

@@ -486,7 +486,7 @@ def test_what_is_left_out_is_said_on_stderr_where_the_table_goes_to_a_file_or_is
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tabel3"], 'table "tabel3" is none of table1, table3, runs; did you mean "table3"?'),
+        (["tabel3"], 'table "tabel3" is none of table1, table3, label_noise, runs; did you mean "table3"?'),
         (["table3", "--format", "latx"],
          '--format "latx" is none of markdown, latex, csv, html; did you mean "latex"?'),
         (["table3", "--metric", "lst"], '--metric "lst" is none of last, best, collected; did you mean "last"?'),
