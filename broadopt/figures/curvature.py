@@ -243,7 +243,7 @@ def _over_epochs(
         ends.append(End(*points[-1], run.replace(", ", "\n"), drawn, str(style["color"])))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
     axes.grid(axis="y")
     return ends
 
