@@ -97,6 +97,21 @@ ENTRIES = (
         most=0,
     ),
     Entry(
+        name="ensemble",
+        shows="distances of predictions, of snapshots among themselves and of their ensemble from SWA, over the spread",
+        source="SWA section 3.5",
+        function="broadopt.figures.averages:ensemble",
+        most=1,
+        needs="run with snapshots",
+    ),
+    Entry(
+        name="trajectory",
+        shows="SGD's iterates around their mean: how far from it and from each other",
+        source="SWA section 3.2, Mandt et al. 2017",
+        function="broadopt.figures.averages:trajectory",
+        needs="runs with snapshots",
+    ),
+    Entry(
         name="curves",
         shows="learning curves and lr schedules of any runs, unfinished ones too, with bands over seeds",
         source="history.csv",

@@ -19,7 +19,6 @@ from broadopt.files import write_output
 from broadopt.landscape.store import KEY, partial
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -165,7 +164,8 @@ class End:
     x: float
     y: float
     text: str
-    artist: "Artist"
+    artist: Any
+    """A line, or a container of one with its error bars."""
     colour: str
 
 

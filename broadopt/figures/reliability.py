@@ -52,14 +52,14 @@ def calibration(request: Request) -> Drawing:
     """Reliability diagram of all runs, and below it how their confidences are distributed. Raises InputError."""
     measured = [_measured(run, request) for run in request.runs]
     rows = pandas.DataFrame([row for one in measured for row in _bins(one)])
-    figure = Figure(figsize=(3.4, 3.9))
+    figure = Figure(figsize=(3.4, 3.4 + 0.13 * len(measured)))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
     upper.plot([0, 100], [0, 100], color="0.7", linewidth=0.6)
     ends = [_draw_reliability(upper, lower, one, number) for number, one in enumerate(measured)]
-    upper.set(ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 100), aspect="equal")
-    upper.text(3, 7, "over-confident below the diagonal", fontsize=5.5, color="0.45")
+    upper.set(ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102))
+    upper.text(99, 4, "below the diagonal: over-confident", fontsize=5.5, color="0.45", ha="right")
     lower.set(xlabel="confidence (highest probability), %", ylabel="images, %", yscale="log")
-    upper.legend([end.artist for end in ends], [end.text for end in ends], loc="upper left")
+    figure.legend([end.artist for end in ends], [end.text for end in ends], loc="outside upper left", ncols=1)
     whole = request.images is None
     return Drawing(figure=figure, rows=rows, caption=_said(measured, whole), seen=_seen_calibration(measured))
 
@@ -197,9 +197,10 @@ def _without(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy(run: Run, metric: str) -> float:
-    keys = collected_keys([run.result]) if metric == "reported" else []
+    result = dict(run.result)
+    keys = collected_keys([result]) if metric == "reported" else []
     name = "collected" if keys else "last" if metric == "reported" else metric
-    value = reading(run.result, metric=name, key=keys[-1] if keys else None)
+    value = reading(result, metric=name, key=keys[-1] if keys else None)
     if value is None:
         raise InputError(f"{run.folder}: its result has no accuracy of {name}; expected a run with one")
     return value

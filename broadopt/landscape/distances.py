@@ -45,6 +45,24 @@ def contracted(weights: Tensor, share: float) -> Tensor:
     return torch.stack([(centre + share * (row.double() - centre)).to(row.dtype) for row in weights])
 
 
+def around_mean(weights: Tensor) -> dict[str, list[float]]:
+    """Of iterates [n, P] in their order, n numbers each: their distance from the mean of all, from the others (mean)
+    and from the one before (none for the first), that of their running mean from the mean of all, and their norm.
+    """
+    centre, apart = mean(weights), from_each_other(weights)
+    total, running = torch.zeros_like(centre), []
+    for count, row in enumerate(weights, start=1):
+        total += row
+        running.append(float((total / count - centre).norm()))
+    return {
+        "from_mean": from_point(weights, centre).tolist(),
+        "from_others": (apart.sum(dim=1) / (len(weights) - 1)).tolist(),
+        "from_previous": [math.nan, *torch.diagonal(apart, 1).tolist()],
+        "running_mean_from_mean": running,
+        "norm": from_point(weights, torch.zeros_like(centre)).tolist(),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class PowerLaw:
     """y = factor x^slope, fitted by least squares to the logarithms of both."""

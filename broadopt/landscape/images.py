@@ -9,7 +9,7 @@ from torch import Tensor
 
 from broadopt.config.instantiate import instantiated
 from broadopt.config.own_code import refuse_foreign
-from broadopt.config.run_config import LOCATION, DatasetConfig
+from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
 from broadopt.data.batches import Data, stream
 from broadopt.data.datasets import read
 from broadopt.devices.device import choose_memory_format, set_flags
@@ -35,7 +35,10 @@ class Images:
             refuse_foreign(dict(node), trusted=run.trust, place=run.folder)
         target = {**recipe.dataset.target, **_location(run, data_dir)}
         own = recipe.dataset
-        config = DatasetConfig(name=own.name, label_noise=own.label_noise, validation=own.validation, target=target)
+        noise = own.noise if own.noise in KINDS_OF_NOISE else _file_of_labels(run)
+        config = DatasetConfig(
+            name=own.name, label_noise=own.label_noise, noise=noise, validation=own.validation, target=target
+        )
         dataset = read(config)
         if dataset.fingerprint != own.fingerprint:
             raise InputError(
@@ -54,6 +57,7 @@ class Images:
             device=device,
             validation=own.validation,
             label_noise=own.label_noise,
+            noise=noise,
             channels_last=memory_format == torch.channels_last,
         )
         self.train_size, self.test_size = self._data.train_size, len(self._data.targets()["test"])
@@ -118,18 +122,31 @@ def _compared(first: Run, other: Run, networks: bool) -> Mapping[str, tuple[Any,
     return pairs
 
 
-def _location(run: Run, data_dir: str | None) -> dict[str, Any]:
-    """Where the data set of a run lies: results do not record it, config.yaml does."""
+def _file_of_labels(run: Run) -> str:
+    """The file that a run took its labels from. Raises InputError where its folder does not say so."""
+    place = _written(run).get("noise")
+    if not isinstance(place, str):
+        raise InputError(f"{run.folder}: its labels are of a file, whose place config.yaml would say; it is not there")
+    return place
+
+
+def _written(run: Run) -> dict[str, Any]:
+    """The data set in the config.yaml of a run's folder; empty where there is none."""
     path = run.folder / "config.yaml"
-    found: dict[str, Any] = {}
     try:
         values = read_yaml(path, limit=MEBIBYTE)
-        node = values.get("dataset", {}) if isinstance(values, dict) else {}
-        found = {key: node[key] for key in LOCATION if isinstance(node, dict) and key in node}
     except FileNotFoundError:
-        pass  # a copied result: the data may be where --data-dir says
+        return {}  # a copied result: the data may be where --data-dir says
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {reason(error)}") from error
+    node = values.get("dataset") if isinstance(values, dict) else None
+    return dict(node) if isinstance(node, dict) else {}
+
+
+def _location(run: Run, data_dir: str | None) -> dict[str, Any]:
+    """Where the data set of a run lies: results do not record it, config.yaml does."""
+    written = _written(run)
+    found = {key: written[key] for key in LOCATION if key in written}
     target = str(run.recipe.dataset.target.get("_target_", ""))
     if data_dir is not None and ("data_dir" in found or target.endswith(".cifar")):
         found["data_dir"] = str(Path(data_dir).expanduser())

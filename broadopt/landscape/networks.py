@@ -97,7 +97,7 @@ def members(run: Run) -> list[tuple[int, float, Predictor]]:
     calendar = Calendar.of(_collector(run), budget=budget, steps_per_epoch=steps_per_epoch(run))
     if not calendar.collection_points:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    return [found for found in snapshots(run) if found[0] in calendar.collection_points]
+    return snapshots(run, steps=calendar.collection_points)
 
 
 def is_ensemble(run: Run) -> bool:

@@ -4,19 +4,23 @@ Predictions are log-probabilities as `training.evaluate` gives them: float64 [N,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.errors import InputError
+from broadopt.landscape import distances
 from broadopt.landscape.images import autocast
-from broadopt.landscape.networks import is_ensemble, members, reported
+from broadopt.landscape.networks import is_ensemble, members, put, reported
 from broadopt.landscape.runs import Run
+from broadopt.methods.batchnorm import reestimate
+from broadopt.seeds import derive
 from broadopt.training.evaluate import BINS, bin_of, calibration_error, log_probabilities, metrics
 
 RESAMPLES = 200
@@ -79,6 +83,55 @@ def pairwise(predictions: Sequence[Tensor]) -> list[float]:
 def ensemble(predictions: Sequence[Tensor]) -> Tensor:
     """Log-probabilities of the mean of some predictions, added in their order as FGE adds its members."""
     return reduce(torch.logaddexp, predictions) - math.log(len(predictions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Predicts for the test images with any weights of one network, BN re-estimated at each."""
+
+    model: nn.Module
+    test: Tensor
+    """float [N, 3, 32, 32], normalised, on the network's device; as `train`."""
+    train: Tensor
+    """What BN statistics are re-estimated on."""
+    batch_size: int
+    """Of the passes in which they are."""
+    seed: int
+    """Of dropout in these."""
+
+    @property
+    def has_bn(self) -> bool:
+        """Whether there are BN statistics to be re-estimated."""
+        return any(isinstance(module, _BatchNorm) for module in self.model.modules())
+
+    def at(self, weights: Tensor) -> Tensor:
+        """Log-probabilities of the network with `weights` [P], float64 [N, C]."""
+        put(self.model, weights)
+        torch.manual_seed(derive(self.seed, "figure statistics"))  # the same dropout in every pass over the images
+        reestimate(self.model, self.train.split(self.batch_size))
+        # In float32, whatever the run was trained in: in bf16 small distances are those of the rounding.
+        float32 = torch.autocast(self.test.device.type, enabled=False)
+        return of_network(self.model, self.test, context=float32)
+
+
+def at_spread(predict: Callable[[Tensor], Tensor], weights: Tensor, share: float) -> dict[str, float]:
+    """Distances of what is predicted (log-probabilities [N, C]) with w_i(t) = mean + t (w_i - mean), among themselves
+    and of their ensemble from the mean's. `weights`: w_i, float [n, P]; `share`: t.
+    """
+    swa = predict(distances.mean(weights).to(weights.dtype))
+    predictions = [predict(row) for row in distances.contracted(weights, share)]
+    pairs = torch.tensor(pairwise(predictions), dtype=torch.float64)
+    same = [agreement(first, second) for first, second in combinations(predictions, 2)]
+    together = ensemble(predictions)
+    return {
+        "share": share,
+        "delta": share * distances.spread(weights),
+        "among": float(pairs.mean()),
+        "among_std": float(pairs.std(correction=1)) if len(pairs) > 1 else 0.0,
+        "against_swa": distance(together, swa),
+        "same_class_among": math.fsum(same) / len(same),
+        "same_class_as_swa": agreement(together, swa),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
