@@ -16,14 +16,14 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from broadopt.figures.normalisation import crossing
+from broadopt.figures.curvature.normalisation import crossing
+from broadopt.figures.curvature.sharpness import agreement, gaps
 from broadopt.figures.output import read_csv
-from broadopt.figures.sharpness import agreement, gaps
+from broadopt.landscape.curvature.losses import Loss
+from broadopt.landscape.curvature.sharpness import Ball, sharpness_in
 from broadopt.landscape.images import Images
-from broadopt.landscape.losses import Loss
 from broadopt.landscape.networks import reported, snapshots
 from broadopt.landscape.runs import chosen
-from broadopt.landscape.sharpness import Ball, sharpness_in
 from broadopt.methods.asam import asam_perturbation, scale_of
 
 FEW = ("--train-images", "50", "trust=own_network", "--device", "cpu")

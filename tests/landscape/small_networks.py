@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from broadopt.landscape.losses import Loss
+from broadopt.landscape.curvature.losses import Loss
 
 
 def network(*, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:

@@ -11,8 +11,8 @@ from small_networks import Quadratic, data, network
 from torch import Tensor
 
 from broadopt.errors import InputError
-from broadopt.landscape.losses import Loss
-from broadopt.landscape.sharpness import Ball, ascend, rescale, rises_along, sharpness_in, standard_error
+from broadopt.landscape.curvature.losses import Loss
+from broadopt.landscape.curvature.sharpness import Ball, ascend, rescale, rises_along, sharpness_in, standard_error
 from broadopt.methods.sam import sam_perturbation
 from broadopt.models.resnet import ResNet
 

@@ -11,8 +11,8 @@ from small_networks import data, network
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.landscape.losses import Loss
-from broadopt.landscape.spectrum import Nodes, Spectrum, hessian_spectrum, lanczos, rademacher
+from broadopt.landscape.curvature.losses import Loss
+from broadopt.landscape.curvature.spectrum import Nodes, Spectrum, hessian_spectrum, lanczos, rademacher
 
 
 def dense(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from broadopt.errors import InputError
-from broadopt.landscape.losses import Loss
+from broadopt.landscape.curvature.losses import Loss
 from broadopt.seeds import derive
 
 Values = NDArray[np.float64]

@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from broadopt.errors import InputError
+from broadopt.figures.curvature.scene import Scene, Subject, norm_words, seconds_between
 from broadopt.figures.output import COLOURS, Drawing, End, name_lines
 from broadopt.figures.request import Request, number_above, whole_number
-from broadopt.figures.scene import Scene, Subject, norm_words, seconds_between
-from broadopt.landscape.losses import Loss
+from broadopt.landscape.curvature.losses import Loss
+from broadopt.landscape.curvature.sharpness import Direction, rises_along, standard_error
 from broadopt.landscape.runs import Run
-from broadopt.landscape.sharpness import Direction, rises_along, standard_error
 from broadopt.landscape.store import Store
 from broadopt.methods.asam import asam_perturbation, scale_of
 from broadopt.methods.sam import sam_perturbation

@@ -19,11 +19,11 @@ from scipy.stats import kendalltau
 from tqdm import tqdm
 
 from broadopt.errors import InputError
+from broadopt.figures.curvature.scene import Scene, Subject, norm_words, seconds_between, styles
 from broadopt.figures.output import Drawing
 from broadopt.figures.request import Request, number_above, whole_number
-from broadopt.figures.scene import Scene, Subject, norm_words, seconds_between, styles
+from broadopt.landscape.curvature.sharpness import RESCALING, Ball, Sharpness, sharpness_in
 from broadopt.landscape.runs import Run
-from broadopt.landscape.sharpness import RESCALING, Ball, Sharpness, sharpness_in
 from broadopt.landscape.store import Point, Row, Store
 
 KINDS = (("plain", 2), ("adaptive", 2), ("plain", math.inf), ("adaptive", math.inf))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from broadopt.errors import InputError
 from broadopt.figures.output import look
 from broadopt.figures.request import Request
+from broadopt.landscape.curvature.losses import Loss
+from broadopt.landscape.curvature.sharpness import rescale
 from broadopt.landscape.images import Images, autocast, check_same
-from broadopt.landscape.losses import Loss
 from broadopt.landscape.networks import reported
 from broadopt.landscape.runs import Run
-from broadopt.landscape.sharpness import rescale
 from broadopt.landscape.store import Point, Store, key_of
 from broadopt.training.evaluate import log_probabilities, metrics
 

@@ -16,13 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from broadopt.errors import InputError
+from broadopt.figures.curvature.scene import Scene, styles
 from broadopt.figures.output import Drawing, End, name_lines
 from broadopt.figures.request import Request, number_above, whole_number
-from broadopt.figures.scene import Scene, styles
-from broadopt.landscape.losses import Loss
+from broadopt.landscape.curvature.losses import Loss
+from broadopt.landscape.curvature.spectrum import Nodes, Spectrum, hessian_spectrum
 from broadopt.landscape.networks import moments, snapshots
 from broadopt.landscape.runs import Run
-from broadopt.landscape.spectrum import Nodes, Spectrum, hessian_spectrum
 from broadopt.landscape.store import Point, Row, Store
 
 POINTS = 600
@@ -243,7 +243,7 @@ def _over_epochs(
         ends.append(End(*points[-1], run.replace(", ", "\n"), drawn, str(style["color"])))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
     axes.grid(axis="y")
     return ends
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from broadopt.landscape.losses import Loss
+from broadopt.landscape.curvature.losses import Loss
 from broadopt.methods.asam import size
 from broadopt.methods.sam import steepest
 

@@ -1,0 +1,1 @@
+"""Figures of the loss close to trained weights: spectra of Hessians, sharpness, perturbations."""
