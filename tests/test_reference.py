@@ -160,6 +160,9 @@ def test_the_log_gives_the_figures_of_the_benchmark() -> None:
         )
         in log
     )
+    (points,) = json.loads(text("results/benchmark/landscape.json"))["rows"]
+    wanted = "{ratio:.2f} times the points a second ({least:.2f} to {greatest:.2f}; `benchmark/landscape.json`)"
+    assert wanted.format(**points) in log
     networks = {row["network"]: row for row in json.loads(text("results/benchmark/networks.json"))["rows"]}
     for name, words in (("vgg16", "VGG-16"), ("vgg19_bn", "VGG19-BN")):
         assert f"{words} {networks.pop(name)['channels_last / contiguous']:.2f}" in log

@@ -105,7 +105,7 @@ def _lay_over(own: Path) -> None:
         logger.removeHandler(heard)
     if heard.lines:
         raise InputError(f"--style {own}: {printable(heard.lines[0][:200])}")
-    style.use(values)
+    style.use({str(key): value for key, value in values.items()})
 
 
 def write(drawing: Drawing, request: Request) -> list[Path]:

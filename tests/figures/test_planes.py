@@ -87,8 +87,6 @@ def test_line_writes_its_files_and_is_drawn_again_from_them(runs: Mapping[str, P
     lines = (tmp_path / "line.csv").read_text().splitlines()
     assert lines[1] == f"# run SGD: {runs['sgd']} ({runs['sgd'].name[-8:]})"
     assert "at each point on the same 64 augmented training images in batches of 32; fp32 on cpu; " in lines[3]
-        "re-estimated at each point on the same 64 augmented training images in batches of 32; fp32 on cpu" in lines[3]
-    )
     assert lines[4] == f"# {seen.strip()}"
 
     length = table.loc[table["kind"] == "mark", "distance"].max()
