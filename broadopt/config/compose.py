@@ -168,6 +168,9 @@ def _check_choices() -> None:
         plain = posixpath.normpath(choice or "").removesuffix(".yaml").removesuffix(".yml")
         if choice and choice != plain:
             raise InputError(f"{group}={choice}: a choice is given by its name alone, {group}={plain}")
+    for group, joined in (("step", ""), ("collect", "; several collectors are joined by +, as collect=swa+ema")):
+        if group not in _choices():  # Hydra merges a list of choices, and forgets their names
+            raise InputError(f"{group}: expected one choice, found a list{joined}")
 
 
 def _check_keys(config: DictConfig) -> None:

@@ -41,8 +41,10 @@ class MovingAverage:
         budgets: Sequence[float] = (1,),
     ) -> None:
         if (decay is None) == (half_life is None):
-            found = "neither is given" if decay is None else f"{decay} and collect.half_life={half_life}"
-            raise InputError(f"collect.decay={found}: expected exactly one of them, the other null")
+            found = ["null" if value is None else value for value in (decay, half_life)]
+            raise InputError(
+                f"collect.decay={found[0]} and collect.half_life={found[1]}: expected a number for exactly one of them"
+            )
         if decay is not None and not 0 <= decay < 1:
             raise InputError(f"collect.decay={decay}: expected a number from 0 to below 1")
         if half_life is not None and not half_life > 0:

@@ -1,4 +1,7 @@
-"""LAWA: Kaddour 2022, "Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging"."""
+"""LAWA, latest weight averaging.
+
+Kaddour 2022, "Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight Averaging".
+"""
 
 import math
 
