@@ -50,6 +50,37 @@ def test_every_method_resumes_exactly_at_every_moment(method: str, moment: str, 
     assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
 
 
+COLLECTORS = {
+    "ema": ("collect=ema", "collect.start=0.25", "collect.every=2", "collect.bn=own"),
+    "swag": ("collect=swag", "collect.start=0.25", "collect.budgets=[1]", "collect.rank=2", "collect.samples=3"),
+    "swa+fge+ema+lawa": (
+        "collect=swa+fge+ema+lawa",
+        "collect.start=0.5",
+        "collect.budgets=[1]",
+        *("collect.also.fge.start=0.125", "collect.also.fge.cycle=0.25"),
+        *("collect.also.ema.half_life=1", "collect.also.lawa.latest=2"),
+    ),
+}
+AWKWARD = {
+    "before the first update": ("ema", Kind.TRAIN, 2),
+    "between two updates": ("ema", Kind.TRAIN, 6),
+    "ahead of the only evaluation": ("ema", Kind.TEST, 4),
+    "while a second network is drawn": ("swag", Kind.STATISTICS, 5),
+    "while a second network predicts": ("swag", Kind.TEST, 7),
+    "when one has collected and another has not": ("swa+fge+ema+lawa", Kind.TEST, 5),
+    "when one is evaluated and another is not": ("swa+fge+ema+lawa", Kind.STATISTICS, 4),
+    "in the last evaluation": ("swa+fge+ema+lawa", Kind.STATISTICS, 9),
+}
+
+
+@pytest.mark.parametrize("moment", AWKWARD)
+def test_every_collector_resumes_exactly_at_awkward_moments(moment: str, tmp_path: Path) -> None:
+    name, kind, number = AWKWARD[moment]
+    overrides = (*RESNET, "protocol=asam2021", "step=sgd", *COLLECTORS[name])
+    short_run.stopped(tmp_path, *overrides, kind=kind, number=number)
+    assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_exactly_when_killed_while_a_checkpoint_is_written(method: str, tmp_path: Path) -> None:
     """Killed for good, in a process of its own, after the bytes are in the temporary file and before it is renamed."""
