@@ -58,6 +58,8 @@ class MovingAverage:
         self.decay, self.half_life, self.start, self.every, self.bn = decay, half_life, start, every, bn
         self.members = 0
         self.average: list[Tensor] = []
+        self._model: nn.Module | None = None
+        self._tensors: list[Tensor] = []
 
     def collection_points(self, budget: float) -> EverySteps:
         """Every `every` steps from `start` on."""
@@ -70,7 +72,9 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, *, epochs: float) -> None:
         """Move the average towards the weights, `epochs` after the last update; the first update copies them."""
-        now = self._averaged(model)
+        if model is not self._model:  # to look through the modules at every step would cost more than the update
+            self._model, self._tensors = model, self._averaged(model)
+        now = self._tensors
         if not self.average:
             self.average = [torch.empty_like(tensor) for tensor in now]
         if self.members == 0:
