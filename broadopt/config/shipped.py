@@ -2,6 +2,7 @@
 are made of several such files.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,24 @@ def register_several() -> None:
     class Several(ConfigSource):
         """Configs that are made of those of the other sources."""
 
+        others: Sequence[Any] = ()
+
+        def __getstate__(self) -> dict[str, Any]:
+            """A launcher's own process, which composes its run there, has no Hydra that could be asked for them."""
+            return {**vars(self), "others": _folders()}
+
         @staticmethod
         def scheme() -> str:
             return "several"
 
         def load_config(self, config_path: str) -> ConfigResult:
-            return _made(config_path)
+            return _made(config_path, self.others or _folders())
 
         def is_group(self, config_path: str) -> bool:
             return False
 
         def is_config(self, config_path: str) -> bool:
-            return len(_found(config_path)) > 1
+            return len(_found(config_path, self.others or _folders())) > 1
 
         def available(self) -> bool:
             return True
@@ -85,26 +92,30 @@ def register_several() -> None:
         Plugins.instance().register(plugin)
 
 
-def _found(path: str) -> list[Any]:
-    """The source of each collector of `collect/swa+ema`; none where the path is not of that form or one is unknown."""
+def _folders() -> list[Any]:
+    """Hydra's sources of configs in files."""
     from hydra.core.global_hydra import GlobalHydra
 
+    return [one for one in GlobalHydra.instance().config_loader().get_sources() if one.scheme() != "several"]
+
+
+def _found(path: str, folders: Sequence[Any]) -> list[Any]:
+    """The source of each collector of `collect/swa+ema`; none where the path is not of that form or one is unknown."""
     group, _, choice = path.removesuffix(".yaml").partition("/")
     if group != SEVERAL or "+" not in choice:
         return []
-    folders = [one for one in GlobalHydra.instance().config_loader().get_sources() if one.scheme() != "several"]
     names = names_of(choice)
     found = [next((one for one in folders if one.is_config(f"{SEVERAL}/{name}")), None) for name in names]
     is_known = None not in found and "none" not in names and len(set(names)) == len(names)
     return found if is_known else []
 
 
-def _made(path: str) -> Any:
+def _made(path: str, folders: Sequence[Any]) -> Any:
     """The config of `collect/swa+ema`, in Hydra's form."""
     from hydra.plugins.config_source import ConfigResult
     from omegaconf import OmegaConf
 
-    names, sources = names_of(path.removesuffix(".yaml").partition("/")[2]), _found(path)
+    names, sources = names_of(path.removesuffix(".yaml").partition("/")[2]), _found(path, folders)
     own, *others = (source.load_config(f"{SEVERAL}/{name}") for source, name in zip(sources, names, strict=True))
     also = {name: _node(result) for name, result in zip(names[1:], others, strict=True)}
     is_global = own.header.get("package") == "_global_"

@@ -28,9 +28,12 @@ def number_of_points(count: float) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class EverySteps:
-    """Collection points that are too many to be listed: the step at `start` epochs, and each `steps` steps after it."""
+    """Collection points that are too many to be listed: the step at `start` epochs, and each `steps` steps after it, up
+    to `end` epochs.
+    """
 
     start: float
+    end: float
     steps: int
 
 

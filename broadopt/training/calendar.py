@@ -41,7 +41,7 @@ class Calendar:
         for name, collector in collectors.items():
             moments = collector.collection_points(budget)
             if isinstance(moments, EverySteps):
-                updates[name] = range(step_at(moments.start), total + 1, moments.steps)
+                updates[name] = range(step_at(moments.start), step_at(moments.end) + 1, moments.steps)
                 continue
             collection[name] = frozenset(map(step_at, moments))
             if len(collection[name]) < len(moments):

@@ -4,7 +4,8 @@ here.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -191,15 +192,19 @@ class Training:
         self.evaluator.reestimate(model, step=self.progress.step)
 
     def network(self) -> nn.Module:
-        """What the finished run reports, where it is one network."""
-        return self.parts.collector.network(self.parts.model, self.reestimate)
+        """What the finished run reports, where it is one network: with the BN statistics that it was evaluated with at
+        its last evaluation point, though others may have gone on after it.
+        """
+        own = [step for step, due in self.calendar.evaluation_points.items() if any(name == "" for name, _ in due)]
+        step = max(own, default=self.progress.step)
+        return self.parts.collector.network(self.parts.model, partial(self.evaluator.reestimate, step=step))
 
     def check_finite(self) -> None:
         """Raise RunFailed, naming what it is, where the loss of the epoch so far or a number that a checkpoint holds is
         not finite: a weight, a BN statistic, the optimizer's state, an average. Waits for the device, once where all
         is finite.
         """
-        state = self._tensors()
+        state = self.parts.tensors()
         tensors = [tensor.detach() for tensor in state.values()]
         if self._is_finite(torch._foreach_norm(tensors)):
             return
@@ -218,18 +223,6 @@ class Training:
     def _is_finite(self, norms: Sequence[Tensor]) -> bool:
         """Whether these and the sum of the epoch's losses are; waits for the device."""
         return math.isfinite(float(sum((norm.double() for norm in norms), start=self.stepper.loss_sum)))
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Every floating-point tensor of the state, by a name for people."""
-        parts = self.parts
-        states = {"": parts.model.state_dict(), "optimizer": parts.step.optimizer.state_dict()["state"]}
-        states |= {f"collector {name}".strip(): one.state_dict() for name, one in parts.collectors.items()}
-        return {
-            name: tensor
-            for place, state in states.items()
-            for name, tensor in _named_tensors(state, place)
-            if tensor.is_floating_point() and tensor.numel()
-        }
 
     def place(self) -> dict[str, float | None]:
         """Where a failure happened: epoch (counted from 1), lr and the last finite loss of a batch, None if there was
@@ -268,14 +261,3 @@ class Training:
         self.progress = Progress(**state["progress"])
         self.stepper.load_state_dict(state)
         self.measured_rate = self.images_per_second
-
-
-def _named_tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(node, Tensor):
-        yield name, node
-    elif isinstance(node, Mapping):
-        for key, item in node.items():
-            yield from _named_tensors(item, f"{name} {key}".strip())
-    elif isinstance(node, (list, tuple)):
-        for position, item in enumerate(node):
-            yield from _named_tensors(item, f"{name} {position}")

@@ -1,11 +1,11 @@
 """What a training is made of, and where it stands."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from broadopt.data.batches import Data
 from broadopt.devices.processes import ALONE, Processes
@@ -59,6 +59,17 @@ class Parts:
         rank = self.processes.rank
         return derive(self.seed, f"{purpose} {rank}" if rank else purpose, step)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every floating-point tensor of the state of network, optimizer and collectors, by a name for people."""
+        states = {"": self.model.state_dict(), "optimizer": self.step.optimizer.state_dict()["state"]}
+        states |= {f"collector {name}".strip(): one.state_dict() for name, one in self.collectors.items()}
+        return {
+            name: tensor
+            for place, state in states.items()
+            for name, tensor in _named_tensors(state, place)
+            if tensor.is_floating_point() and tensor.numel()
+        }
+
 
 @dataclass
 class Progress:
@@ -87,3 +98,14 @@ class Progress:
             self.also_collected_at[name] = step
         else:
             self.collected_at = step
+
+
+def _named_tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+    elif isinstance(node, Mapping):
+        for key, item in node.items():
+            yield from _named_tensors(item, f"{name} {key}".strip())
+    elif isinstance(node, (list, tuple)):
+        for position, item in enumerate(node):
+            yield from _named_tensors(item, f"{name} {position}")

@@ -127,7 +127,7 @@ def _collecting(name: str, node: Mapping[str, Any], collector: Collector, budget
         return []
     if isinstance(moments, EverySteps):
         which = f"every {moments.steps} steps" if moments.steps > 1 else "every step"
-        when = f"after {which} from epoch {moments.start:g} on"
+        when = f"after {which}, epochs {moments.start:g} to {moments.end:g}"
     else:
         when = f"{len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}"
     points = collector.evaluation_points(budget).items()

@@ -144,6 +144,18 @@ def test_collectors_on_one_training_collect_what_they_collect_alone() -> None:
         assert together.progress.collected[f"{name} 1"] == run(of(name), budget=4).progress.collected["1"]
 
 
+@pytest.mark.parametrize(
+    "own",
+    [lambda: MovingAverage(decay=0.8, bn="own"), lambda: LatestAverage(latest=2), lambda: MovingAverage(decay=0.8)],
+)
+def test_what_a_run_reports_is_what_was_evaluated_where_another_collector_goes_on(own: Any) -> None:
+    made = training(own(), budget=3, also={"swa": WeightAverage(start=0.5, budgets=(1, 1.5))})
+    made.run(lambda: None, minutes=60)
+    assert made.epochs == 4.5
+    figures = made.evaluator.metrics(made.evaluator.predict(made.network()), where="")
+    assert figures == {name: made.progress.collected["1"][name] for name in figures}
+
+
 def test_a_number_that_is_not_finite_is_found_in_every_collector() -> None:
     made = training(LatestAverage(latest=2), budget=2, also={"ema": MovingAverage(decay=0.5)})
     made.run(lambda: None, minutes=60)
@@ -158,7 +170,7 @@ def test_a_number_that_is_not_finite_is_found_in_every_collector() -> None:
 
 def test_steps_are_counted_and_not_listed() -> None:
     points = MovingAverage(decay=0.9, start=0.5, every=7).collection_points(200)
-    assert points == EverySteps(start=100.0, steps=7)
+    assert points == EverySteps(start=100.0, end=200.0, steps=7)
     made = training(MovingAverage(decay=0.9, start=0.5, every=7), budget=1e6)
     assert made.calendar.updates == {"": range(2_000_000, 4_000_001, 7)}
     assert made.calendar.collection_points == {}

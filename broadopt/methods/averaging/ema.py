@@ -62,8 +62,9 @@ class MovingAverage:
         self._tensors: list[Tensor] = []
 
     def collection_points(self, budget: float) -> EverySteps:
-        """Every `every` steps from `start` on."""
-        return EverySteps(start=round(self.start * budget, 9), steps=self.every)
+        """Every `every` steps from `start` to the last evaluation point, with which the average is complete."""
+        start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)
+        return EverySteps(start=start, end=end, steps=self.every)
 
     def evaluation_points(self, budget: float) -> dict[str, float]:
         """One for each budget of `budgets`."""
