@@ -9,7 +9,7 @@ from broadopt.config.arguments import choices, option_names, parsed_arguments
 from broadopt.config.compose import COMPOSED
 from broadopt.config.messages import known_keys
 from broadopt.config.rules import RULES
-from broadopt.config.shipped import options
+from broadopt.config.shipped import SEVERAL, names_of, options
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -103,6 +103,9 @@ def _values(key: str, typed: str, own: str | None) -> list[str]:
     name, (ahead, comma, last) = key.lstrip("+"), typed.rpartition(",")
     rule = RULES.get(name)
     found = choices(name, own)
+    if name == SEVERAL and "+" in last:
+        chosen = last.rpartition("+")[0]
+        found = [f"{chosen}+{choice}" for choice in found if choice not in ("none", *names_of(chosen))]
     if not found and rule is not None:
         found = list(rule.names)
     if name == "repeat" or (rule is not None and rule.is_path):

@@ -178,9 +178,10 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
         print("waiting: there is nothing to wait for on a CPU; left out")
         return
     dataset = random_dataset(160, 2)
-    for method in ("sgd", "sam", "asam"):
+    ema = ("method=sgd", "collect=ema", "collect.bn=own")
+    for method, keys in {name: METHODS[name] for name in ("sgd", "sam", "asam")} | {"ema": ema}.items():
         parts = parts_of(
-            *("model=resnet20", f"method={method}", "batch_size=16", "budget=1"),
+            *("model=resnet20", *keys, "batch_size=16", "budget=1"),
             f"device={arguments.device}",
             dataset=dataset,
         )

@@ -12,6 +12,8 @@ import torch
 import usual_loop
 from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, trained
 
+from broadopt.methods.averaging.ema import MovingAverage
+from broadopt.methods.averaging.swag import GaussianAverage
 from broadopt.methods.batchnorm import reestimate
 from broadopt.methods.swa import WeightAverage
 from broadopt.training.evaluate import log_probabilities
@@ -83,10 +85,16 @@ def of_the_loop(*, device: str, steps: int, rounds: int, workers: int) -> Iterat
     )
     average = ratio(measured, "average", "sgd")  # one average an epoch; the epoch measured here is a short one
     swa = {key: 1 + value * steps / STEPS_PER_EPOCH for key, value in average.items()}
+    update = ratio(measured, "update", "sgd")  # a moving average is updated at every step of an epoch
+    ema = {key: 1 + value for key, value in update.items()}
+    swag = ratio(measured, "moments", "sgd")  # once an epoch, as SWA's average
+    swag = {key: 1 + value * steps / STEPS_PER_EPOCH for key, value in swag.items()}
     yield judged("images/s, loop over bare step", ">= 0.97", ratio(measured, "bare", "sgd"))
     yield judged("images/s, loop over DataLoader + PIL, sgd", ">= 3.0", ratio(measured, "usual sgd", "sgd"))
     yield judged("images/s, loop over DataLoader + PIL, asam", ">= 2.8", ratio(measured, "usual asam", "asam"))
     yield judged("seconds, SWA epoch of 50,000 images over SGD epoch", "<= 1.01", swa)
+    yield judged("seconds, EMA epoch over SGD epoch", "<= 1.02", ema)
+    yield judged("seconds, SWAG epoch of 50,000 images over SGD epoch", "<= 1.02", swag)
     yield judged("seconds, BN re-estimation over training epoch", "<= 0.35", ratio(measured, "statistics", "sgd"))
     yield judged(
         "seconds, evaluation over forward share of an epoch", "<= 1.05", ratio(measured, "evaluation", "forward")
@@ -99,10 +107,11 @@ def epoch(parts: Parts) -> Callable[[], float]:
 
 
 def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:
-    """Seconds of the forward passes of a training epoch, of evaluating as many images, of re-estimating BN, and of
-    one weight average.
+    """Seconds of the forward passes of a training epoch, of evaluating as many images, of re-estimating BN, of one
+    weight average, of a moving average's updates at every step, and of one collection of SWAG's moments.
     """
     model, device, average = copy.deepcopy(parts.model), parts.device, WeightAverage(start=0)
+    moving, gaussian = MovingAverage(half_life=2.0), GaussianAverage(start=0, rank=20)
     average.collect(model)
     batches = list(parts.data.train(0))
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=parts.precision == "bf16")
@@ -122,11 +131,20 @@ def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:
     def collect() -> None:
         average.collect(model)
 
+    def update() -> None:
+        for _ in batches:
+            moving.update(model, epochs=1 / STEPS_PER_EPOCH)
+
+    def moments() -> None:
+        gaussian.collect(model)
+
     return {
         "forward": lambda: seconds(forward, device),
         "statistics": lambda: seconds(statistics, device),
         "evaluation": lambda: seconds(evaluation, device),
         "average": lambda: seconds(collect, device),
+        "update": lambda: seconds(update, device),
+        "moments": lambda: seconds(moments, device),
     }
 
 

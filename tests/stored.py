@@ -78,7 +78,7 @@ def store(
         "protocol": recorded["protocol"],
         "seed": recorded["seed"],
         "config": recorded,
-        "epochs": recorded["budget"] * max([1.0, *map(float, collected)]),
+        "epochs": recorded["budget"] * max([1.0, *(float(key.split()[-1]) for key in collected)]),
         "budget": recorded["budget"],
         "metrics": {
             "last": figures(last),

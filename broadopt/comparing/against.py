@@ -10,7 +10,7 @@ from broadopt.comparing.sweep import Sweep
 from broadopt.errors import InputError, nearest
 from broadopt.tables.match import Result
 from broadopt.tables.options import Comparison
-from broadopt.tables.summary import collected_keys, reading
+from broadopt.tables.summary import longest_key, reading
 
 CONFIDENCE = 0.95
 
@@ -33,10 +33,10 @@ def reported(result: Result, metric: str | None) -> float | None:
     """The accuracy of a run that is compared, in percent: `metric`, or where that is None what its collector predicts
     after the most budgets, and that of the last weights of a run without one.
     """
-    keys = collected_keys([result])
+    key = longest_key([result])
     if metric is None:
-        metric = "collected" if keys else "last"
-    return reading(result, metric=metric, key=keys[-1] if keys else None)
+        metric = "last" if key is None else "collected"
+    return reading(result, metric=metric, key=key)
 
 
 def by_seed(runs: Sequence[Result], metric: str | None) -> dict[int, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from broadopt.comparing.keys import ABSENT, comparable, completed, distinct, flat, label
 from broadopt.tables.match import Group, Recipes, Result, differing, show
-from broadopt.tables.summary import Summary, collected_keys, reading, summarise
+from broadopt.tables.summary import Summary, longest_key, reading, summarise
 
 OF_THE_METHOD = ("step", "collect", "schedule", "code")
 """Config groups that a method chooses: what is the same in all lines of a method is no column, but said below."""
@@ -143,9 +143,9 @@ def held_out(line: Line) -> list[float | None]:
     """Accuracy in percent of each finished run on its held-out images; None for one that has held none out."""
     found: list[float | None] = []
     for run in line.finished:
-        longest = next(reversed(collected_keys([run])), None)
-        if longest is not None:
-            found.append(reading(run, metric="collected", key=longest, quantity="validation_accuracy"))
+        key = longest_key([run])
+        if key is not None:
+            found.append(reading(run, metric="collected", key=key, quantity="validation_accuracy"))
         else:
             last = (run["metrics"].get("validation") or {}).get("last") or {}
             found.append(last.get("validation_accuracy"))

@@ -14,11 +14,12 @@ from broadopt.comparing.keys import ABSENT, label
 from broadopt.comparing.lines import HELD_OUT, held_out
 from broadopt.comparing.statistics import has_diverged
 from broadopt.comparing.sweep import Line, Sweep, sweeps
+from broadopt.runs.schema import evaluation_point
 from broadopt.tables.formats import FIELDS, Block, Document
 from broadopt.tables.match import Recipes, Result
 from broadopt.tables.off_recipe import figures, place
 from broadopt.tables.options import Comparison
-from broadopt.tables.summary import collected_keys, cost, reading, summarise, text
+from broadopt.tables.summary import collected_keys, cost, longest_key, reading, summarise, text
 
 CALIBRATION = ("test_nll", "test_ece")
 
@@ -29,6 +30,10 @@ NOTES = (
     "Accuracy and ECE in percent, NLL in nats: mean ± sample standard deviation over n seeds; one run has no ±. "
     "n of k: of k runs that have ended n finished. gradients: evaluations, each of a batch; img/s: images a second in "
     "training; seconds: those of training; all are medians.",
+)
+FURTHER = (
+    "coll. with a name: what that collector predicts on the same run; the run reports what the first of its collectors "
+    "predicts, without a name."
 )
 RATIO = "x sgd: the median run's seconds over those of SGD in the same table, on the same device."
 
@@ -85,6 +90,7 @@ def _count(line: Line) -> str:
 
 def _accuracies(sweep: Sweep, extra: AlongTraining, notes: tuple[str, ...]) -> Block:
     keys = collected_keys(sweep.runs)
+    also = any(evaluation_point(key)[0] for key in keys)
     epoch = () if extra.asked.at_epoch is None else (_epoch_title(extra.epoch),)
     held = ("held out",) if any(value is not None for line in sweep.lines for value in held_out(line)) else ()
     return Block(
@@ -104,7 +110,7 @@ def _accuracies(sweep: Sweep, extra: AlongTraining, notes: tuple[str, ...]) -> B
             for line in sweep.lines
         ),
         labels=0,
-        notes=(*sweep.notes, *_at_chance(sweep), *([HELD_OUT] if held else []), *notes),
+        notes=(*sweep.notes, *_at_chance(sweep), *([HELD_OUT] if held else []), *([FURTHER] if also else []), *notes),
     )
 
 
@@ -123,7 +129,7 @@ def _calibration(sweep: Sweep) -> Block:
     collected = ("collected",) if collected_keys(sweep.runs) else ()
     rows = []
     for line in sweep.lines:
-        longest = next(reversed(collected_keys(line.finished)), None)
+        longest = longest_key(line.finished)
         cells = [_cell(line, metric, longest, name) for metric in ("last", *collected) for name in CALIBRATION]
         rows.append((*_labels(sweep, line), *cells))
     titles = [f"{metric} {name}" for metric in ("last", "coll.")[: 1 + len(collected)] for name in ("NLL", "ECE")]

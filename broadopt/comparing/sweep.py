@@ -16,7 +16,7 @@ from broadopt.comparing.lines import (
 )
 from broadopt.comparing.selection import check_key
 from broadopt.tables.match import Recipes, Result, groups, rank, show
-from broadopt.tables.summary import collected_keys
+from broadopt.tables.summary import longest_key
 
 OF_A_METHOD = ("step", "collect", "code")
 
@@ -178,6 +178,6 @@ def _order(line: Line, columns: Sequence[str], sort: Sequence[str]) -> tuple[Any
 
 
 def _height(line: Line, metric: str) -> tuple[int, float]:
-    key = next(reversed(collected_keys(line.finished)), None) if metric == "collected" else None
+    key = longest_key(line.finished) if metric == "collected" else None
     summary = line.summary(metric, key)
     return (1, 0.0) if summary is None else (0, -summary.mean)

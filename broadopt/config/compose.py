@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from broadopt.config.habits import about_key
 from broadopt.config.rules import RULES, expanded
 from broadopt.config.run_config import GROUPS, RunConfig
-from broadopt.config.shipped import config_dir, options
+from broadopt.config.shipped import config_dir, options, register_several
 from broadopt.errors import InputError, nearest
 
 CLOSED = {
@@ -57,9 +57,13 @@ def look_up(key: str, *, _root_: DictConfig) -> Any:
 
 
 def register_resolvers() -> None:
-    """Make `${recipe:KEY}` and `${expanded:PATH}` known to OmegaConf; to be called before a config is used."""
+    """Make `${recipe:KEY}`, `${expanded:PATH}` and `${unless:OTHER,VALUE}`, which is VALUE where OTHER is null, known
+    to OmegaConf, and the choice `swa+ema` to Hydra; to be called before a config is used.
+    """
     OmegaConf.register_new_resolver("recipe", look_up, replace=True)
     OmegaConf.register_new_resolver("expanded", lambda path: expanded(str(path), "results_dir"), replace=True)
+    OmegaConf.register_new_resolver("unless", lambda other, value: value if other is None else None, replace=True)
+    register_several()
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -124,7 +128,8 @@ def _method_name(method: Mapping[str, str]) -> str:
     _check_composition(str(chosen), method)
     if collect == "none":
         return step
-    return collect if step == "sgd" else f"{step}+{collect}"
+    # Of several collectors the first + would be taken for that between the step and its collector.
+    return collect if step == "sgd" and "+" not in collect else f"{step}+{collect}"
 
 
 def _check_composition(chosen: str, method: Mapping[str, str]) -> None:
@@ -163,6 +168,9 @@ def _check_choices() -> None:
         plain = posixpath.normpath(choice or "").removesuffix(".yaml").removesuffix(".yml")
         if choice and choice != plain:
             raise InputError(f"{group}={choice}: a choice is given by its name alone, {group}={plain}")
+    for group, joined in (("step", ""), ("collect", "; several collectors are joined by +, as collect=swa+ema")):
+        if group not in _choices():  # Hydra merges a list of choices, and forgets their names
+            raise InputError(f"{group}: expected one choice, found a list{joined}")
 
 
 def _check_keys(config: DictConfig) -> None:

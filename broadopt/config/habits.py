@@ -60,14 +60,19 @@ RENAMED: Mapping[str, str] = {
 
 _OWN_IMAGES = "; your own images: dataset=image_folder dataset.path=FOLDER"
 _SGD_BELOW = "; every step of broadopt is SGD's, or SAM's and ASAM's on top of it"
+_OTHER_OPTIMISERS = dict.fromkeys(
+    ("adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lbfgs", "muon", "asgd"), _SGD_BELOW
+)
+_COLLECTORS = {name: f"; it goes with any step: collect={name}" for name in ("ema", "lawa", "swag")}
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "dataset": dict.fromkeys(
         ("imagenet", "tinyimagenet", "imagefolder", "folder", "custom", "mnist", "fashionmnist", "svhn", "stl10"),
         _OWN_IMAGES,
     ),
-    **dict.fromkeys(
-        ("method", "step"),
-        dict.fromkeys(("adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lbfgs", "muon", "asgd"), _SGD_BELOW),
+    "method": {**_OTHER_OPTIMISERS, **_COLLECTORS},
+    "step": {**_OTHER_OPTIMISERS, **_COLLECTORS},
+    "collect": dict.fromkeys(
+        ("average", "mean", "polyak", "ewa", "modelema", "movingaverage"), '; did you mean "ema"?'
     ),
     "hydra/launcher": {
         **dict.fromkeys(("submitit", "submititslurm", "sbatch"), '; did you mean "slurm"?'),
@@ -121,12 +126,26 @@ def about_choice(group: str, name: str, choices: Iterable[str]) -> str:
     if inside := [choice for choice in choices if choice.startswith(f"{name.rstrip('*').rstrip('/')}/")]:
         folder = inside[0].rpartition("/")[0]
         return f"; all {len(inside)} of {folder}: -m '{group}=glob({folder}/*)'"
+    if "+" in name and group in ("collect", "method"):
+        return _about_several(group, name, choices)
     word = as_typed(name)
     if hint := CHOICES.get(group, {}).get(word):
         return hint
     if group == "dataset" and ("/" in name or name.startswith((".", "~"))):
         return _OWN_IMAGES
     return nearest(re.sub("^wide-?_?resnet-?_?", "wrn", name, flags=re.I) if group == "model" else name, choices)
+
+
+def _about_several(group: str, name: str, choices: Iterable[str]) -> str:
+    """What is wrong with a choice of several collectors, `swa+emma`, or with one of a method and a collector."""
+    first, *others = name.split("+")
+    if group == "method":
+        return f"; a step and what it is averaged by are two choices: method={first} collect={'+'.join(others)}"
+    for part in (first, *others):
+        if part not in choices:
+            return f"; of several, {part or 'an empty name'} is none of these{nearest(part, choices)}"
+    wrong = "none stands alone" if "none" in (first, *others) else "each is given once"
+    return f"; of several, {wrong}"
 
 
 def about_value(key: str, value: object, names: Iterable[str]) -> str:

@@ -25,6 +25,20 @@ def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options
         raise instantiation_error(error, group, node) from error
 
 
+def collectors_of(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The collectors of a config's `collect` node: the run's own under the empty name, and those that are evaluated
+    beside it, which stand under `also`, under theirs. Raises InputError.
+    """
+    also = node.get("also", {})
+    found = {"": instantiated("collect", {key: value for key, value in node.items() if key != "also"})}
+    for name, other in also.items():
+        try:
+            found[name] = instantiated("collect", other)
+        except InputError as error:  # a collector does not know where in a config it stands
+            raise InputError(str(error).replace("collect.", f"collect.also.{name}.")) from error
+    return found
+
+
 def _is_lack_of_memory(error: BaseException | None) -> bool:
     """torch raises OutOfMemoryError on a GPU and a plain RuntimeError on a CPU."""
     return error is not None and bool(

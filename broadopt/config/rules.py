@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +135,13 @@ RULES = {
     "collect.start": _number(0, "a number of budgets >= 0"),
     "collect.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
     "collect.budgets": _numbers("a list of numbers of budgets"),
+    "collect.decay": Rule(float, lambda value: 0 <= value < 1, "a number from 0 to below 1, or null", optional=True),
+    "collect.half_life": _number(0, "a number of epochs > 0", above=True, optional=True),
+    "collect.every": Rule(int, lambda value: value >= 1, "a whole number of steps >= 1"),
+    "collect.bn": _choice("reestimate", "own"),
+    "collect.latest": Rule(int, lambda value: value >= 1, "a whole number of epochs >= 1"),
+    "collect.rank": Rule(int, lambda value: value == 0 or value >= 2, "0 (the diagonal alone) or a whole number >= 2"),
+    "collect.samples": Rule(int, lambda value: value >= 1, "a whole number of networks >= 1"),
     "schedule.lr": _number(0, "a number > 0", above=True),
     "schedule.budget": _number(0, "a number of epochs > 0, at most a million", above=True, high=1e6),
     "schedule.per_step": _flag(),
@@ -158,7 +165,7 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     infinity is "inf", a path begins with no ~. Raises InputError.
     """
     copy = deepcopy(dict(values))
-    for key, rule in RULES.items():
+    for key, rule in _rules_for(copy):
         parent, leaf = _find(copy, key)
         if parent is None or leaf not in parent:
             continue
@@ -172,6 +179,22 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{key}={json.dumps(given, default=str)}: expected {rule.words}{hint}")
         parent[leaf] = expanded(str(value), key) if rule.is_path else "inf" if value == math.inf else value
     return copy
+
+
+def _rules_for(values: Mapping[str, Any]) -> Iterator[tuple[str, Rule]]:
+    """All rules by the keys that they hold for: those of `collect` hold for each collector under collect.also as well.
+    Raises InputError where that is not a mapping of collectors.
+    """
+    yield from RULES.items()
+    collect = values.get("collect")
+    also = collect.get("also", {}) if isinstance(collect, Mapping) else {}
+    if not isinstance(also, Mapping) or not all(isinstance(node, Mapping) for node in also.values()):
+        raise InputError("collect.also: expected collectors by name; they are chosen by collect=swa+ema, for example")
+    for name in also:
+        for key, rule in RULES.items():
+            group, _, leaf = key.partition(".")
+            if group == "collect":
+                yield f"collect.also.{name}.{leaf}", rule
 
 
 def expanded(path: str, key: str) -> str:

@@ -227,6 +227,5 @@ def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, bri
         return cost
     nodes: Any = OmegaConf.to_container(composed, resolve=False)
     origins = plan.origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
-    schedule, collector = instantiated("schedule", recipe.schedule), instantiated("collect", recipe.collect)
-    print(plan.page(recipe, cost, schedule=schedule, collector=collector, origins=origins))
+    print(plan.page(recipe, cost, schedule=instantiated("schedule", recipe.schedule), origins=origins))
     return cost

@@ -14,6 +14,12 @@ def _tracking(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
+def statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of a network, the tensors themselves."""
+    both = [tensor for layer in _tracking(model) for tensor in (layer.running_mean, layer.running_var)]
+    return [tensor for tensor in both if tensor is not None]
+
+
 @contextmanager
 def keep_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, passes in training mode normalise by their batch as ever; the running statistics are afterwards what they
@@ -56,7 +62,4 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], processes: Processes
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         model.train(training)
-    statistics = [
-        tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None
-    ]
-    processes.average(statistics, weight=seen)
+    processes.average(statistics(model), weight=seen)

@@ -1,7 +1,8 @@
 """What is evaluated besides the last weights."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -25,15 +26,29 @@ def number_of_points(count: float) -> int:
     return max(0, int(count))
 
 
+@dataclass(frozen=True, kw_only=True)
+class EverySteps:
+    """Collection points that are too many to be listed: the step at `start` epochs, and each `steps` steps after it, up
+    to `end` epochs.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+
 class Collector(Protocol):
     """Collects weights or predictions at its collection points and predicts with them at its evaluation points; never
     changes the training.
+
+    One that collects at each epoch's end or more seldom lists its collection points. One that collects at every step,
+    or every few, is a `StepCollector`.
     """
 
     is_ensemble: bool
     """Whether it predicts with more than one network."""
 
-    def collection_points(self, budget: float) -> list[float]:
+    def collection_points(self, budget: float) -> list[float] | EverySteps:
         """The moments at which `collect` is due, in epochs, ascending, for a budget in epochs."""
         ...
 
@@ -53,7 +68,7 @@ class Collector(Protocol):
 
     def predict(self, model: nn.Module, predict: Predict, reestimate: Reestimate) -> dict[str, Tensor]:
         """Log-probabilities of what was collected, as `predict` gives them; `model` gives the network its form and is
-        left as it is.
+        left as it is. torch's own generator has been seeded by the run's seed and the step: what is drawn repeats.
         """
         ...
 
@@ -69,6 +84,34 @@ class Collector(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         ...
+
+
+@runtime_checkable
+class StepCollector(Collector, Protocol):
+    """A collector whose collection points are `EverySteps`. Its `update` is a part of the training steps, and called
+    in place of `collect`.
+    """
+
+    def update(self, model: nn.Module, *, epochs: float) -> None:
+        """Take in the weights as they are now, `epochs` after the last time. It must neither predict nor read a number
+        from the device, which would have to be waited for.
+        """
+        ...
+
+
+def evaluation_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
+    """collect.budgets, the evaluation points of a collector. Raises InputError unless they are positive and ascend."""
+    if not budgets or any(not 0 < value <= 1000 for value in budgets) or list(budgets) != sorted(set(budgets)):
+        raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0, at most 1000, in ascending order")
+    return tuple(budgets)
+
+
+def check_start(start: float, budgets: Sequence[float]) -> None:
+    """Raise InputError unless something is collected by the first evaluation point."""
+    if not 0 <= start <= budgets[0]:
+        raise InputError(
+            f"collect.start={start}: expected 0 to {budgets[0]:g}, the first evaluation point of collect.budgets"
+        )
 
 
 class Nothing:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate, number_of_points
+from broadopt.methods.collect import Predict, Reestimate, check_start, evaluation_budgets, number_of_points
 
 
 class WeightAverage:
@@ -24,15 +24,11 @@ class WeightAverage:
     is_ensemble = False
 
     def __init__(self, *, start: float, cycle: float | None = None, budgets: Sequence[float] = (1, 1.25, 1.5)) -> None:
-        if not budgets or any(not 0 < value <= 1000 for value in budgets) or list(budgets) != sorted(set(budgets)):
-            raise InputError(f"collect.budgets={list(budgets)}: expected numbers > 0, at most 1000, in ascending order")
-        if not 0 <= start <= budgets[0]:
-            raise InputError(
-                f"collect.start={start}: expected 0 to {budgets[0]:g}, the first evaluation point of collect.budgets"
-            )
+        self.budgets = evaluation_budgets(budgets)
+        check_start(start, self.budgets)
         if cycle is not None and cycle <= 0:
             raise InputError(f"collect.cycle={cycle}: expected a number of budgets > 0, or null")
-        self.start, self.cycle, self.budgets = start, cycle, tuple(budgets)
+        self.start, self.cycle = start, cycle
         self.members = 0
         self.average: list[Tensor] = []
 

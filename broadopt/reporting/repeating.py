@@ -10,10 +10,11 @@ from typing import Any
 
 from broadopt.comparing.keys import flat
 from broadopt.config.identity import AS_WITHOUT, identity_of
+from broadopt.config.shipped import options
 from broadopt.errors import InputError
 from broadopt.status.cells import Cell, Status, commands
 from broadopt.status.state import Run
-from broadopt.tables.match import Compose, differing, show
+from broadopt.tables.match import Compose, differing, show, step_and_collect
 
 _WORD = re.compile(r"[\w./+-]{1,100}", re.ASCII)
 _KEY = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}", re.ASCII)
@@ -96,9 +97,13 @@ def _without(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
-    step, _, collector = recipe["method"].rpartition("+")
     groups = {"dataset": recipe["dataset"]["name"], "model": recipe["model"]["name"], "protocol": recipe["protocol"]}
-    groups |= {"method": step, "collect": collector} if step else {"method": collector}
+    method = recipe["method"]
+    if "+" in method or method not in options("method"):
+        step, collect = step_and_collect(method)
+        groups |= {"method": step, "collect": collect}
+    else:
+        groups |= {"method": method}
     if not all(_WORD.fullmatch(value) for value in groups.values()) or "image_folder" in groups.values():
         return None
     return tuple(f"{group}={value}" for group, value in groups.items())

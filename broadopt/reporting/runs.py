@@ -13,7 +13,7 @@ from broadopt.runs.folders import run_folder
 from broadopt.status import cells
 from broadopt.status.state import STATES, Run
 from broadopt.tables.match import Recipes, Result
-from broadopt.tables.summary import collected_keys, cost, reading
+from broadopt.tables.summary import cost, longest_key, reading
 
 HOW = (
     "last: test accuracy in percent of the weights after the last epoch; best: of the best epoch on the test set; "
@@ -111,7 +111,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     result, run = entry.result, entry.run
     figures = ("", "", "", "")
     if result is not None and run.state == "finished":
-        key = next(reversed(collected_keys([result])), None)
+        key = longest_key([result])
         collected = _percent(reading(result, metric="collected", key=key)) if key else ""
         seconds = cost(result, "train_seconds")
         figures = (

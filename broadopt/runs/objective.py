@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from broadopt.runs.schema import longest
+
 
 class Outcome(float):
     """The objective of a finished run, and where its result lies. Sweepers take it for the number that it is."""
@@ -32,10 +34,10 @@ def is_minimised(name: str) -> bool:
 
 
 def value(metrics: Mapping[str, Any], name: str) -> float:
-    """An objective of a finished run's `metrics`, as its result has them: that of what was collected, after the most
-    budgets, where there is a collector, else that of the last weights.
+    """An objective of a finished run's `metrics`, as its result has them: that of what its collector, of several the
+    first, predicts after the most budgets, else that of the last weights.
     """
-    if metrics["collected"]:
-        longest = max(metrics["collected"], key=float)
-        return float(metrics["collected"][longest][name])
+    key = longest(metrics["collected"])
+    if key is not None:
+        return float(metrics["collected"][key][name])
     return float((metrics["validation"] if name.startswith("validation") else metrics)["last"][name])

@@ -74,8 +74,9 @@ def line(result: Mapping[str, Any]) -> str:
     return f"{name}: test accuracy {', '.join(accuracies)}"
 
 
-def _collected(budgets: str) -> str:
-    return f"collected after {budgets} budget{'s' * (budgets != '1')}"
+def _collected(key: str) -> str:
+    name, _, budgets = key.rpartition(" ")
+    return f"collected{f' by {name}' * bool(name)} after {budgets} budget{'s' * (budgets != '1')}"
 
 
 def _percent(values: Mapping[str, float]) -> str:

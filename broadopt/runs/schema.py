@@ -7,7 +7,7 @@ nowhere else, against types and ranges; those that nothing reads are left as the
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from broadopt.errors import printable
@@ -21,6 +21,22 @@ Check = Callable[[Any], str | None]
 
 LARGEST = 1e15
 """Of any count, duration or rate: products and quotients of a few of them stay finite."""
+
+
+def evaluation_point(key: str) -> tuple[str, float]:
+    """The collector and the budgets spent of a key of metrics.collected: ("", 1.5) of `1.5`, which is the run's own
+    collector's, and ("ema", 1.0) of `ema 1`, which is another's. In ascending order the run's own come first.
+    """
+    name, _, budgets = key.rpartition(" ")
+    return name, float(budgets)
+
+
+def longest(keys: Iterable[str]) -> str | None:
+    """The key of metrics.collected for what a run reports: that of its own collector after the most budgets; None
+    where there is none.
+    """
+    own = [key for key in keys if not evaluation_point(key)[0]]
+    return max(own, key=evaluation_point, default=None)
 
 
 def check_result(result: Mapping[str, Any]) -> None:
@@ -148,6 +164,8 @@ _SEED = _whole(0, 2**63 - 1)
 # What a run's size and price are worked out from; results of earlier versions are without them.
 _SIZE = {name: _nullable(_whole(1)) for name in ("parameters", "macs", "images_per_epoch", "passes")}
 
+_ALSO = _each(_is_name, _mapping({}, {"_target_": _LINE, "budgets": _budgets}), "names of collectors")
+
 _CONFIG = _mapping(
     {
         "dataset": _mapping(
@@ -155,7 +173,7 @@ _CONFIG = _mapping(
         ),
         "model": _mapping({"name": _NAME}, {"_target_": _LINE}),
         "step": _mapping({}, {"_target_": _LINE}),
-        "collect": _mapping({}, {"_target_": _LINE, "budgets": _budgets}),
+        "collect": _mapping({}, {"_target_": _LINE, "budgets": _budgets, "also": _ALSO}),
         "method": _NAME,
         "protocol": _NAME,
         "seed": _SEED,
@@ -182,9 +200,9 @@ def _split(split: str) -> dict[str, Check]:
 
 
 _COLLECTED = _each(
-    lambda key: re.fullmatch(r"\d{1,7}(\.\d{1,12})?(e[+-]?\d\d)?", key, re.ASCII),
+    lambda key: re.fullmatch(r"([\w./-]{1,100} )?\d{1,7}(\.\d{1,12})?(e[+-]?\d\d)?", key, re.ASCII),
     _mapping(_figures("test"), {"members": _number(0, LARGEST), "epochs": _MEASURED}),
-    "numbers of budgets",
+    "numbers of budgets, behind the name of another collector than the run's own,",
 )
 
 _RESULT = _mapping(

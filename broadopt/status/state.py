@@ -96,7 +96,8 @@ def without_figures(folder: Folder, known: Collection[str]) -> list[str]:
 
 def total_epochs(record: Record) -> float:
     """Epochs that a run trains: its budget, or the longest of those that its collector reads out."""
-    return float(record["budget"]) * max([1, *record["collect"].get("budgets", [])])
+    collectors = [record["collect"], *record["collect"].get("also", {}).values()]
+    return float(record["budget"]) * max([1, *(most for one in collectors for most in one.get("budgets", []))])
 
 
 def _seconds(result: Mapping[str, Any]) -> float:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from broadopt.config.identity import AS_WITHOUT
-from broadopt.config.shipped import options
+from broadopt.config.shipped import names_of, options
 from broadopt.errors import InputError
 
 Result = dict[str, Any]
@@ -144,6 +144,14 @@ def precision(result: Result) -> str:
     return str(result["environment"].get("precision", result["config"].get("precision")))
 
 
+def step_and_collect(method: str) -> tuple[str, str]:
+    """What a composition was composed of: ("sam", "swa") of `sam+swa`, ("sgd", "swa+ema") of `sgd+swa+ema`, and
+    ("sgd", "ema") of `ema`.
+    """
+    step, _, collect = method.partition("+")
+    return (step, collect) if collect else ("sgd", step)
+
+
 def rank(method: str) -> tuple[int, str]:
     """Sorts methods as the tables do: sgd first, compositions last."""
     return (METHODS.index(method) if method in METHODS else len(METHODS), method)
@@ -182,10 +190,10 @@ class Recipes:
         """
         if _are_shipped(method=method):
             return (f"method={method}",)
-        step, _, collector = method.rpartition("+")
-        if not _are_shipped(method=step or "sgd", collect=collector):
+        step, collect = step_and_collect(method)
+        if not _are_shipped(method=step) or not all(_are_shipped(collect=name) for name in names_of(collect)):
             return ()
-        return (f"method={step or 'sgd'}", f"collect={collector}")
+        return (f"method={step}", f"collect={collect}")
 
     def _recipe(self, *overrides: str) -> dict[str, Any] | None:
         from hydra.errors import MissingConfigException

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from broadopt.runs.schema import evaluation_point, longest
 from broadopt.tables.match import Result
 
 
@@ -47,8 +48,16 @@ def _finite(value: Any) -> float | None:
 
 
 def collected_keys(results: Iterable[Result]) -> list[str]:
-    """The budgets after which any of the runs read its collector out, ascending."""
-    return sorted({key for result in results for key in result["metrics"].get("collected") or {}}, key=float)
+    """The evaluation points of the runs' collectors: `1`, `1.25`, ..., ascending, and then those of further collectors
+    on the same run, `ema 1`.
+    """
+    found = {key for result in results for key in result["metrics"].get("collected") or {}}
+    return sorted(found, key=evaluation_point)
+
+
+def longest_key(results: Iterable[Result]) -> str | None:
+    """Of these the one by which the runs report what they collected; None where none did."""
+    return longest(collected_keys(results))
 
 
 def text(summary: Summary | None, *, digits: int = 2, n: int | None = None) -> str:

@@ -107,8 +107,8 @@ def _title(column: str) -> str:
 def _final(metrics: Mapping[str, Any]) -> dict[str, float]:
     """best/test_accuracy, best/epoch, collected/1.25/test_accuracy, ...; metrics.last is the last row itself."""
     final = {f"best/{name}": value for name, value in (metrics["best"] or {}).items()}
-    for budgets, values in metrics["collected"].items():
-        final |= {f"collected/{budgets}/{name}": value for name, value in values.items()}
+    for key, values in metrics["collected"].items():  # of a further collector `ema 1`: collected/ema/1/test_accuracy
+        final |= {f"collected/{key.replace(' ', '/')}/{name}": value for name, value in values.items()}
     best = (metrics.get("validation") or {}).get("best") or {}
     return final | {f"validation_best/{name}": value for name, value in best.items()}
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from broadopt.config.instantiate import instantiated
+from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, RunConfig
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset
@@ -57,12 +57,14 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    step, collector = instantiated("step", recipe.step, model, optimizer), instantiated("collect", recipe.collect)
-    collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
+    step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
+    for collector in collectors.values():
+        collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
     return Parts(
         model=model,
         step=step,
-        collector=collector,
+        collector=collectors.pop(""),
+        also=collectors,
         schedule=instantiated("schedule", recipe.schedule),
         data=data,
         seed=recipe.seed,

@@ -3,10 +3,10 @@
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from broadopt.methods.collect import Collector
+from broadopt.methods.collect import Collector, EverySteps
 
 log = logging.getLogger("broadopt")
 
@@ -17,30 +17,43 @@ class Calendar:
 
     steps_per_epoch: int
     total_steps: int
-    collection_points: frozenset[int]
-    """Steps at which the collector takes in the weights."""
-    evaluation_points: Mapping[int, tuple[str, ...]]
-    """Steps at which the collector predicts, with the names under which the result keeps the figures."""
+    collection_points: Mapping[str, Set[int]]
+    """By collector, the steps at which it takes in the weights."""
+    updates: Mapping[str, range]
+    """The same of those that take them in at every step, or every few, which is a part of these steps."""
+    evaluation_points: Mapping[int, tuple[tuple[str, str], ...]]
+    """Steps at which a collector predicts: which one, and the budgets spent."""
 
     @classmethod
-    def of(cls, collector: Collector, *, budget: float, steps_per_epoch: int) -> "Calendar":
+    def of(cls, collectors: Mapping[str, Collector], *, budget: float, steps_per_epoch: int) -> "Calendar":
         """The calendar of a training of `budget` epochs. A moment inside a batch is moved to the nearest step."""
 
         def step_at(epochs: float) -> int:
             return max(1, math.floor(epochs * steps_per_epoch + 0.5))
 
-        points, moments = collector.evaluation_points(budget), collector.collection_points(budget)
-        collection = frozenset(map(step_at, moments))
-        if len(collection) < len(moments):
-            log.warning("%d collection points fall on %d steps: that many are made", len(moments), len(collection))
         evaluation = defaultdict(list)
-        for name, epochs in points.items():
-            evaluation[step_at(epochs)].append(name)
+        for name, collector in collectors.items():
+            for spent, epochs in collector.evaluation_points(budget).items():
+                evaluation[step_at(epochs)].append((name, spent))
+        total = max([step_at(budget), *evaluation])
+        collection: dict[str, Set[int]] = {}
+        updates: dict[str, range] = {}
+        for name, collector in collectors.items():
+            moments = collector.collection_points(budget)
+            if isinstance(moments, EverySteps):
+                updates[name] = range(step_at(moments.start), step_at(moments.end) + 1, moments.steps)
+                continue
+            collection[name] = frozenset(map(step_at, moments))
+            if len(collection[name]) < len(moments):
+                log.warning(
+                    "%d collection points fall on %d steps: that many are made", len(moments), len(collection[name])
+                )
         return cls(
             steps_per_epoch=steps_per_epoch,
-            total_steps=max(map(step_at, (budget, *points.values()))),
+            total_steps=total,
             collection_points=collection,
-            evaluation_points={step: tuple(names) for step, names in evaluation.items()},
+            updates=updates,
+            evaluation_points={step: tuple(due) for step, due in evaluation.items()},
         )
 
     @property
@@ -56,9 +69,13 @@ class Calendar:
     def moments(self) -> int:
         """The number of steps at which anything is due."""
         ends = -(-self.total_steps // self.steps_per_epoch)
-        apart = {*self.collection_points, *self.evaluation_points}
+        apart = set(self.evaluation_points).union(*self.collection_points.values())
         return ends + sum(not self.ends_epoch(step) for step in apart)
 
     def is_due(self, step: int) -> bool:
-        """Whether anything is due."""
-        return step in self.collection_points or step in self.evaluation_points or self.ends_epoch(step)
+        """Whether anything is due, updates apart."""
+        return (
+            step in self.evaluation_points
+            or self.ends_epoch(step)
+            or any(step in points for points in self.collection_points.values())
+        )

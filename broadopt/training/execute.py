@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from broadopt import predictor, snapshots
-from broadopt.config.instantiate import instantiated
+from broadopt.config.instantiate import collectors_of
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
 from broadopt.devices import probe
@@ -146,7 +146,7 @@ def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: boo
         return None
     print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")
     lacking = run.execution.checkpoint.predictor and not (folder / predictor.NAME).exists()
-    if lacking and not instantiated("collect", run.recipe.collect).is_ensemble:
+    if lacking and not collectors_of(run.recipe.collect)[""].is_ensemble:
         print(f"  it has kept no {predictor.NAME}: force=true runs it anew and keeps it")
     if run.execution.keep == "snapshots" and not snapshots.files(folder):
         print("  it has kept no snapshots: force=true runs it anew and keeps them")

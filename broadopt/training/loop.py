@@ -4,14 +4,17 @@ here.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from broadopt.errors import Interrupted, RunFailed
+from broadopt.methods.collect import Collector, StepCollector
 from broadopt.runs.heartbeat import Position
+from broadopt.seeds import derive
 from broadopt.signals import Stop
 from broadopt.training.calendar import Calendar
 from broadopt.training.evaluate import Evaluator
@@ -45,7 +48,7 @@ class Training:
         self.parts, self.stop, self.reporter = parts, stop, reporter
         self.keep_history, self.keep_weights = keep_history, keep_weights
         self.progress = Progress()
-        self.calendar = Calendar.of(parts.collector, budget=parts.budget, steps_per_epoch=parts.data.steps_per_epoch)
+        self.calendar = Calendar.of(parts.collectors, budget=parts.budget, steps_per_epoch=parts.data.steps_per_epoch)
         self.stepper = Stepper(parts)
         self.evaluator = Evaluator(parts, stop=stop)
         self.measured_rate = 0.0
@@ -111,7 +114,16 @@ class Training:
         """Make the next step, on a batch of float [B, 3, 32, 32] and its labels."""
         self.progress.gradient_evaluations += self.stepper.train_on(images, labels, step=self.progress.step)
         self.progress.step += 1
+        self._update()
         self.reporter.batch(math.ceil(self.epochs), len(labels), self._means_of_epoch)
+
+    def _update(self) -> None:
+        """The part that collectors have in a step; on the device alone, as the rest of the step."""
+        for name, steps in self.calendar.updates.items():
+            if self.progress.step in steps:
+                collector = self.parts.collectors[name]
+                assert isinstance(collector, StepCollector)
+                collector.update(self.parts.model, epochs=steps.step / self.calendar.steps_per_epoch)
 
     def _asked(self, is_time: bool) -> tuple[str | None, bool]:
         """The signal to stop for, None without, and whether to save; the same in every process."""
@@ -139,20 +151,27 @@ class Training:
         `progress` notes each part as soon as it is done, since a signal may end any evaluation: the resumed run then
         does the rest and nothing twice.
         """
-        progress, step, collector = self.progress, self.progress.step, self.parts.collector
+        progress, step = self.progress, self.progress.step
         if self.keep_weights is not None and (step == 0 or self.calendar.is_due(step)):
             self.keep_weights(self.parts.model, step)
-        if step in self.calendar.collection_points and progress.collected_at < step:
-            self.check_finite()
-            collector.collect(self.parts.model, self.evaluator.predict)
-            progress.collected_at = step
+        for name, points in self.calendar.collection_points.items():
+            if step in points and progress.last_collected(name) < step:
+                self.check_finite()
+                self.parts.collectors[name].collect(self.parts.model, self.evaluator.predict)
+                progress.note_collected(name, step)
         if self.calendar.ends_epoch(step) and progress.evaluated_at < step:
             self._end_epoch()
-        for name in self.calendar.evaluation_points.get(step, ()):
-            if name not in progress.collected:
-                outputs = collector.predict(self.parts.model, self.evaluator.predict, self.reestimate)
-                place = {"epochs": self.epochs, "members": float(collector.members)}
-                progress.collected[name] = self.evaluator.metrics(outputs, where=self._where()) | place
+        for name, spent in self.calendar.evaluation_points.get(step, ()):
+            key = f"{name} {spent}".strip()  # as result.json has it
+            if key not in progress.collected:
+                progress.collected[key] = self._evaluated(self.parts.collectors[name])
+
+    def _evaluated(self, collector: Collector) -> dict[str, float]:
+        """What a collector predicts with, held against the labels. All processes draw the same."""
+        torch.manual_seed(derive(self.parts.seed, "collector", self.progress.step))
+        outputs = collector.predict(self.parts.model, self.evaluator.predict, self.reestimate)
+        figures = self.evaluator.metrics(outputs, where=self._where())
+        return figures | {"epochs": self.epochs, "members": float(collector.members)}
 
     def _end_epoch(self) -> None:
         self.check_finite()
@@ -173,15 +192,19 @@ class Training:
         self.evaluator.reestimate(model, step=self.progress.step)
 
     def network(self) -> nn.Module:
-        """What the finished run reports, where it is one network."""
-        return self.parts.collector.network(self.parts.model, self.reestimate)
+        """What the finished run reports, where it is one network: with the BN statistics that it was evaluated with at
+        its last evaluation point, though others may have gone on after it.
+        """
+        own = [step for step, due in self.calendar.evaluation_points.items() if any(name == "" for name, _ in due)]
+        step = max(own, default=self.progress.step)
+        return self.parts.collector.network(self.parts.model, partial(self.evaluator.reestimate, step=step))
 
     def check_finite(self) -> None:
         """Raise RunFailed, naming what it is, where the loss of the epoch so far or a number that a checkpoint holds is
         not finite: a weight, a BN statistic, the optimizer's state, an average. Waits for the device, once where all
         is finite.
         """
-        state = self._tensors()
+        state = self.parts.tensors()
         tensors = [tensor.detach() for tensor in state.values()]
         if self._is_finite(torch._foreach_norm(tensors)):
             return
@@ -200,18 +223,6 @@ class Training:
     def _is_finite(self, norms: Sequence[Tensor]) -> bool:
         """Whether these and the sum of the epoch's losses are; waits for the device."""
         return math.isfinite(float(sum((norm.double() for norm in norms), start=self.stepper.loss_sum)))
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Every floating-point tensor of the state, by a name for people."""
-        parts = self.parts
-        states = {"": parts.model.state_dict(), "optimizer": parts.step.optimizer.state_dict()["state"]}
-        states |= {"collector": parts.collector.state_dict()}
-        return {
-            name: tensor
-            for place, state in states.items()
-            for name, tensor in _named_tensors(state, place)
-            if tensor.is_floating_point() and tensor.numel()
-        }
 
     def place(self) -> dict[str, float | None]:
         """Where a failure happened: epoch (counted from 1), lr and the last finite loss of a batch, None if there was
@@ -234,6 +245,7 @@ class Training:
             "model": parts.model.state_dict(),
             "optimizer": parts.step.optimizer.state_dict(),
             "collector": parts.collector.state_dict(),
+            "also": {name: one.state_dict() for name, one in parts.also.items()},
             "progress": vars(self.progress),
             **self.stepper.state_dict(),
         }
@@ -244,17 +256,8 @@ class Training:
         parts.model.load_state_dict(state["model"])
         parts.step.optimizer.load_state_dict(state["optimizer"])
         parts.collector.load_state_dict(state["collector"])
+        for name, one in parts.also.items():
+            one.load_state_dict(state["also"][name])
         self.progress = Progress(**state["progress"])
         self.stepper.load_state_dict(state)
         self.measured_rate = self.images_per_second
-
-
-def _named_tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(node, Tensor):
-        yield name, node
-    elif isinstance(node, Mapping):
-        for key, item in node.items():
-            yield from _named_tensors(item, f"{name} {key}".strip())
-    elif isinstance(node, (list, tuple)):
-        for position, item in enumerate(node):
-            yield from _named_tensors(item, f"{name} {position}")

@@ -1,11 +1,11 @@
 """What a training is made of, and where it stands."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from broadopt.data.batches import Data
 from broadopt.devices.processes import ALONE, Processes
@@ -22,6 +22,7 @@ class Parts:
     model: nn.Module
     step: Step
     collector: Collector
+    """The run's own: what it predicts at last is what the run reports."""
     schedule: Schedule
     data: Data
     seed: int
@@ -33,10 +34,17 @@ class Parts:
     processes: Processes = ALONE
     settings: Mapping[str, Any]
     """How the run is carried out, for its result: precision, memory format, ..."""
+    also: Mapping[str, Collector] = field(default_factory=dict)
+    """Collectors beside the run's own, by name: evaluated in columns of their own."""
     size: Mapping[str, int] = field(default_factory=dict)
     """What estimates of cost need, for its result: parameters, macs (multiply-adds of a forward pass on one image),
     images_per_epoch, passes (gradients a step).
     """
+
+    @property
+    def collectors(self) -> Mapping[str, Collector]:
+        """All of them, the run's own under the empty name."""
+        return {"": self.collector, **self.also}
 
     @property
     def autocast(self) -> torch.autocast:
@@ -51,6 +59,17 @@ class Parts:
         rank = self.processes.rank
         return derive(self.seed, f"{purpose} {rank}" if rank else purpose, step)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every floating-point tensor of the state of network, optimizer and collectors, by a name for people."""
+        states = {"": self.model.state_dict(), "optimizer": self.step.optimizer.state_dict()["state"]}
+        states |= {f"collector {name}".strip(): one.state_dict() for name, one in self.collectors.items()}
+        return {
+            name: tensor
+            for place, state in states.items()
+            for name, tensor in _named_tensors(state, place)
+            if tensor.is_floating_point() and tensor.numel()
+        }
+
 
 @dataclass
 class Progress:
@@ -62,6 +81,31 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     collected: dict[str, dict[str, float]] = field(default_factory=dict)
     collected_at: int = -1
+    """The last collection point that is done."""
+    also_collected_at: dict[str, int] = field(default_factory=dict)
+    """The same of each collector beside the run's own."""
     evaluated_at: int = -1
     machines: list[dict[str, Any]] = field(default_factory=list)
     """What the rounding of float sums depends on, of each kind of machine that carried the run out, in their order."""
+
+    def last_collected(self, name: str) -> int:
+        """The last collection point of a collector that is done; -1 before the first."""
+        return self.also_collected_at.get(name, -1) if name else self.collected_at
+
+    def note_collected(self, name: str, step: int) -> None:
+        """That a collector's collection point is done."""
+        if name:
+            self.also_collected_at[name] = step
+        else:
+            self.collected_at = step
+
+
+def _named_tensors(node: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(node, Tensor):
+        yield name, node
+    elif isinstance(node, Mapping):
+        for key, item in node.items():
+            yield from _named_tensors(item, f"{name} {key}".strip())
+    elif isinstance(node, (list, tuple)):
+        for position, item in enumerate(node):
+            yield from _named_tensors(item, f"{name} {position}")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from broadopt.config.instantiate import instantiated
+from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, Recipe
 from broadopt.data.datasets import size
-from broadopt.methods.collect import Collector
+from broadopt.methods.collect import Collector, EverySteps
 from broadopt.methods.schedule import Schedule
 from broadopt.models.build import macs, network
 
@@ -52,8 +52,8 @@ def price(recipe: Recipe) -> Cost:
     images -= recipe.dataset.validation
     model, operations = _measured(json.dumps(asdict(recipe.model)), classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
-    collector = instantiated("collect", recipe.collect)
-    epochs = max([recipe.budget, *collector.evaluation_points(recipe.budget).values()])
+    points = [one.evaluation_points(recipe.budget) for one in collectors_of(recipe.collect).values()]
+    epochs = max([recipe.budget, *(epoch for each in points for epoch in each.values())])
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=operations,
@@ -95,9 +95,11 @@ def petaflops(flops: float) -> str:
     return f"{flops / 1e15:,.4g} PFLOPs"
 
 
-def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector, origins: Mapping[str, str]) -> str:
+def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, origins: Mapping[str, str]) -> str:
     """A run as one would check it against the paper; `origins` says of each value where it comes from."""
-    moments = collector.collection_points(recipe.budget)
+    collectors = collectors_of(recipe.collect)
+    listed = collectors[""].collection_points(recipe.budget)
+    moments = [listed.start] if isinstance(listed, EverySteps) else listed
     lines = [
         f"{recipe.method} on {recipe.model.name}, {recipe.dataset.name}, protocol {recipe.protocol}, "
         f"seed {recipe.seed}",
@@ -108,18 +110,30 @@ def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]
-    if moments:
-        points = collector.evaluation_points(recipe.budget).items()
-        reads = ", ".join(f"{name} at epoch {epoch:g}" for name, epoch in points)
-        lines.append(f"  collect    {_call(recipe.collect)}")
-        lines.append(
-            f"             {len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}; evaluation points {reads}"
-        )
+    for name, collector in collectors.items():
+        node = recipe.collect["also"][name] if name else recipe.collect
+        lines += _collecting(name, node, collector, recipe.budget)
     lines.append(f"  images     {_call(recipe.augmentation)}")
     width = max(map(len, origins))
     lines.append("  where the values come from")
     lines += [f"    {key:{width}}  {origin}" for key, origin in origins.items()]
     return "\n".join(lines)
+
+
+def _collecting(name: str, node: Mapping[str, Any], collector: Collector, budget: float) -> list[str]:
+    """What a collector is, when it collects, and when it is evaluated; nothing where it never collects."""
+    moments = collector.collection_points(budget)
+    if not moments:
+        return []
+    if isinstance(moments, EverySteps):
+        which = f"every {moments.steps} steps" if moments.steps > 1 else "every step"
+        when = f"after {which}, epochs {moments.start:g} to {moments.end:g}"
+    else:
+        when = f"{len(moments)} times, epochs {moments[0]:g} to {moments[-1]:g}"
+    points = collector.evaluation_points(budget).items()
+    reads = ", ".join(f"{spent} at epoch {epoch:g}" for spent, epoch in points)
+    title = f"also {name}" if name else "collect"
+    return [f"  {title:10} {_call(node)}", f"             {when}; evaluation points {reads}"]
 
 
 def origins(
@@ -153,5 +167,5 @@ def _milestones(schedule: Schedule, moments: list[float], budget: float, end: fl
 
 
 def _call(node: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value}" for key, value in node.items() if key not in ("_target_", "name"))
+    arguments = ", ".join(f"{key}={value}" for key, value in node.items() if key not in ("_target_", "name", "also"))
     return f"{node['_target_'].rsplit('.', 1)[-1]}({arguments})"

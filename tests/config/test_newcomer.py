@@ -98,6 +98,36 @@ LINES = {
     ("--batch-size", "32"): "unknown option --batch-size: a key is given without dashes, batch_size=32",
     ("--wd", "0.1"): "unknown option --wd: a key is given without dashes, weight_decay=0.1",
     ("--epochs", "3"): f"unknown option --epochs{LENGTH}",
+    ("method=ema",): "expected one of asam, fge, sam, sgd, swa; it goes with any step: collect=ema",
+    ("step=SWAG",): "expected one of asam, sam, sgd; it goes with any step: collect=swag",
+    ("method=sam+swa",): "; a step and what it is averaged by are two choices: method=sam collect=swa",
+    ("collect=polyak",): '; did you mean "ema"?',
+    (
+        "collect=[swa,ema]",
+    ): "collect: expected one choice, found a list; several collectors are joined by +, as collect=swa+ema",
+    ("collect=swa+emma",): '; of several, emma is none of these; did you mean "ema"?',
+    ("collect=swa+",): "; of several, an empty name is none of these",
+    ("collect=swa+ema+swa",): "; of several, each is given once",
+    ("collect=none+ema",): "; of several, none stands alone",
+    ("collect=ema", "collect.decy=0.9"): 'unknown key collect.decy; did you mean "collect.decay"?',
+    (
+        "collect=swa+ema",
+        "collect.ema.decay=0.9",
+    ): 'unknown key collect.ema.decay; did you mean "collect.also.ema.decay"?',
+    (
+        "collect=swa+ema",
+        "collect.also.ema.decay=1",
+    ): "collect.also.ema.decay=1: expected a number from 0 to below 1, or null",
+    (
+        "collect=swa+ema",
+        "collect.also=3",
+    ): "collect.also: expected collectors by name; they are chosen by collect=swa+ema, for example",
+    (
+        "collect=swa+ema",
+        "collect.also.ema.start=2",
+        "plan=true",
+    ): "collect.also.ema.start=2.0: expected 0 to 1, the first evaluation point of collect.also.ema.budgets",
+    ("collect=swag", "collect.rank=1"): "collect.rank=1: expected 0 (the diagonal alone) or a whole number >= 2",
     ("--method", "sam"): "unknown option --method: a key is given without dashes, method=sam",
 }
 
@@ -106,6 +136,7 @@ OWN_FILES = {
     "method/averaged": "defaults:\n  - override /step: rsam\nmethod: {step: rsam, collect: swa}\n",
     "method/good": "defaults:\n  - override /step: rsam\nmethod: {step: rsam, collect: none}\n",
     "method/child": "defaults:\n  - good\n  - override /collect: swa\nmethod: {step: rsam, collect: swa}\n",
+    "method/several": "defaults:\n  - override /collect: mine+ema\nmethod: {step: sgd, collect: mine+ema}\n",
     "method/keys": "step: {rho: 0.1}\nmethod: {step: {rho: 0.1}}\n",
     "experiment/body": "method: sam\n",
     "experiment/named": "method: {step: rsam}\n",
@@ -135,6 +166,10 @@ OWN_NAMES = {
     "method=child": "child",
     "method=good collect=swa": "rsam+swa",
     "method=good step=sam": "sam",
+    "method=several": "several",
+    "method=several step=sam": "sam+mine+ema",
+    "collect=swa+mine": "sgd+swa+mine",
+    "collect=mine+swa collect.latest=3 collect.also.swa.start=0.5": "sgd+mine+swa",
     "method=rsam step=rsam": "rsam",
     "experiment=composed": "sam+swa",
     "method=sam collect=swa": "sam+swa",
@@ -151,6 +186,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(f"# @package _global_\n{content}")
     (folder / "own/step").mkdir()
     (folder / "own/step/rsam.yaml").write_text("_target_: broadopt.methods.sam.sam\nrho: 0.1\n")
+    (folder / "own/collect").mkdir()
+    (folder / "own/collect/mine.yaml").write_text(
+        "_target_: broadopt.methods.averaging.lawa.LatestAverage\nlatest: 2\n"
+    )
     (folder / "own/method/target.yaml").write_text("_target_: broadopt.methods.sam.sam\nrho: 0.1\n")
     (folder / "own/method/bare.yaml").write_text(OWN_FILES["method/good"])
     (folder / "own/method/nested.yaml").write_text("method: {step: rsam, collect: none}\n")

@@ -16,6 +16,7 @@ from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import AS_WITHOUT, SEMANTICS, identity_of
 from broadopt.config.run_config import EXECUTION
 from broadopt.config.shipped import config_dir
+from broadopt.errors import InputError
 
 # The recipes, typed from the papers and the authors' repositories and not from the configuration: the one is to be
 # held against the other.
@@ -474,6 +475,11 @@ def test_order_of_experiment_and_method_on_the_command_line_does_not_matter() ->
         (["method=asam", "collect=fge"], "asam+fge"),
         (["method=asam", "collect=swa_paper"], "asam+swa_paper"),
         (["method=swa", "collect=none"], "sgd"),
+        (["method=sgd", "collect=ema"], "ema"),
+        (["method=sam", "collect=lawa"], "sam+lawa"),
+        (["collect=swa+ema"], "sgd+swa+ema"),
+        (["method=swa", "collect=swa+ema+swag"], "sgd+swa+ema+swag"),
+        (["method=asam", "collect=fge+swa"], "asam+fge+swa"),
     ],
 )
 def test_methods_and_compositions_have_the_names_of_their_parts(overrides: list[str], name: str) -> None:
@@ -488,6 +494,40 @@ def test_composition_joins_a_step_and_a_collector_and_changes_neither(method: st
     assert joined["step"] == ascent(method, "cifar100")
     assert joined["collect"] == of_table1("wrn28_10_cifar100", collect)["collect"]
     assert joined["schedule"] == of_table1("wrn28_10_cifar100", collect)["schedule"]
+
+
+EMA = {
+    "_target_": "broadopt.methods.averaging.ema.MovingAverage",
+    **{"decay": None, "half_life": 2.0, "start": 0.0, "every": 1, "bn": "reestimate", "budgets": [1]},
+}
+LAWA = {"_target_": "broadopt.methods.averaging.lawa.LatestAverage", "latest": 5}
+
+
+def test_the_first_of_several_collectors_is_as_it_is_alone_and_the_others_stand_beside_it() -> None:
+    row = "experiment=table1/wrn28_10_cifar100"
+    swa, fge = (of_table1("wrn28_10_cifar100", name) for name in ("swa", "fge"))
+    for first, second, names in ((swa, fge, "swa+fge"), (fge, swa, "fge+swa")):
+        recipe = recipe_of([row, "method=sgd", f"collect={names}+lawa"])
+        also = {names.partition("+")[2]: second["collect"], "lawa": LAWA}
+        assert recipe == first | {"method": f"sgd+{names}+lawa", "collect": first["collect"] | {"also": also}}
+    recipe = recipe_of(["collect=ema+lawa", "collect.also.lawa.latest=3"])
+    assert recipe["collect"] == EMA | {"also": {"lawa": LAWA | {"latest": 3}}}
+    assert recipe["schedule"] == recipe_of(["method=sgd"])["schedule"]
+
+
+def test_a_decay_takes_the_place_of_the_half_life() -> None:
+    assert recipe_of(["collect=ema"])["collect"] == EMA
+    assert recipe_of(["collect=ema", "collect.decay=0.99"])["collect"] == EMA | {"decay": 0.99, "half_life": None}
+    several = recipe_of(["collect=swa+ema", "collect.also.ema.decay=0.99"])["collect"]
+    assert several["also"] == {"ema": EMA | {"decay": 0.99, "half_life": None}}
+
+
+def test_values_of_further_collectors_keep_the_rules_of_the_first() -> None:
+    whole = recipe_of(["collect=swa+ema", "collect.also.ema.half_life=3"])
+    assert identity_of(whole) == identity_of(recipe_of(["collect=swa+ema", "collect.also.ema.half_life=3.0"]))
+    with pytest.raises(InputError) as error:
+        recipe_of(["collect=swa+ema", "collect.also.ema.every=0"])
+    assert str(error.value) == "collect.also.ema.every=0: expected a whole number of steps >= 1"
 
 
 def test_same_method_by_another_way_is_the_same_run() -> None:

@@ -2,10 +2,12 @@
 
 import copy
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -16,7 +18,7 @@ from hydra.types import RunMode
 from in_process import said
 from omegaconf import OmegaConf
 
-from broadopt.config.compose import register_resolvers
+from broadopt.config.compose import compose, register_resolvers
 from broadopt.config.shipped import config_dir
 
 Plugins.instance()  # ahead of what is derived from Hydra's own plugins
@@ -31,6 +33,8 @@ SWEPT = [
     ["experiment=table3/wrn28_10", "method=asam", "seed=8"],
     ["method=sam", "step.rho=0.3", "seed=11", "lr=0.2"],
     ["method=sam", "step.rho=0.3", "seed=12", "lr=0.2"],
+    ["collect=swa+ema", "seed=4"],
+    ["collect=swa+ema", "seed=5"],
     ["seed=[1,2]"],
     ["seed=abc"],
     ["seed=${batch_size}"],
@@ -131,3 +135,15 @@ def test_the_sweep_is_composed_anew_for_other_folders(tmp_path: Path) -> None:
         folder = f"file://{os.fspath(tmp_path / name)}"
         (line,) = lines(f"hydra.searchpath=[{folder}]", "experiment=mine", "seed=1", cwd=tmp_path)[:1]
         assert f" {budget} epochs, " in line
+
+
+def test_a_choice_of_several_collectors_is_composed_in_a_process_without_hydra() -> None:
+    """As in the workers of joblib, which get the command's sources of configs by cloudpickle."""
+    compose([])
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    packed = cloudpickle.dumps([one for one in sources if one.scheme() == "several"])
+    GlobalHydra.instance().clear()
+    (source,) = pickle.loads(packed)
+    assert source.is_config("collect/swa+ema")
+    assert not source.is_config("collect/swa+emma")
+    assert set(source.load_config("collect/swa+ema").config.collect.also) == {"ema"}

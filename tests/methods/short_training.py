@@ -1,5 +1,7 @@
 """A real training of seconds: broadopt's own loop and data on random pictures; its network has BN and dropout."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ class TinyNet(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
 
-def training(collector: Collector, *, budget: float) -> Training:
+def training(collector: Collector, *, budget: float, also: Mapping[str, Collector] | None = None) -> Training:
     """58 training and 20 test pictures of 3 classes; every call with the same arguments makes the same training."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (78, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -55,6 +57,7 @@ def training(collector: Collector, *, budget: float) -> Training:
         precision="fp32",
         device=torch.device("cpu"),
         settings={},
+        also=also or {},
     )
     return Training(parts, stop=Stop(), reporter=EpochLines())
 

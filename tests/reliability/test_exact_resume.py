@@ -12,6 +12,7 @@ import short_run
 from short_run import METHODS, RESNET, STEPS_PER_EPOCH, Kind, differences, outcome
 
 from broadopt.errors import Interrupted
+from broadopt.runs import checkpoint
 from broadopt.signals import Stop
 from broadopt.training.loop import Training
 
@@ -47,6 +48,50 @@ def test_every_method_resumes_exactly_at_every_moment(method: str, moment: str, 
     kind, number = moments(method)[moment]
     short_run.stopped(tmp_path, *overrides, kind=kind, number=number)
     assert len(list(tmp_path.glob("checkpoint-*.ckpt"))) == 1
+    assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
+
+
+COLLECTORS = {
+    "ema": ("collect=ema", "collect.start=0.25", "collect.every=2", "collect.bn=own"),
+    "swag": ("collect=swag", "collect.start=0.25", "collect.budgets=[1]", "collect.rank=2", "collect.samples=3"),
+    "swa+fge+ema+lawa": (
+        "collect=swa+fge+ema+lawa",
+        "collect.start=0.5",
+        "collect.budgets=[1]",
+        *("collect.also.fge.start=0.125", "collect.also.fge.cycle=0.25"),
+        *("collect.also.ema.half_life=1", "collect.also.lawa.latest=2"),
+    ),
+}
+AWKWARD = {  # the pass in which the signal comes, and where that leaves the run
+    "before the first update": ("ema", Kind.TRAIN, 2, {"step": 2, "collected": []}),
+    "between two updates": ("ema", Kind.TRAIN, 6, {"step": 6, "collected": []}),
+    "ahead of the only evaluation": ("ema", Kind.TEST, 4, {"step": 12, "evaluated_at": 12, "collected": []}),
+    "while a second network is drawn": ("swag", Kind.STATISTICS, 5, {"collected_at": 12, "collected": []}),
+    "while a second network predicts": ("swag", Kind.TEST, 6, {"collected_at": 12, "collected": []}),
+    "when one has collected and another has not": (
+        *("swa+fge+ema+lawa", Kind.TRAIN, 6),
+        {"step": 6, "collected_at": 6, "also_collected_at": {"fge": 3}},
+    ),
+    "when one is evaluated and another is not": (
+        *("swa+fge+ema+lawa", Kind.STATISTICS, 4),
+        {"step": 12, "also_collected_at": {"fge": 9, "lawa": 12}, "collected": ["1", "fge 1"]},
+    ),
+    "in the last evaluation": (
+        *("swa+fge+ema+lawa", Kind.STATISTICS, 8),
+        {"step": 12, "collected": ["1", "ema 1", "fge 1"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", AWKWARD)
+def test_every_collector_resumes_exactly_at_awkward_moments(moment: str, tmp_path: Path) -> None:
+    name, kind, number, left = AWKWARD[moment]
+    overrides = (*RESNET, "protocol=asam2021", "step=sgd", *COLLECTORS[name])
+    short_run.stopped(tmp_path, *overrides, kind=kind, number=number)
+    state = checkpoint.load(tmp_path, identity="short", device="cpu")
+    assert state is not None
+    found = state["progress"] | {"collected": sorted(state["progress"]["collected"])}
+    assert {key: found[key] for key in left} == left
     assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
 
 
