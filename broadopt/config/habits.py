@@ -10,7 +10,7 @@ _NO_LOADER = "there are no data workers: images stay on the device and are augme
 _RESUMED = "a run goes on from its checkpoint by itself: give the same command again"
 _DEVICE = "one run is on one device, device=cuda or device=cuda:N; torchrun spreads a run over several"
 _PRECISION = "precision=bf16 is mixed precision, and precision=auto takes it where the device has it"
-_OPTIMISER = "the optimiser is SGD with momentum; what is built on it is the method, method=sam for example"
+_OPTIMISER = "the optimizer is optimizer=sgd or adamw; what is built on it is the method, method=sam for example"
 _TRACKER = "the curves go to a tracker by tracker=tensorboard, wandb, mlflow or trackio, and to history.csv in any case"
 _NAMED = "a run is named by its recipe: results/runs/DATASET/MODEL/METHOD/seed1-..."
 _RESULTS = "the folder that results go to is results_dir=FOLDER"
@@ -27,7 +27,7 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(("gpu", "gpus", "gpu_id", "gpu_ids", "num_gpus", "n_gpus", "devices", "cuda", "no_cuda"), _DEVICE),
     **dict.fromkeys(("accelerator", "world_size", "distributed", "ddp"), _DEVICE),
     **dict.fromkeys(("amp", "use_amp", "fp16", "half", "mixed_precision", "autocast", "bf16"), _PRECISION),
-    **dict.fromkeys(("optimizer", "optimiser", "optim", "opt", "alg", "algorithm"), _OPTIMISER),
+    **dict.fromkeys(("optimiser", "optim", "opt", "alg", "algorithm"), _OPTIMISER),
     **dict.fromkeys(("logger", "loggers", "log", "logging", "wandb", "tensorboard", "mlflow", "trackio"), _TRACKER),
     **dict.fromkeys(("name", "run_name", "exp_name", "experiment_name", "run_id", "tag"), _NAMED),
     **dict.fromkeys(("output", "output_dir", "out", "out_dir", "outdir", "save_dir", "save", "results"), _RESULTS),
@@ -59,7 +59,8 @@ RENAMED: Mapping[str, str] = {
 """Keys that broadopt has by another name."""
 
 _OWN_IMAGES = "; your own images: dataset=image_folder dataset.path=FOLDER"
-_SGD_BELOW = "; every step of broadopt is SGD's, or SAM's and ASAM's on top of it"
+_IS_BELOW = "; that is no step but the optimizer below it: optimizer=adamw, or your own by optimizer._target_=MODULE.CLASS"
+_OWN_OPTIMIZER = "; your own, or torch's: optimizer._target_=torch.optim.RMSprop, say"
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "dataset": dict.fromkeys(
         ("imagenet", "tinyimagenet", "imagefolder", "folder", "custom", "mnist", "fashionmnist", "svhn", "stl10"),
@@ -67,8 +68,9 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     ),
     **dict.fromkeys(
         ("method", "step"),
-        dict.fromkeys(("adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lbfgs", "muon", "asgd"), _SGD_BELOW),
+        dict.fromkeys(("adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lbfgs", "muon", "asgd"), _IS_BELOW),
     ),
+    "optimizer": dict.fromkeys(("rmsprop", "adagrad", "lion", "lamb", "muon", "asgd", "nadam", "radam"), _OWN_OPTIMIZER),
     "hydra/launcher": {
         **dict.fromkeys(("submitit", "submititslurm", "sbatch"), '; did you mean "slurm"?'),
         **dict.fromkeys(("joblib", "submititlocal", "multiprocessing"), '; did you mean "local"?'),

@@ -48,7 +48,7 @@ class Stepper:
         self.hits = torch.zeros((), dtype=torch.int64, device=self.parts.device)
         self.images = 0
 
-    def train_on(self, images: Tensor, labels: Tensor, *, step: int) -> int:
+    def train_on(self, images: Tensor, labels: Tensor, *, step: int) -> float:
         """Update the weights once, by the whole batch that is step number `step` (from 0); returns the gradients of a
         batch that it took.
         """
@@ -61,10 +61,17 @@ class Stepper:
         share = parts.processes.share(len(labels))
         weight = parts.processes.weight(share.stop - share.start, len(labels))
         gradient = partial(self._gradient, weight=weight)
-        batch = Batch(images[share], labels[share], gradient, lambda: parts.processes.local(self.forward))
+        batch = Batch(
+            images[share],
+            labels[share],
+            gradient,
+            lambda: parts.processes.local(self.forward),
+            step=step,
+            steps_per_budget=parts.budget * epoch,
+        )
         loss = parts.step(batch)
-        self.loss_sum += loss.double() * len(batch.labels)
-        self.images += len(batch.labels)
+        self.loss_sum += loss.double() * batch.images_seen
+        self.images += batch.images_seen
         self.last_loss = torch.where(loss.isfinite(), loss, self.last_loss)
         return batch.passes
 

@@ -38,7 +38,11 @@ LISTS = {
     "device=c": {"device=cpu", "device=cuda", "device=cuda:0"},
     "memory_format=": {"memory_format=auto", "memory_format=channels_last", "memory_format=contiguous"},
     "step.bn=": {"step.bn=both", "step.bn=first"},
-    "-m method=sgd,sa": {"method=sgd,sam"},
+    "-m method=sgd,sa": {"method=sgd,sam", "method=sgd,sam_on"},
+    "step.lay": set(),
+    "method=sam step.layers=": {"step.layers=all", "step.layers=normalisation"},
+    "method=sam step.e": {"step.every="},
+    "optimizer=": {"optimizer=adamw", "optimizer=sgd"},
     "method=sam ++step.noise=f": {"++step.noise=fresh"},
     "method=asam step.p": {"step.p=", "step.perturbation="},
     "check": {"checkpoint."},
@@ -73,7 +77,7 @@ def test_every_value_that_is_offered_is_valid(key: str) -> None:
 
 
 def test_fish_has_one_suggestion_a_line(place: Path) -> None:
-    assert offered("method=s", place, shell="fish") == {"method=sam", "method=sgd", "method=swa"}
+    assert offered("method=s", place, shell="fish") == {"method=sam", "method=sam_on", "method=sgd", "method=swa"}
 
 
 @pytest.mark.parametrize("word", ["-c", "--config-dir", "--package", "-cn", "dataset=null", "method=", "lr=[1,"])

@@ -25,7 +25,7 @@ KEYS = {
     "BATCH-SIZE=3": '; did you mean "batch_size"?',
     "arch=x": '; did you mean "model"?',
     "network=x": '; did you mean "model"?',
-    "optimizer=adam": ": the optimiser is SGD with momentum; what is built on it is the method, method=sam for example",
+    "optim=adam": ": the optimizer is optimizer=sgd or adamw; what is built on it is the method, method=sam for example",
     "optimizer.lr=1": '; did you mean "lr"?',
     **dict.fromkeys(
         ("logger=x", "wandb=true"),
@@ -58,11 +58,13 @@ KEYS = {
 }
 """What follows "unknown key KEY"."""
 
-LIST = "expected one of asam, fge, sam, sgd, swa"
+LIST = "expected one of asam, fge, late_sam, sam, sam_on, sgd, swa"
+BELOW = "; that is no step but the optimizer below it: optimizer=adamw, or your own by optimizer._target_=MODULE.CLASS"
 LINES = {
     # choices: letter case and dashes, other libraries' names
     ("method=SAM",): f'method=SAM: {LIST}; did you mean "sam"?',
-    ("method=adam",): f"method=adam: {LIST}; every step of broadopt is SGD's, or SAM's and ASAM's on top of it",
+    ("method=adam",): f"method=adam: {LIST}{BELOW}",
+    ("optimizer=muon",): "; your own, or torch's: optimizer._target_=torch.optim.RMSprop, say",
     ("dataset=CIFAR10",): '; did you mean "cifar10"?',
     ("dataset=Cifar-100",): '; did you mean "cifar100"?',
     ("dataset=imagenet",): "; your own images: dataset=image_folder dataset.path=FOLDER",
