@@ -266,7 +266,17 @@ def test_every_key_of_a_protocol_is_there() -> None:
 def test_every_group_and_choice_is_there() -> None:
     table = section("docs/reference.md", "Groups")
     rows = dict(re.findall(r"^\| `([\w/]+)` \| (.*)$", table, flags=re.MULTILINE))
-    for group in ("method", "dataset", "model", "protocol", "step", "collect", "schedule", "optimizer", "hydra/launcher"):
+    for group in (
+        "method",
+        "dataset",
+        "model",
+        "protocol",
+        "step",
+        "collect",
+        "schedule",
+        "optimizer",
+        "hydra/launcher",
+    ):
         assert {choice for choice in options(group) if f"`{choice}`" not in rows[group]} == set(), group
     assert {choice for choice in options("experiment") if choice.partition("/")[0] not in rows["experiment"]} == set()
 

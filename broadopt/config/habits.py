@@ -59,7 +59,7 @@ RENAMED: Mapping[str, str] = {
 """Keys that broadopt has by another name."""
 
 _OWN_IMAGES = "; your own images: dataset=image_folder dataset.path=FOLDER"
-_IS_BELOW = "; that is no step but the optimizer below it: optimizer=adamw, or your own by optimizer._target_=MODULE.CLASS"
+_IS_BELOW = "; that is an optimizer, and lies below a step: optimizer=adamw, or optimizer._target_=MODULE.CLASS"
 _OWN_OPTIMIZER = "; your own, or torch's: optimizer._target_=torch.optim.RMSprop, say"
 CHOICES: Mapping[str, Mapping[str, str]] = {
     "dataset": dict.fromkeys(
@@ -70,7 +70,9 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
         ("method", "step"),
         dict.fromkeys(("adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lbfgs", "muon", "asgd"), _IS_BELOW),
     ),
-    "optimizer": dict.fromkeys(("rmsprop", "adagrad", "lion", "lamb", "muon", "asgd", "nadam", "radam"), _OWN_OPTIMIZER),
+    "optimizer": dict.fromkeys(
+        ("rmsprop", "adagrad", "lion", "lamb", "muon", "asgd", "nadam", "radam"), _OWN_OPTIMIZER
+    ),
     "hydra/launcher": {
         **dict.fromkeys(("submitit", "submititslurm", "sbatch"), '; did you mean "slurm"?'),
         **dict.fromkeys(("joblib", "submititlocal", "multiprocessing"), '; did you mean "local"?'),

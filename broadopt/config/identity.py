@@ -22,7 +22,7 @@ MODULES = {
 }
 """Public module, or package with all that is below it: where its code is today."""
 
-AS_WITHOUT = {
+AS_WITHOUT: Mapping[str, Any] = {
     "step.perturbation": "global",
     "step.chunk": None,
     "step.from": 0,
@@ -30,6 +30,7 @@ AS_WITHOUT = {
     "step.every": 1,
     "step.ascent": 1,
     "step.layers": "all",
+    "step.second_order": False,
     "schedule.count_from": 0,
     "schedule.replay_from": None,
     "augmentation.border": "black",

@@ -1,7 +1,7 @@
 """How one batch changes the weights."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -11,7 +11,7 @@ from broadopt.errors import InputError
 from broadopt.methods.batch import Batch, quotient
 from broadopt.methods.batchnorm import keep_statistics
 from broadopt.methods.steps.layers import LAYERS, only_these, parameters_of
-from broadopt.methods.steps.occasions import ALWAYS, Course, Occasions
+from broadopt.methods.steps.occasions import Course, Occasions
 
 Closure = Callable[[], Tensor]
 """One forward and backward pass on the current batch: returns the mean loss, a detached scalar, and adds to every
@@ -23,8 +23,9 @@ Perturbation = Callable[[Sequence[Tensor], list[Tensor]], list[Tensor]]
 """
 
 Correction = Callable[[Closure, Sequence[Tensor], list[Tensor]], None]
-"""(closure, weights, their gradients at w) -> nothing; called at w, with the noise of the first pass to come again, when
-every `.grad` holds grad L(w + eps), which it changes.
+"""(closure, weights, their gradients at w) -> nothing; it changes the `.grad`s, which hold grad L(w + eps). Called at
+w, where the noise of the first pass comes again. One that makes passes says in `passes` how many, and in `one_process`
+why several processes cannot share its batches.
 """
 
 
@@ -80,8 +81,6 @@ class SharpnessAware:
     gradients of all other weights. correction: what is made of grad L(w + eps) before the update.
     """
 
-    passes = 2
-
     def __init__(
         self,
         model: nn.Module,
@@ -107,6 +106,7 @@ class SharpnessAware:
             raise InputError(f"step.chunk={chunk}: expected a whole number of images >= 1, or null")
         if not 0 < ascent <= 1:
             raise InputError(f"step.ascent={ascent}: expected a share of the batch above 0, at most 1")
+        self.passes: int = 2 + getattr(correction, "passes", 0)
         self.model, self.optimizer, self.epsilon, self.correction = model, optimizer, epsilon, correction
         self.bn, self.noise, self.perturbation, self.chunk, self.ascent = bn, noise, perturbation, chunk, ascent
         self.occasions = Occasions(start=from_, end=until, every=every)
@@ -121,8 +121,8 @@ class SharpnessAware:
         if self.ascent < 1:
             return f"step.ascent={self.ascent:g}: the first images of a batch are those of one device; expected 1"
         if layers != "all" and self.perturbation == "global":
-            return f"step.layers={layers}: no average is made of a part of the gradients; expected step.perturbation=share"
-        return ""
+            return f"step.layers={layers}: its first pass averages no gradients; expected step.perturbation=share"
+        return str(getattr(self.correction, "one_process", ""))
 
     def __call__(self, closure: Closure) -> Tensor:
         if self.occasions.include(closure):
@@ -135,12 +135,13 @@ class SharpnessAware:
 
     def gradients(self, course: Course) -> float:
         """Gradients of a batch in a whole training."""
-        return course.steps + self.occasions.count(course, lambda images: quotient(self._ascended(images), images))
+        return course.steps + self.occasions.count(course, self.share)
 
-    def _ascended(self, images: int) -> int:
-        """Images of a batch of so many that the first pass takes."""
+    def share(self, images: int) -> float:
+        """What a sharp step on so many images takes besides a gradient of the whole batch, in such gradients."""
         sizes = [images] if self.chunk is None else [self.chunk] * (images // self.chunk) + [images % self.chunk]
-        return sum(self._part(size) for size in sizes if size)
+        ascended = sum(self._part(size) for size in sizes if size)
+        return quotient((self.passes - 1) * ascended, images)
 
     def _part(self, images: int) -> int:
         return max(1, round(self.ascent * images))
@@ -171,13 +172,17 @@ class SharpnessAware:
         return loss
 
     def _first_pass(self, closure: Closure) -> Tensor:
-        local = isinstance(closure, Batch) and self.perturbation == "share"
-        with closure.local() if local else nullcontext(), only_these(self.perturbed, among=self.parameters):
+        with self._local(closure), only_these(self.perturbed, among=self.parameters):
             if self.ascent == 1:
                 return closure()
             if not isinstance(closure, Batch):
                 raise TypeError("step.ascent needs a closure that can be taken apart: a broadopt.methods.batch.Batch")
             return closure.first(self._part(len(closure.labels)))
+
+    def _local(self, closure: Closure) -> AbstractContextManager[None]:
+        if isinstance(closure, Batch) and self.perturbation == "share":
+            return closure.local()
+        return nullcontext()
 
     def _mean_over_chunks(self, closure: Closure, chunk: int) -> Tensor:
         if not isinstance(closure, Batch):

@@ -51,6 +51,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     _say_of_last_batch(model, data, recipe.batch_size)
     if execution.compile or execution.cuda_graphs:
         model.compile(dynamic=False, mode="reduce-overhead" if execution.cuda_graphs else "default")
+    if recipe.step.get("second_order") and (execution.compile or execution.cuda_graphs):
+        raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
     optimizer = base_optimizer(recipe, model.parameters())
     step, collector = instantiated("step", recipe.step, model, optimizer), instantiated("collect", recipe.collect)
     collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder

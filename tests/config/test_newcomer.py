@@ -25,7 +25,7 @@ KEYS = {
     "BATCH-SIZE=3": '; did you mean "batch_size"?',
     "arch=x": '; did you mean "model"?',
     "network=x": '; did you mean "model"?',
-    "optim=adam": ": the optimizer is optimizer=sgd or adamw; what is built on it is the method, method=sam for example",
+    "opt=adam": ": the optimizer is optimizer=sgd or adamw; what is built on it is the method, method=sam for example",
     "optimizer.lr=1": '; did you mean "lr"?',
     **dict.fromkeys(
         ("logger=x", "wandb=true"),
@@ -59,7 +59,7 @@ KEYS = {
 """What follows "unknown key KEY"."""
 
 LIST = "expected one of asam, fge, late_sam, sam, sam_on, sgd, swa"
-BELOW = "; that is no step but the optimizer below it: optimizer=adamw, or your own by optimizer._target_=MODULE.CLASS"
+BELOW = "; that is an optimizer, and lies below a step: optimizer=adamw, or optimizer._target_=MODULE.CLASS"
 LINES = {
     # choices: letter case and dashes, other libraries' names
     ("method=SAM",): f'method=SAM: {LIST}; did you mean "sam"?',

@@ -403,6 +403,7 @@ LATER_KEYS = {
     "step.every": (["method=sam"], 5),
     "step.ascent": (["method=asam"], 0.25),
     "step.layers": (["method=sam"], "normalisation"),
+    "step.second_order": (["method=sam"], True),
     "schedule.count_from": (["method=sgd"], 1),
     "schedule.replay_from": (["method=swa"], 0.5),
     "augmentation.border": (["method=sgd"], "mean"),

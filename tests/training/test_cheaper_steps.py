@@ -1,4 +1,4 @@
-"""Steps whose cost varies, in broadopt's own loop: the plan's count is the run's, and a resumed run has the same bits."""
+"""Steps whose cost varies, in broadopt's own loop: the plan's count is the run's, a resumed run has the same bits."""
 
 import io
 import sys
@@ -13,12 +13,17 @@ from command import SMALL, folders, result, run
 from torch import nn
 
 from broadopt.config.compose import compose, recipe_of, run_config
-from broadopt.errors import InputError
+from broadopt.errors import InputError, RunFailed
 from broadopt.methods.asam import asam
 from broadopt.methods.collect import Nothing
 from broadopt.methods.sam import sam
 from broadopt.methods.step import Step
+from broadopt.methods.steps.friendly import FriendlySAM
+from broadopt.methods.steps.gsam import gsam
+from broadopt.methods.steps.looksam import LookSAM
+from broadopt.methods.steps.msam import MSAM
 from broadopt.methods.steps.occasions import Course, gradients
+from broadopt.methods.steps.optimizers import adamw
 from broadopt.training.loop import Training
 from broadopt.training.plan import price
 
@@ -38,6 +43,13 @@ COUNTED: dict[str, tuple[Make, float]] = {
     "half of it, late": (partial(sam, rho=0.1, ascent=0.5, from_=0.5), STEPS + 6 * 0.5),
     "half of each chunk": (partial(sam, rho=0.1, ascent=0.5, chunk=8), STEPS + 12 * 0.5),
     "normalisation": (partial(sam, rho=0.1, layers="normalisation"), 2 * STEPS),
+    "looksam": (partial(LookSAM, rho=0.1, every=4), STEPS + 3),
+    "looksam, late, half": (partial(LookSAM, rho=0.1, every=4, from_=0.3, ascent=0.5), STEPS + 2 * 0.5),
+    "gsam": (partial(gsam, rho=0.1), 2 * STEPS),
+    "friendly": (partial(FriendlySAM, rho=0.1, every=2), STEPS + 6),
+    "msam": (partial(MSAM, rho=0.1), STEPS),
+    "second order": (partial(sam, rho=0.1, second_order=True), 4 * STEPS),
+    "second order, half, late": (partial(sam, rho=0.1, second_order=True, ascent=0.5, from_=0.5), STEPS + 6 * 1.5),
 }
 
 
@@ -61,9 +73,19 @@ def carried_on(one: Training, first: int, last: int) -> None:
         one.train_on(*next(iter(one.parts.data.train(epoch, batch))))
 
 
-@pytest.mark.parametrize("name", COUNTED)
-def test_a_run_takes_the_gradients_that_were_counted_and_resumes_with_the_same_bits(name: str) -> None:
-    whole, resumed, counted = made(name), made(name), COUNTED[name][1]
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return adamw(list(model.parameters()), lr=0.01, weight_decay=0.01)
+
+
+KEPT = ("looksam", "friendly", "msam")
+"""Steps that read what they have left in the optimizer's state."""
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [*((name, sgd) for name in COUNTED), *((name, adam) for name in KEPT)])
+def test_a_run_takes_the_gradients_that_were_counted_and_resumes_with_the_same_bits(
+    name: str, optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+) -> None:
+    whole, resumed, counted = made(name, optimizer), made(name, optimizer), COUNTED[name][1]
     carried_on(whole, 0, 6)
     state = state_of(whole)
     carried_on(whole, 6, 12)
@@ -77,6 +99,16 @@ def test_a_run_takes_the_gradients_that_were_counted_and_resumes_with_the_same_b
     assert gradients(whole.parts.step, course) == pytest.approx(counted, rel=1e-14)
     for one in (whole, resumed):
         assert one.progress.gradient_evaluations == pytest.approx(counted, rel=1e-14)
+
+
+def test_what_a_step_keeps_is_checked_for_finite_values() -> None:
+    one = made("looksam")
+    carried_on(one, 0, 1)
+    one.check_finite()
+    weight = one.parts.model.classifier.weight
+    one.parts.step.optimizer.state[weight]["looksam_direction"][0, 0] = float("nan")
+    with pytest.raises(RunFailed, match=r"^optimizer 4 looksam_direction is not finite in epoch 1"):
+        one.check_finite()
 
 
 def test_train_loss_and_accuracy_are_those_of_the_images_of_the_first_passes() -> None:
@@ -96,6 +128,12 @@ PLANNED = {
     "method=sam_on": 2 * 78_200,
     "method=sam collect=swa step.until=1": 78_200 * 2.5,
     "method=sam": 2 * 78_200,
+    "method=looksam step.every=10": 1.1 * 78_200,
+    "method=msam": 78_200,
+    "method=msam optimizer=adamw": 78_200,
+    "method=friendly_sam": 2 * 78_200,
+    "method=gsam": 2 * 78_200,
+    "method=sam step.second_order=true": 4 * 78_200,
 }
 
 

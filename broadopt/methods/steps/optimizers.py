@@ -40,7 +40,7 @@ def _arguments(target: object) -> Sequence[str]:
 def sgd(
     parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.SGD:
-    """v <- momentum v + g + weight_decay w, w <- w - lr v; with nesterov w <- w - lr (g + weight_decay w + momentum v)."""
+    """v <- momentum v + d, d = g + weight_decay w; w <- w - lr v, with nesterov w - lr (d + momentum v)."""
     return torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
     )
