@@ -1,5 +1,6 @@
 """What broadopt's speed comes to, in things measured in turns: `python scripts/benchmark.py ratios`.
 
+methods    the steps of each method over those of SGD, in one epoch of the loop, and the gradients that they take
 ratios     the training loop against what it stands beside: the bare step, the DataLoader with PIL images, SGD
 networks   images/s of every network's bare step by memory format and by torch.compile
 pipelines  images/s of each augmentation alone, beside torchvision's on PIL images
@@ -33,6 +34,26 @@ def of_ratios(arguments: argparse.Namespace) -> Rows:
     """The table that broadopt's speed is judged by."""
     options = {key: getattr(arguments, key) for key in ("device", "steps", "few", "rounds", "workers")}
     return ratios.rows(**options)
+
+
+def of_methods(arguments: argparse.Namespace) -> Rows:
+    """Each method's seconds a step over SGD's, in turns, of each of --networks; an epoch is all of the training."""
+    dataset = random_dataset(BATCH * arguments.steps, 2)
+    methods = {name: (f"method={name}",) for name in ("sgd", *(name for name in options("step") if name != "sgd"))}
+    methods |= {
+        "sam step.ascent=0.25": ("method=sam", "step.ascent=0.25"),
+        "sam step.every=5": ("method=sam", "step.every=5"),
+        "sam step.second_order=true": ("method=sam", "step.second_order=true"),
+        "sgd optimizer=adamw": ("method=sgd", "optimizer=adamw"),
+    }
+    for network in arguments.networks:
+        common = (f"model={network}", "protocol=asam2021", "budget=1", f"precision={arguments.precision}")
+        common = (*common, f"device={arguments.device}")
+        made = {name: parts_of(*keys, *common, dataset=dataset) for name, keys in methods.items()}
+        measured = interleaved({name: ratios.epoch(parts) for name, parts in made.items()}, rounds=arguments.rounds)
+        for name, parts in made.items():
+            found = ratio(measured, name, "sgd")
+            yield {"network": network, "method": name, "gradients a step": parts.size["passes"], **found}
 
 
 def of_networks(arguments: argparse.Namespace) -> Rows:
@@ -126,7 +147,7 @@ def draw(shares: dict[str, float], path: Path, *, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-SECTIONS = {"ratios": of_ratios, "networks": of_networks, "pipelines": of_pipelines, "profile": of_profile}
+SECTIONS = {"methods": of_methods, "ratios": of_ratios, "networks": of_networks, "pipelines": of_pipelines, "profile": of_profile}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ _TRACKER = "the curves go to a tracker by tracker=tensorboard, wandb, mlflow or 
 _NAMED = "a run is named by its recipe: results/runs/DATASET/MODEL/METHOD/seed1-..."
 _RESULTS = "the folder that results go to is results_dir=FOLDER"
 _DATA = "the folder of CIFAR is data_dir=FOLDER, that of your own images dataset=image_folder dataset.path=FOLDER"
+_WARMUP = "the lr rises over so many budgets: schedule.warmup=0.025 is 5 of 200 epochs"
 _SCRATCH = "networks are trained from their initialisation; no weights are loaded"
 
 SENTENCES: Mapping[str, str] = {
@@ -34,8 +35,7 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(("log_dir", "logdir", "work_dir", "workdir", "exp_dir", "run_dir", "result_dir"), _RESULTS),
     **dict.fromkeys(("data", "root", "data_path", "data_root", "datadir", "dataset_dir", "dataroot", "path"), _DATA),
     **dict.fromkeys(("pretrained", "weights", "init_from", "finetune"), _SCRATCH),
-    "warmup": "no schedule of broadopt warms up; see the choices of schedule=",
-    "warmup_epochs": "no schedule of broadopt warms up; see the choices of schedule=",
+    **dict.fromkeys(("warmup", "warmup_epochs", "warmup_steps", "lr_warmup"), _WARMUP),
     "num_classes": "the data set decides the number of classes",
     "seeds": "several seeds are a sweep: -m seed=1,2,3",
 }
@@ -46,6 +46,7 @@ RENAMED: Mapping[str, str] = {
     **dict.fromkeys(("learning_rate", "base_lr", "init_lr", "initial_lr", "max_lr", "lr0", "eta0"), "lr"),
     **dict.fromkeys(("bs", "batch", "mini_batch", "minibatch_size", "train_batch_size", "b"), "batch_size"),
     **dict.fromkeys(("mom", "beta"), "momentum"),
+    **dict.fromkeys(("grad_clip", "clip_grad", "clip_norm", "max_grad_norm", "max_norm", "gradient_clip_val"), "clip"),
     **dict.fromkeys(("smoothing", "ls"), "label_smoothing"),
     **dict.fromkeys(("random_seed", "manual_seed", "rng"), "seed"),
     **dict.fromkeys(("arch", "architecture", "network", "net", "backbone"), "model"),

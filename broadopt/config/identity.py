@@ -33,8 +33,10 @@ AS_WITHOUT: Mapping[str, Any] = {
     "step.second_order": False,
     "schedule.count_from": 0,
     "schedule.replay_from": None,
+    "schedule.warmup": 0,
     "augmentation.border": "black",
     "model.gamma": "ones",
+    "clip": None,
     "optimizer": {"_target_": "broadopt.methods.steps.optimizers.sgd"},
 }
 """Keys that came later than the first results, and the values that compute what was computed without them: a key with

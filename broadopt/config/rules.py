@@ -83,6 +83,7 @@ RULES = {
     "nesterov": _flag(),
     "weight_decay": _number(0, "a number >= 0"),
     "label_smoothing": _number(0, "a number from 0 to 1", high=1),
+    "clip": _number(0, "a number > 0", above=True, optional=True),
     "evaluate_every": Rule(int, lambda value: value >= 1, "a whole number of epochs >= 1"),
     "precision": _choice("auto", "fp32", "tf32", "bf16"),
     "device": Rule(
@@ -153,6 +154,7 @@ RULES = {
     "schedule.replay_from": _number(0, "a number of budgets >= 0", optional=True),
     "schedule.high": _number(0, "a number >= 0", optional=True),
     "schedule.low": _number(0, "a number >= 0", optional=True),
+    "schedule.warmup": _number(0, "a number of budgets >= 0"),
     "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
 }
 

@@ -85,6 +85,8 @@ class Recipe:
     collect: Node
     optimizer: Node = field(default_factory=lambda: dict(AS_WITHOUT["optimizer"]))
     """The optimizer below the step; lr, momentum, nesterov and weight_decay are handed to it where it takes them."""
+    clip: float | None = None
+    """Bound on the 2-norm of the whole gradient at each update; None for none."""
     processes: int = 1
     """Processes that share each batch: BN normalises the share of each."""
     code: Mapping[str, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ log = logging.getLogger("broadopt")
 FOUND = ("precision", "processes")
 """Keys of a recorded config that the machine decides, so that a repeated run may have others."""
 
-LATER: Mapping[str, Any] = {"tracker": "none", "objective": "auto", "optimizer": AS_WITHOUT["optimizer"]}
+LATER: Mapping[str, Any] = {"tracker": "none", "objective": "auto", "optimizer": AS_WITHOUT["optimizer"], "clip": None}
 """Keys that came later than the first config.yaml, and what they were without being there."""
 
 

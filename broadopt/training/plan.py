@@ -115,6 +115,8 @@ def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, collector: Collector
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]
+    if recipe.clip is not None:
+        lines.append(f"  clip       norm of the gradient at most {recipe.clip:g}")
     if recipe.optimizer != AS_WITHOUT["optimizer"]:
         lines.append(f"  optimizer  {_call(recipe.optimizer)}, weight_decay {recipe.weight_decay:g}")
     if moments:

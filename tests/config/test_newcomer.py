@@ -25,6 +25,8 @@ KEYS = {
     "BATCH-SIZE=3": '; did you mean "batch_size"?',
     "arch=x": '; did you mean "model"?',
     "network=x": '; did you mean "model"?',
+    "warmup_epochs=5": ": the lr rises over so many budgets: schedule.warmup=0.025 is 5 of 200 epochs",
+    "max_grad_norm=5": '; did you mean "clip"?',
     "opt=adam": ": the optimizer is optimizer=sgd or adamw; what is built on it is the method, method=sam for example",
     "optimizer.lr=1": '; did you mean "lr"?',
     **dict.fromkeys(
@@ -49,7 +51,7 @@ KEYS = {
         ("data=x", "root=x"),
         ": the folder of CIFAR is data_dir=FOLDER, that of your own images dataset=image_folder dataset.path=FOLDER",
     ),
-    "rho=0.1": "; step.rho is a key of method=asam or sam",
+    "rho=0.1": "; step.rho is a key of method=asam or friendly_sam or gsam or looksam or msam or sam",
     "eta=0.1": "; step.eta is a key of method=asam",
     "partition=x": "; hydra.launcher.partition is a key of hydra/launcher=slurm",
     "depth=20": '; did you mean "model.depth"?',
@@ -58,7 +60,7 @@ KEYS = {
 }
 """What follows "unknown key KEY"."""
 
-LIST = "expected one of asam, fge, late_sam, sam, sam_on, sgd, swa"
+LIST = "expected one of asam, fge, friendly_sam, gsam, late_sam, looksam, msam, sam, sam_on, sgd, swa"
 BELOW = "; that is an optimizer, and lies below a step: optimizer=adamw, or optimizer._target_=MODULE.CLASS"
 LINES = {
     # choices: letter case and dashes, other libraries' names

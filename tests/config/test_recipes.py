@@ -406,6 +406,7 @@ LATER_KEYS = {
     "step.second_order": (["method=sam"], True),
     "schedule.count_from": (["method=sgd"], 1),
     "schedule.replay_from": (["method=swa"], 0.5),
+    "schedule.warmup": (["method=swa"], 0.025),
     "augmentation.border": (["method=sgd"], "mean"),
     "model.gamma": (["method=sam", "model=wrn28_2"], "uniform"),
 }
@@ -424,8 +425,9 @@ def test_a_key_that_came_later_is_recorded_only_where_it_changes_the_run(key: st
 
 def test_the_optimizer_of_the_papers_is_not_recorded_and_another_is() -> None:
     plainly = recipe_of(["method=sam"])
-    assert "optimizer" not in plainly
-    assert recipe_of(["method=sam", "optimizer=sgd"]) == plainly
+    assert not {"optimizer", "clip"} & plainly.keys()
+    assert recipe_of(["method=sam", "optimizer=sgd", "clip=null"]) == plainly
+    assert recipe_of(["method=sam", "clip=1"]) == plainly | {"clip": 1.0}
     other = recipe_of(["method=sam", "optimizer=adamw", "weight_decay=0.05"])
     node = {"_target_": "broadopt.methods.steps.optimizers.adamw", "betas": [0.9, 0.999], "eps": 1e-8}
     given = {"lr": 1e-3, "momentum": 0.0, "nesterov": False, "weight_decay": 0.05}
@@ -549,7 +551,7 @@ def test_execution_keys_are_exactly_those() -> None:
     run = run_config(compose(list(EVERYTHING)))
     record = run.recipe.decided(precision="fp32", fingerprint="sha256:0").record()
     values = run.values()
-    assert set(values) - set(record) == {*EXECUTION, "optimizer"}
+    assert set(values) - set(record) == {*EXECUTION, "optimizer", "clip"}
     assert set(record) <= set(values)
 
 

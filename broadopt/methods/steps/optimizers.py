@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from hydra.utils import get_object
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 from broadopt.config.identity import importable
 from broadopt.config.instantiate import instantiated
@@ -26,7 +27,20 @@ def base_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
     made = instantiated("optimizer", node, list(parameters), **options)
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"optimizer._target_={node['_target_']}: expected what makes a torch.optim.Optimizer")
+    if recipe.clip is not None:
+        bound_gradients(made, recipe.clip)
     return made
+
+
+def bound_gradients(optimizer: torch.optim.Optimizer, bound: float) -> None:
+    """From now on g <- g min(1, bound / ||g||) ahead of each of its updates, ||g|| over all its groups together."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def clip(*_: object) -> None:
+        # The norm stays on its device, and the gradients are multiplied also where the factor is 1.
+        clip_grad_norm_(parameters, bound, foreach=True)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def _arguments(target: object) -> Sequence[str]:
