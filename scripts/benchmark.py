@@ -147,7 +147,13 @@ def draw(shares: dict[str, float], path: Path, *, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-SECTIONS = {"methods": of_methods, "ratios": of_ratios, "networks": of_networks, "pipelines": of_pipelines, "profile": of_profile}
+SECTIONS = {
+    "methods": of_methods,
+    "ratios": of_ratios,
+    "networks": of_networks,
+    "pipelines": of_pipelines,
+    "profile": of_profile,
+}
 
 
 def parser() -> argparse.ArgumentParser:

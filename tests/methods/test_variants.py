@@ -321,6 +321,24 @@ def test_msam_needs_a_momentum() -> None:
         step(batch_of(model, batches(1)[0], 1))
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, ""),
+        ({"ascent": 0.5}, "step.ascent=0.5: the first images of a batch are those of one device; expected 1"),
+        ({"second_order": True}, "step.second_order=true: second derivatives are those of one device; expected false"),
+        (
+            {"layers": "normalisation"},
+            "step.layers=normalisation: its first pass averages no gradients; expected step.perturbation=share",
+        ),
+        ({"layers": "normalisation", "perturbation": "share"}, ""),
+    ],
+)
+def test_a_step_says_why_several_processes_cannot_share_its_batches(options: dict[str, Any], reason: str) -> None:
+    model = SmallNet()
+    assert sam(model, optimizer_of("sgd", model), rho=RHO, **options).one_process == reason
+
+
 @pytest.mark.parametrize("make", [sam, asam])
 def test_sharp_steps_are_the_same_over_adamw(make: Make) -> None:
     def scales(weights: Tensors) -> Tensors:
