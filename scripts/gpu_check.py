@@ -178,7 +178,7 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
         print("waiting: there is nothing to wait for on a CPU; left out")
         return
     dataset = random_dataset(160, 2)
-    for method in ("sgd", "sam", "asam"):
+    for method in options("step"):  # methods of the same names
         parts = parts_of(
             *("model=resnet20", f"method={method}", "batch_size=16", "budget=1"),
             f"device={arguments.device}",

@@ -106,6 +106,10 @@ class SharpnessAware:
             raise InputError(f"step.chunk={chunk}: expected a whole number of images >= 1, or null")
         if not 0 < ascent <= 1:
             raise InputError(f"step.ascent={ascent}: expected a share of the batch above 0, at most 1")
+        if ascent < 1 and noise == "replay":
+            raise InputError(
+                f"step.noise=replay: with step.ascent={ascent:g} it draws for fewer images; expected fresh"
+            )
         self.passes: int = 2 + getattr(correction, "passes", 0)
         self.model, self.optimizer, self.epsilon, self.correction = model, optimizer, epsilon, correction
         self.bn, self.noise, self.perturbation, self.chunk, self.ascent = bn, noise, perturbation, chunk, ascent

@@ -185,6 +185,10 @@ def test_what_a_closure_cannot_say_is_asked_for(options: dict[str, float]) -> No
         ({"every": 0}, "step.every=0: expected a whole number of steps >= 1"),
         ({"ascent": 0}, "step.ascent=0: expected a share of the batch above 0, at most 1"),
         ({"ascent": 1.5}, "step.ascent=1.5: expected a share of the batch above 0, at most 1"),
+        (
+            {"ascent": 0.5, "noise": "replay"},
+            "step.noise=replay: with step.ascent=0.5 it draws for fewer images; expected fresh",
+        ),
         ({"layers": "bn"}, "step.layers=bn: expected all or normalisation"),
     ],
 )

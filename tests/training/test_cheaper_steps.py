@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from command import SMALL, folders, result, run
@@ -162,6 +163,12 @@ def test_a_method_of_a_part_of_the_training_is_its_step_and_its_record_says_when
     assert late == sam | {"method": "late_sam", "step": sam["step"] | {"from": 0.43}}
     assert on == sam | {"method": "sam_on", "step": sam["step"] | {"layers": "normalisation"}}
     assert not {"from", "until", "every", "ascent", "layers"} & sam["step"].keys()
+
+
+def test_second_derivatives_of_a_compiled_network_are_refused() -> None:
+    message = "step.second_order=true: compiled networks have no second derivative; expected compile=false"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        processes.training("method=sam", "step.second_order=true", "compile=true", "+model.batch_norm=true")
 
 
 @pytest.mark.parametrize(("key", "value"), [("from", 0.5), ("every", 2), ("ascent", 0.5), ("layers", "all")])
