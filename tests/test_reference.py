@@ -165,6 +165,16 @@ def test_the_log_gives_the_figures_of_the_benchmark() -> None:
     assert f"{min(gains):.2f} to {max(gains):.2f} times the rate" in log
 
 
+def test_the_table_of_methods_gives_the_figures_of_the_benchmark() -> None:
+    table = dict(re.findall(r"^\| `([^`]+)` \|.*\| ([\d.]+) \|$", text("docs/methods.md"), flags=re.MULTILINE))
+    rows = json.loads(text("results/benchmark/methods.json"))["rows"]
+    measured = {row["method"]: f"{row['ratio']:.2f}" for row in rows if row["method"] != "sgd"}
+    adamw = measured.pop("sgd optimizer=adamw")
+    assert table == {"sgd": "1"} | measured
+    assert f"`sgd optimizer=adamw` took {adamw}." in text("docs/methods.md")
+    assert {name for name in table if " " not in name} == set(options("step"))
+
+
 def test_the_citation_is_that_of_this_version() -> None:
     citation = yaml.safe_load(text("CITATION.cff"))
     assert citation["version"] == broadopt.__version__
