@@ -28,7 +28,7 @@ METHODS = ("sgd", "sam", "asam", "swa", "fge", "friendly_sam", "msam", "gsam")
 SHARING = {
     "sam": ("method=sam", "step.perturbation=share", PLAIN),
     "asam": ("method=asam", "step.perturbation=share", PLAIN),
-    "sam_on": ("method=sam_on", "step.perturbation=share", NORMED),
+    "sam_on": ("method=sam_on", "step.perturbation=share", "dataset.validation=38", NORMED),
 }
 LOOKSAM = ("method=looksam", "dataset.validation=38", PLAIN)
 """Batches of 200 alone: what it keeps is small and magnifies how the loss, taken in float32, rounds uneven shares."""
