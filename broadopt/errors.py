@@ -66,7 +66,7 @@ def as_typed(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def nearest(word: str, valid: Iterable[str], *, prefix: str = "", cutoff: float = 0.6) -> str:
+def nearest(word: str, valid: Iterable[str], *, prefix: str = "", cutoff: float = 0.63) -> str:
     """A hint for an unknown `word`: `; did you mean "x"?`, up to three where several are equally near, each behind
     `prefix`; nothing where no valid name is close, since a wrong guess is worse than none.
 

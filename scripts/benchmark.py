@@ -1,5 +1,6 @@
 """What broadopt's speed comes to, in things measured in turns: `python scripts/benchmark.py ratios`.
 
+methods    the steps of each method over those of SGD, in one epoch of the loop, and the gradients that they take
 ratios     the training loop against what it stands beside: the bare step, the DataLoader with PIL images, SGD
 networks   images/s of every network's bare step by memory format and by torch.compile
 pipelines  images/s of each augmentation alone, beside torchvision's on PIL images
@@ -26,6 +27,7 @@ from torchvision import transforms
 from broadopt.config.shipped import options
 from broadopt.data.batches import Data
 from broadopt.errors import InputError
+from broadopt.training.parts import Parts
 
 NETWORKS = sorted(options("model"))
 Rows = Iterator[dict[str, Any]]
@@ -35,6 +37,39 @@ def of_ratios(arguments: argparse.Namespace) -> Rows:
     """The table that broadopt's speed is judged by."""
     options = {key: getattr(arguments, key) for key in ("device", "steps", "few", "rounds", "workers")}
     return ratios.rows(**options)
+
+
+def of_methods(arguments: argparse.Namespace) -> Rows:
+    """Each method's seconds a step over SGD's, in turns, of each of --networks; an epoch is all of the training."""
+    dataset = random_dataset(arguments.batch * arguments.steps, 2)
+    methods = {name: (f"method={name}",) for name in ("sgd", *(name for name in options("step") if name != "sgd"))}
+    methods |= {
+        "sam step.ascent=0.25": ("method=sam", "step.ascent=0.25"),
+        "sam step.every=5": ("method=sam", "step.every=5"),
+        "sam step.second_order=true": ("method=sam", "step.second_order=true"),
+        "sgd optimizer=adamw": ("method=sgd", "optimizer=adamw"),
+    }
+    for network in arguments.networks:
+        common = (f"model={network}", "protocol=asam2021", "budget=1", f"precision={arguments.precision}")
+        common = (*common, f"device={arguments.device}", f"batch_size={arguments.batch}")
+        made = {name: parts_of(*keys, *common, dataset=dataset) for name, keys in methods.items()}
+        measured = interleaved({name: epoch(parts) for name, parts in made.items()}, rounds=arguments.rounds)
+        for name, parts in made.items():
+            found = ratio(measured, name, "sgd")
+            yield {"network": network, "method": name, "gradients a step": parts.size["passes"], **found}
+
+
+def epoch(parts: Parts) -> Callable[[], float]:
+    """Seconds of an epoch; on a CPU those of this process alone, which others on the machine do not lengthen."""
+    if parts.device.type == "cuda":
+        return ratios.epoch(parts)
+
+    def on_the_cpu() -> float:
+        began = time.process_time()
+        trained(parts)
+        return time.process_time() - began
+
+    return on_the_cpu
 
 
 def of_networks(arguments: argparse.Namespace) -> Rows:
@@ -135,6 +170,7 @@ def draw(shares: dict[str, float], path: Path, *, title: str) -> None:
 
 
 SECTIONS = {
+    "methods": of_methods,
     "ratios": of_ratios,
     "networks": of_networks,
     "pipelines": of_pipelines,
@@ -149,14 +185,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("section", choices=SECTIONS)
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     made.add_argument("--rounds", type=int, default=5, help="turns, after one that is not counted (5)")
-    made.add_argument("--steps", type=int, default=20, help="steps of 128 a turn where a step is short (20)")
+    made.add_argument("--steps", type=int, default=20, help="steps a turn where a step is short (20)")
     made.add_argument("--few", type=int, default=3, help="steps a turn where a step is long (3)")
     made.add_argument("--workers", type=int, default=2, help="ratios: processes of the DataLoader (2)")
     made.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME", help="all by default"
     )
-    made.add_argument("--batch", type=int, default=BATCH, help="networks: images a step (128)")
-    made.add_argument("--precision", default="auto", help="networks: auto, fp32, tf32 or bf16")
+    made.add_argument("--batch", type=int, default=BATCH, help="methods, networks: images a step (128)")
+    made.add_argument("--precision", default="auto", help="methods, networks: auto, fp32, tf32 or bf16")
     made.add_argument(
         "--compile", action="store_true", help="networks: torch.compile as well, a minute or more a network"
     )

@@ -179,7 +179,7 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
         return
     dataset = random_dataset(160, 2)
     ema = ("method=sgd", "collect=ema", "collect.bn=own")
-    for method, keys in {name: METHODS[name] for name in ("sgd", "sam", "asam")} | {"ema": ema}.items():
+    for method, keys in {name: (f"method={name}",) for name in options("step")} | {"ema": ema}.items():
         parts = parts_of(
             *("model=resnet20", *keys, "batch_size=16", "budget=1"),
             f"device={arguments.device}",

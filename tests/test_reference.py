@@ -170,6 +170,16 @@ def test_the_log_gives_the_figures_of_the_benchmark() -> None:
     assert f"{min(gains):.2f} to {max(gains):.2f} times the rate" in log
 
 
+def test_the_table_of_methods_gives_the_figures_of_the_benchmark() -> None:
+    table = dict(re.findall(r"^\| `([^`]+)` \|.*\| ([\d.]+) \|$", text("docs/methods.md"), flags=re.MULTILINE))
+    rows = json.loads(text("results/benchmark/methods.json"))["rows"]
+    measured = {row["method"]: f"{row['ratio']:.2f}" for row in rows if row["method"] != "sgd"}
+    adamw = measured.pop("sgd optimizer=adamw")
+    assert table == {"sgd": "1"} | measured
+    assert f"`sgd optimizer=adamw` took {adamw}." in text("docs/methods.md")
+    assert {name for name in table if " " not in name} == set(options("step"))
+
+
 def test_the_citation_is_that_of_this_version() -> None:
     citation = yaml.safe_load(text("CITATION.cff"))
     assert citation["version"] == broadopt.__version__
@@ -247,8 +257,8 @@ def keys_of(group: str) -> set[str]:
     found = set()
     for path in (config_dir() / group).rglob("*.yaml"):
         node = yaml.safe_load(path.read_text())
-        node = node.get(group, node) if "defaults" in node else node
-        found |= {f"{group}.{key}" for key in node if key != "_target_"}
+        node = node.get(group, node)
+        found |= {f"{group}.{key}" for key in node if key not in ("_target_", "defaults")}
     return found
 
 
@@ -256,7 +266,7 @@ def test_every_key_of_a_run_is_there() -> None:
     run_keys = {key for key in yaml.safe_load(text("configs/run.yaml")) if key not in ("defaults", "hydra")}
     config = {key: value for key, value in yaml.safe_load(text("configs/run.yaml")).items() if key in run_keys}
     keys = {key for key in leaves(config) if not key.endswith("._target_")} | set(RULES)
-    for group in ("dataset", "model", "step", "collect", "schedule"):
+    for group in ("dataset", "model", "step", "collect", "schedule", "optimizer"):
         keys |= keys_of(group)
     assert keys - NAMED == set()
 
@@ -271,7 +281,17 @@ def test_every_key_of_a_protocol_is_there() -> None:
 def test_every_group_and_choice_is_there() -> None:
     table = section("docs/reference.md", "Groups")
     rows = dict(re.findall(r"^\| `([\w/]+)` \| (.*)$", table, flags=re.MULTILINE))
-    for group in ("method", "dataset", "model", "protocol", "step", "collect", "schedule", "hydra/launcher"):
+    for group in (
+        "method",
+        "dataset",
+        "model",
+        "protocol",
+        "step",
+        "collect",
+        "schedule",
+        "optimizer",
+        "hydra/launcher",
+    ):
         assert {choice for choice in options(group) if f"`{choice}`" not in rows[group]} == set(), group
     assert {choice for choice in options("experiment") if choice.partition("/")[0] not in rows["experiment"]} == set()
 

@@ -58,9 +58,10 @@ def test_a_finished_run_leaves_its_result_its_history_and_its_config(five_runs: 
     recorded.pop("code")
     assert isinstance(config, dict)
     for key, value in AS_WITHOUT.items():
-        group, leaf = key.split(".")
-        if config[group].get(leaf) == value:
-            config[group].pop(leaf, None)
+        group, _, leaf = key.rpartition(".")
+        node = config[group] if group else config
+        if node.get(leaf) == value:
+            node.pop(leaf)
     assert {key: config[key] for key in recorded} == recorded
 
 

@@ -39,9 +39,8 @@ def completed(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for config in configs:
         # A group without any option of its own, as the step of SGD, does not have the key at any value.
         groups = {key.partition(".")[0] for key in config if not key.endswith("._target_")}
-        filled.append(
-            {**config, **{key: AS_WITHOUT[key] for key in recorded - config.keys() if key.split(".")[0] in groups}}
-        )
+        lacking = {key for key in recorded - config.keys() if "." not in key or key.split(".")[0] in groups}
+        filled.append({**config, **{key: AS_WITHOUT[key] for key in lacking}})
     return filled
 
 

@@ -10,11 +10,12 @@ _NO_LOADER = "there are no data workers: images stay on the device and are augme
 _RESUMED = "a run goes on from its checkpoint by itself: give the same command again"
 _DEVICE = "one run is on one device, device=cuda or device=cuda:N; torchrun spreads a run over several"
 _PRECISION = "precision=bf16 is mixed precision, and precision=auto takes it where the device has it"
-_OPTIMISER = "the optimiser is SGD with momentum; what is built on it is the method, method=sam for example"
+_OPTIMISER = "the optimizer is optimizer=sgd or adamw; what is built on it is the method, method=sam for example"
 _TRACKER = "the curves go to a tracker by tracker=tensorboard, wandb, mlflow or trackio, and to history.csv in any case"
 _NAMED = "a run is named by its recipe: results/runs/DATASET/MODEL/METHOD/seed1-..."
 _RESULTS = "the folder that results go to is results_dir=FOLDER"
 _DATA = "the folder of CIFAR is data_dir=FOLDER, that of your own images dataset=image_folder dataset.path=FOLDER"
+_WARMUP = "the lr rises over so many budgets: schedule.warmup=0.025 is 5 of 200 epochs"
 _SCRATCH = "networks are trained from their initialisation; no weights are loaded"
 
 SENTENCES: Mapping[str, str] = {
@@ -27,15 +28,14 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(("gpu", "gpus", "gpu_id", "gpu_ids", "num_gpus", "n_gpus", "devices", "cuda", "no_cuda"), _DEVICE),
     **dict.fromkeys(("accelerator", "world_size", "distributed", "ddp"), _DEVICE),
     **dict.fromkeys(("amp", "use_amp", "fp16", "half", "mixed_precision", "autocast", "bf16"), _PRECISION),
-    **dict.fromkeys(("optimizer", "optimiser", "optim", "opt", "alg", "algorithm"), _OPTIMISER),
+    **dict.fromkeys(("optimiser", "optim", "opt", "alg", "algorithm"), _OPTIMISER),
     **dict.fromkeys(("logger", "loggers", "log", "logging", "wandb", "tensorboard", "mlflow", "trackio"), _TRACKER),
     **dict.fromkeys(("name", "run_name", "exp_name", "experiment_name", "run_id", "tag"), _NAMED),
     **dict.fromkeys(("output", "output_dir", "out", "out_dir", "outdir", "save_dir", "save", "results"), _RESULTS),
     **dict.fromkeys(("log_dir", "logdir", "work_dir", "workdir", "exp_dir", "run_dir", "result_dir"), _RESULTS),
     **dict.fromkeys(("data", "root", "data_path", "data_root", "datadir", "dataset_dir", "dataroot", "path"), _DATA),
     **dict.fromkeys(("pretrained", "weights", "init_from", "finetune"), _SCRATCH),
-    "warmup": "no schedule of broadopt warms up; see the choices of schedule=",
-    "warmup_epochs": "no schedule of broadopt warms up; see the choices of schedule=",
+    **dict.fromkeys(("warmup", "warmup_epochs", "warmup_steps", "lr_warmup"), _WARMUP),
     "num_classes": "the data set decides the number of classes",
     "seeds": "several seeds are a sweep: -m seed=1,2,3",
 }
@@ -46,6 +46,7 @@ RENAMED: Mapping[str, str] = {
     **dict.fromkeys(("learning_rate", "base_lr", "init_lr", "initial_lr", "max_lr", "lr0", "eta0"), "lr"),
     **dict.fromkeys(("bs", "batch", "mini_batch", "minibatch_size", "train_batch_size", "b"), "batch_size"),
     **dict.fromkeys(("mom", "beta"), "momentum"),
+    **dict.fromkeys(("grad_clip", "clip_grad", "clip_norm", "max_grad_norm", "max_norm", "gradient_clip_val"), "clip"),
     **dict.fromkeys(("smoothing", "ls"), "label_smoothing"),
     **dict.fromkeys(("random_seed", "manual_seed", "rng"), "seed"),
     **dict.fromkeys(("arch", "architecture", "network", "net", "backbone"), "model"),
@@ -59,9 +60,10 @@ RENAMED: Mapping[str, str] = {
 """Keys that broadopt has by another name."""
 
 _OWN_IMAGES = "; your own images: dataset=image_folder dataset.path=FOLDER"
-_SGD_BELOW = "; every step of broadopt is SGD's, or SAM's and ASAM's on top of it"
+_IS_BELOW = "; that is an optimizer, and lies below a step: optimizer=adamw, or optimizer._target_=MODULE.CLASS"
+_OWN_OPTIMIZER = "; your own, or torch's: optimizer._target_=torch.optim.RMSprop, say"
 _OTHER_OPTIMISERS = dict.fromkeys(
-    ("adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lbfgs", "muon", "asgd"), _SGD_BELOW
+    ("adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "lbfgs", "muon", "asgd"), _IS_BELOW
 )
 _COLLECTORS = {name: f"; it goes with any step: collect={name}" for name in ("ema", "lawa", "swag")}
 CHOICES: Mapping[str, Mapping[str, str]] = {
@@ -73,6 +75,9 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "step": {**_OTHER_OPTIMISERS, **_COLLECTORS},
     "collect": dict.fromkeys(
         ("average", "mean", "polyak", "ewa", "modelema", "movingaverage"), '; did you mean "ema"?'
+    ),
+    "optimizer": dict.fromkeys(
+        ("rmsprop", "adagrad", "lion", "lamb", "muon", "asgd", "nadam", "radam"), _OWN_OPTIMIZER
     ),
     "hydra/launcher": {
         **dict.fromkeys(("submitit", "submititslurm", "sbatch"), '; did you mean "slurm"?'),

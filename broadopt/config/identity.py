@@ -22,18 +22,33 @@ MODULES = {
 }
 """Public module, or package with all that is below it: where its code is today."""
 
-AS_WITHOUT = {
+AS_WITHOUT: Mapping[str, Any] = {
     "step.perturbation": "global",
     "step.chunk": None,
+    "step.from": 0,
+    "step.until": None,
+    "step.every": 1,
+    "step.ascent": 1,
+    "step.layers": "all",
+    "step.second_order": False,
     "schedule.count_from": 0,
     "schedule.replay_from": None,
+    "schedule.warmup": 0,
     "augmentation.border": "black",
     "model.gamma": "ones",
     "dataset.noise": "symmetric",
     "dataset.coarse": False,
+    "clip": None,
+    "optimizer": {"_target_": "broadopt.methods.steps.optimizers.sgd"},
 }
 """Keys that came later than the first results, and the values that compute what was computed without them: a key with
 this value is not recorded, so that the identities of earlier runs stay what they are."""
+
+
+def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config as they are recorded, by their top-level keys."""
+    nodes = {key: recorded_node(key, value) for key, value in values.items()}
+    return {key: node for key, node in nodes.items() if (key, node) not in AS_WITHOUT.items()}
 
 
 def recorded_node(key: str, value: Any) -> Any:

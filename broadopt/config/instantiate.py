@@ -1,5 +1,6 @@
 """What the nodes of a config stand for."""
 
+import keyword
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options
     if not isinstance(node.get("_target_"), str):
         raise InputError(f"{group}: expected a _target_, the dotted name of what is to be called, among its keys")
     try:
-        return instantiate(importable(node), *arguments, _convert_="all", **options)
+        return instantiate(_with_arguments(importable(node)), *arguments, _convert_="all", **options)
     except InstantiationException as error:
         if _is_lack_of_memory(error.__cause__):
             raise RunFailed(f"{group}._target_={node['_target_']}: {' '.join(str(error.__cause__).split())}") from error
@@ -37,6 +38,11 @@ def collectors_of(node: Mapping[str, Any]) -> dict[str, Any]:
         except InputError as error:  # a collector does not know where in a config it stands
             raise InputError(str(error).replace("collect.", f"collect.also.{name}.")) from error
     return found
+
+
+def _with_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A node whose keys are names of arguments: `from`, which Python keeps for itself, is the argument `from_`."""
+    return {f"{key}_" if keyword.iskeyword(key) else key: value for key, value in node.items()}
 
 
 def _is_lack_of_memory(error: BaseException | None) -> bool:

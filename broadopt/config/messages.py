@@ -183,7 +183,7 @@ def known_keys(arguments: list[str]) -> list[str]:
 def _own_keys(group: str, choice: str) -> Iterable[str]:
     """The keys that a choice of a group brings with it."""
     node: Any = OmegaConf.load(config_dir() / group / f"{choice}.yaml")
-    return map(str, node.get(group, node))
+    return (str(key) for key in node.get(group, node) if key != "defaults")
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
@@ -218,9 +218,10 @@ def instantiation_error(error: InstantiationException, group: str, node: Mapping
         reason = text.partition("': ")[2].partition(" Are you sure")[0]
         return InputError(f"{group}._target_={target}: cannot be loaded ({reason}){nearest(target, known)}")
     match = re.search(r"unexpected keyword argument '(\w+)'", text)
-    key = match[1] if match else [*node, ""][1] if "takes no arguments" in text else ""
+    key = match[1].rstrip("_") if match else [*node, ""][1] if "takes no arguments" in text else ""
     if key in node:
-        arguments = {*node, *inspect.signature(get_object(target)).parameters} - {key, "_target_", "options"}
+        taken = {name.rstrip("_") for name in inspect.signature(get_object(target)).parameters}  # from is from_
+        arguments = {*node, *taken} - {key, "_target_", "options"}
         line = unknown_key(f"{group}.{key}", [group, *sorted(f"{group}.{argument}" for argument in arguments)])
         return InputError(f"{line} ({target} has no such argument)")
     return InputError(f"{group}._target_={target}: {text}")

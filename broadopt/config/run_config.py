@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from broadopt.config.identity import identity_of, recorded_node
+from broadopt.config.identity import AS_WITHOUT, identity_of, recorded
 from broadopt.config.own_code import own_code
 from broadopt.config.rules import checked
 from broadopt.errors import InputError, nearest
@@ -94,6 +94,10 @@ class Recipe:
     protocol: str
     step: Node
     collect: Node
+    optimizer: Node = field(default_factory=lambda: dict(AS_WITHOUT["optimizer"]))
+    """The optimizer below the step; lr, momentum, nesterov and weight_decay are handed to it where it takes them."""
+    clip: float | None = None
+    """Bound on the 2-norm of the whole gradient at each update; None for none."""
     processes: int = 1
     """Processes that share each batch: BN normalises the share of each."""
     code: Mapping[str, str] = field(default_factory=dict)
@@ -114,7 +118,7 @@ class Recipe:
         values = self.values() | {"dataset": self.dataset.record()}
         found: dict[str, Any] = {"processes": self.processes} if self.processes > 1 else {}
         found |= {"code": dict(self.code)} if self.code else {}
-        return {key: recorded_node(key, value) for key, value in values.items()} | found
+        return recorded(values) | found
 
     @property
     def identity(self) -> str:
@@ -240,6 +244,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "schedule": (),
     "step": (),
     "collect": (),
+    "optimizer": (),
     "checkpoint": tuple(field.name for field in fields(CheckpointConfig)),
 }
 """Keys with keys of their own, and which of these each has to have."""

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from broadopt import predictor
 from broadopt import snapshots as kept
-from broadopt.config.instantiate import instantiated
+from broadopt.config.instantiate import collectors_of
 from broadopt.config.own_code import refuse_foreign
 from broadopt.errors import InputError
 from broadopt.landscape.runs import Run
+from broadopt.methods.collect import EverySteps
 from broadopt.predictor import Predictor
 from broadopt.training.calendar import Calendar
 
@@ -94,10 +95,12 @@ def members(run: Run) -> list[tuple[int, float, Predictor]]:
     run collects nothing or has kept none.
     """
     budget = run.recipe.budget
-    calendar = Calendar.of(_collector(run), budget=budget, steps_per_epoch=steps_per_epoch(run))
-    if not calendar.collection_points:
+    calendar = Calendar.of({"": _collector(run)}, budget=budget, steps_per_epoch=steps_per_epoch(run))
+    if calendar.updates:
+        raise InputError(f"{run.folder}: {run.recipe.method} averages in every step; expected a run of SWA or FGE")
+    if not calendar.collection_points[""]:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    return snapshots(run, steps=calendar.collection_points)
+    return snapshots(run, steps=calendar.collection_points[""])
 
 
 def is_ensemble(run: Run) -> bool:
@@ -107,7 +110,8 @@ def is_ensemble(run: Run) -> bool:
 
 def collection_start(run: Run) -> float:
     """The epoch at which a run's collector takes in the first weights; 0.0 where it collects nothing."""
-    return min(_collector(run).collection_points(run.recipe.budget), default=0.0)
+    moments = _collector(run).collection_points(run.recipe.budget)
+    return moments.start if isinstance(moments, EverySteps) else min(moments, default=0.0)
 
 
 def steps_per_epoch(run: Run) -> int:
@@ -170,7 +174,7 @@ def _check_owner(run: Run, path: Path) -> None:
 
 
 def _collector(run: Run) -> "Collector":
-    node = dict(run.recipe.collect)
-    refuse_foreign(node, trusted=run.trust, place=run.folder)
-    collector: Collector = instantiated("collect", node)
+    """The run's own collector: those that are evaluated beside it are no part of what it reports."""
+    refuse_foreign(dict(run.recipe.collect), trusted=run.trust, place=run.folder)
+    collector: Collector = collectors_of(run.recipe.collect)[""]
     return collector

@@ -10,16 +10,28 @@ from torch import Tensor, nn
 
 from broadopt.errors import InputError
 from broadopt.methods.step import SharpnessAware
+from broadopt.methods.steps.second_order import SecondOrder
 
 
 def sam(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, rho: float, p: float | str = 2, **options: Any
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rho: float,
+    p: float | str = 2,
+    second_order: bool = False,
+    **options: Any,
 ) -> SharpnessAware:
     """A step on the gradient at w + eps, eps = argmax of <eps, g> over ||eps||_p <= rho (eq. 2).
 
-    rho >= 0, 1 <= p <= inf; `options` are SharpnessAware's. Raises InputError for values outside.
+    rho >= 0, 1 <= p <= inf; second_order: the exact gradient of L(w + eps(w)), for p = 2; `options` are
+    SharpnessAware's. Raises InputError for values outside.
     """
     rho, p = radius(rho), exponent(p)
+    if second_order:
+        if p != 2:
+            raise InputError(f"step.second_order=true: step.p={p:g} has no such gradient; expected step.p=2")
+        options["correction"] = SecondOrder(model, rho=rho)
     return SharpnessAware(model, optimizer, partial(sam_perturbation, rho=rho, p=p), **options)
 
 

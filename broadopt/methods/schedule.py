@@ -35,8 +35,11 @@ class Schedule:
         sawtooth  high -> low over the cycle, then the jump back                                SWA, alpha(i)
         replay    the decay from `replay_from` on, as long as a cycle, again and again          SWA of Shake-Shake
 
-    lr, high, low, decay_to in the optimizer's units; budget in epochs; start, cycle, decay_over and replay_from in
-    budgets. Raises InputError for an unknown shape or tail, or a tail without its values.
+    In the first `warmup` budgets all this is multiplied by a line from 0 to 1, which each step ends higher: the n-th of
+    N steps has n / N of the lr (Goyal et al. 2017, "Accurate, Large Minibatch SGD", 2.2).
+
+    lr, high, low, decay_to in the optimizer's units; budget in epochs; start, cycle, decay_over, replay_from
+    and warmup in budgets. Raises InputError for an unknown shape or tail, or a tail without its values.
     """
 
     lr: float
@@ -52,6 +55,7 @@ class Schedule:
     low: float | None = None
     cycle: float | None = None
     replay_from: float | None = None
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -75,6 +79,12 @@ class Schedule:
         `step` is a step's length in epochs. It matters where steps are counted from 1: in the sawtooth, whose last
         alpha(i) is low exactly, and in a decay with `per_step` and `count_from` 1.
         """
+        warm = self._epochs(self.warmup)
+        if epochs < warm - 1e-9:
+            return self._without_warmup(epochs, step) * min((epochs + step) / warm, 1.0)
+        return self._without_warmup(epochs, step)
+
+    def _without_warmup(self, epochs: float, step: float) -> float:
         if self.tail is not None and epochs >= self._epochs(self.start):
             return self._tail(epochs, step)
         return self._decay(self._counted(epochs, step))

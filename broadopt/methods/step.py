@@ -1,15 +1,17 @@
 """How one batch changes the weights."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.batch import Batch
+from broadopt.methods.batch import Batch, quotient
 from broadopt.methods.batchnorm import keep_statistics
+from broadopt.methods.steps.layers import LAYERS, only_these, parameters_of
+from broadopt.methods.steps.occasions import Course, Occasions
 
 Closure = Callable[[], Tensor]
 """One forward and backward pass on the current batch: returns the mean loss, a detached scalar, and adds to every
@@ -20,12 +22,21 @@ Perturbation = Callable[[Sequence[Tensor], list[Tensor]], list[Tensor]]
 """(weights, gradients) -> perturbation, one tensor a weight; it may overwrite the gradients, which are not used again.
 """
 
+Correction = Callable[[Closure, Sequence[Tensor], list[Tensor]], None]
+"""(closure, weights, their gradients at w) -> nothing; it changes the `.grad`s, which hold grad L(w + eps). Called at
+w, where the noise of the first pass comes again. One that makes passes says in `passes` how many, and in `one_process`
+why several processes cannot share its batches.
+"""
+
 
 class Step(Protocol):
-    """One update of the weights. Its whole state is that of `optimizer`."""
+    """One update of the weights. Its whole state is that of `optimizer`.
+
+    A step whose cost varies may have a method `gradients(course)`: those of a batch in a whole training.
+    """
 
     optimizer: torch.optim.Optimizer
-    passes: int  # gradients a step
+    passes: int  # gradients a step, at most
 
     def __call__(self, closure: Closure) -> Tensor:
         """Update the weights once; returns the loss at the weights before the update."""
@@ -61,9 +72,14 @@ class SharpnessAware:
     own, of its share ("share"). chunk: the same for parts of m images on one device, w <- optimizer(w, sum of n_c / n
     grad L_c(w + eps_c)): m-sharpness (SAM, section 4.1). It takes a second copy of the weights' size, for the sum, and
     each chunk is normalised by its own BN statistics.
-    """
 
-    passes = 2
+    What makes it cheaper. from_ and until: the step is plain before and after so many budgets (late SAM: Zhou et al.
+    2025, "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training"). every: it is plain but
+    for every k-th step. ascent: the share of the images whose gradient gives eps; the loss that it returns is theirs.
+    layers: which parameters are perturbed, "all" or those of the "normalisation" layers (SAM-ON: Mueller et al. 2023,
+    "Normalization Layers Are All That Sharpness-Aware Minimization Needs"); the first pass then leaves out the
+    gradients of all other weights. correction: what is made of grad L(w + eps) before the update.
+    """
 
     def __init__(
         self,
@@ -75,45 +91,102 @@ class SharpnessAware:
         noise: str = "fresh",
         perturbation: str = "global",
         chunk: int | None = None,
+        from_: float = 0.0,
+        until: float | None = None,
+        every: int = 1,
+        ascent: float = 1.0,
+        layers: str = "all",
+        correction: Correction | None = None,
     ) -> None:
-        if bn not in ("both", "first"):
-            raise InputError(f"step.bn={bn}: expected both or first")
-        if noise not in ("fresh", "replay"):
-            raise InputError(f"step.noise={noise}: expected fresh or replay")
-        if perturbation not in ("global", "share"):
-            raise InputError(f"step.perturbation={perturbation}: expected global or share")
+        _one_of("bn", bn, "both", "first")
+        _one_of("noise", noise, "fresh", "replay")
+        _one_of("perturbation", perturbation, "global", "share")
+        _one_of("layers", layers, *LAYERS)
         if chunk is not None and chunk < 1:
             raise InputError(f"step.chunk={chunk}: expected a whole number of images >= 1, or null")
-        self.model, self.optimizer, self.epsilon = model, optimizer, epsilon
-        self.bn, self.noise, self.perturbation, self.chunk = bn, noise, perturbation, chunk
+        if not 0 < ascent <= 1:
+            raise InputError(f"step.ascent={ascent}: expected a share of the batch above 0, at most 1")
+        if ascent < 1 and noise == "replay":
+            raise InputError(
+                f"step.noise=replay: with step.ascent={ascent:g} it draws for fewer images; expected fresh"
+            )
+        self.passes: int = 2 + getattr(correction, "passes", 0)
+        self.model, self.optimizer, self.epsilon, self.correction = model, optimizer, epsilon, correction
+        self.bn, self.noise, self.perturbation, self.chunk, self.ascent = bn, noise, perturbation, chunk, ascent
+        self.occasions = Occasions(start=from_, end=until, every=every)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.perturbed = parameters_of(model, layers)
+        self.one_process = self._for_one_process(layers)
         # The one extra copy of the weights, kept to spare its allocation at every step.
         self._copies: dict[Tensor, Tensor] = {}
 
+    def _for_one_process(self, layers: str) -> str:
+        """Why several processes cannot share its batches; nothing where they can."""
+        if self.ascent < 1:
+            return f"step.ascent={self.ascent:g}: the first images of a batch are those of one device; expected 1"
+        if layers != "all" and self.perturbation == "global":
+            return f"step.layers={layers}: its first pass averages no gradients; expected step.perturbation=share"
+        return str(getattr(self.correction, "one_process", ""))
+
     def __call__(self, closure: Closure) -> Tensor:
-        loss = self._gradient(closure) if self.chunk is None else self._mean_over_chunks(closure, self.chunk)
+        if self.occasions.include(closure):
+            loss = self.gradient(closure)
+        else:
+            self.optimizer.zero_grad()
+            loss = closure()
         self.optimizer.step()
         return loss
 
+    def gradients(self, course: Course) -> float:
+        """Gradients of a batch in a whole training."""
+        return course.steps + self.occasions.count(course, self.share)
+
+    def share(self, images: int) -> float:
+        """What a sharp step on so many images takes besides a gradient of the whole batch, in such gradients."""
+        sizes = [images] if self.chunk is None else [self.chunk] * (images // self.chunk) + [images % self.chunk]
+        ascended = sum(self._part(size) for size in sizes if size)
+        return quotient((self.passes - 1) * ascended, images)
+
+    def _part(self, images: int) -> int:
+        return max(1, round(self.ascent * images))
+
+    def gradient(self, closure: Closure) -> Tensor:
+        """Leave grad L(w + eps), corrected, in every `.grad`; returns L(w)."""
+        return self._gradient(closure) if self.chunk is None else self._mean_over_chunks(closure, self.chunk)
+
     def _gradient(self, closure: Closure) -> Tensor:
-        """Leave grad L(w + eps) in every `.grad`; returns L(w)."""
         self.optimizer.zero_grad()
         noise = _generator(self.parameters[0].device)
-        drawn_from = noise.get_state() if self.noise == "replay" else None
-        with closure.local() if isinstance(closure, Batch) and self.perturbation == "share" else nullcontext():
-            loss = closure()
+        drawn_from = noise.get_state() if self.noise == "replay" or self.correction is not None else None
+        loss = self._first_pass(closure)
         weights = [parameter for parameter in self.parameters if parameter.grad is not None]
-        copies = self._perturb(weights)
-        self.optimizer.zero_grad()  # the descent step is on grad L(w + eps) alone
-        if drawn_from is not None:  # networks draw their backward noise in the forward pass: both are replayed
-            noise.set_state(drawn_from)
-        try:
+        # Times 1 is a copy in one kernel for all.
+        before = [] if self.correction is None else list(torch._foreach_mul(_gradients(weights), 1))
+        with moved(weights, self._perturbation(weights), self._copies):
+            self.optimizer.zero_grad()  # the descent step is on grad L(w + eps) alone
+            if drawn_from is not None and self.noise == "replay":
+                noise.set_state(drawn_from)  # networks draw their backward noise in the forward pass: both are replayed
             with keep_statistics(self.model) if self.bn == "first" else nullcontext():
                 closure()
-        finally:  # also when a signal ends the pass: what is saved then are the weights themselves
-            with torch.no_grad():
-                torch._foreach_copy_(weights, copies)
+        if self.correction is not None and drawn_from is not None:
+            drawn_to = noise.get_state()
+            noise.set_state(drawn_from)
+            self.correction(closure, weights, before)
+            noise.set_state(drawn_to)
         return loss
+
+    def _first_pass(self, closure: Closure) -> Tensor:
+        with self._local(closure), only_these(self.perturbed, among=self.parameters):
+            if self.ascent == 1:
+                return closure()
+            if not isinstance(closure, Batch):
+                raise TypeError("step.ascent needs a closure that can be taken apart: a broadopt.methods.batch.Batch")
+            return closure.first(self._part(len(closure.labels)))
+
+    def _local(self, closure: Closure) -> AbstractContextManager[None]:
+        if isinstance(closure, Batch) and self.perturbation == "share":
+            return closure.local()
+        return nullcontext()
 
     def _mean_over_chunks(self, closure: Closure, chunk: int) -> Tensor:
         if not isinstance(closure, Batch):
@@ -132,16 +205,40 @@ class SharpnessAware:
         return torch.stack(losses).sum()
 
     @torch.no_grad()
-    def _perturb(self, weights: list[Tensor]) -> list[Tensor]:
-        perturbation = self.epsilon(weights, [weight.grad for weight in weights if weight.grad is not None])
+    def _perturbation(self, weights: list[Tensor]) -> list[Tensor]:
+        return self.epsilon(weights, _gradients(weights))
+
+
+def _gradients(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
+@contextmanager
+def moved(weights: list[Tensor], perturbation: list[Tensor], copies: dict[Tensor, Tensor]) -> Iterator[None]:
+    """Inside, the weights are w + perturbation; afterwards w again, bit for bit, also when a signal ends the pass: what
+    is saved then are the weights themselves. `copies` holds one of each weight from step to step.
+    """
+    with torch.no_grad():
         for weight in weights:
-            if weight not in self._copies:
-                self._copies[weight] = torch.empty_like(weight)
+            if weight not in copies:
+                copies[weight] = torch.empty_like(weight)
         # Restored from a copy: w + eps - eps is not w in floating point, and the error would grow step by step.
-        copies = [self._copies[weight] for weight in weights]
-        torch._foreach_copy_(copies, weights)
-        torch._foreach_add_(weights, perturbation)
-        return copies
+        kept = [copies[weight] for weight in weights]
+        if weights:
+            torch._foreach_copy_(kept, weights)
+            torch._foreach_add_(weights, perturbation)
+    del perturbation  # its memory is that of the pass
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            if weights:
+                torch._foreach_copy_(weights, kept)
+
+
+def _one_of(key: str, value: str, *names: str) -> None:
+    if value not in names:
+        raise InputError(f"step.{key}={value}: expected {', '.join(names[:-1])} or {names[-1]}")
 
 
 def _generator(device: torch.device) -> torch.Generator:

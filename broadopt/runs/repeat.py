@@ -8,6 +8,7 @@ from typing import Any
 
 from yaml import YAMLError, safe_load
 
+from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
 from broadopt.config.rules import RULES, expanded
 from broadopt.config.run_config import EXECUTION, RECIPE, RunConfig
@@ -20,7 +21,10 @@ log = logging.getLogger("broadopt")
 FOUND = ("precision", "processes")
 """Keys of a recorded config that the machine decides, so that a repeated run may have others."""
 
-LATER: Mapping[str, Any] = {"tracker": "none", "objective": "auto", "keep": "none"}
+LATER: Mapping[str, Any] = {
+    **{"tracker": "none", "objective": "auto", "keep": "none"},
+    **{"optimizer": AS_WITHOUT["optimizer"], "clip": None},
+}
 """Keys that came later than the first config.yaml, and what they were without being there."""
 
 

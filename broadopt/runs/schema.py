@@ -162,7 +162,8 @@ _IDENTITY = _text(lambda text: re.fullmatch(r"[0-9a-f]{64}", text), "64 hexadeci
 
 _SEED = _whole(0, 2**63 - 1)
 # What a run's size and price are worked out from; results of earlier versions are without them.
-_SIZE = {name: _nullable(_whole(1)) for name in ("parameters", "macs", "images_per_epoch", "passes")}
+_SIZE = {name: _nullable(_whole(1)) for name in ("parameters", "macs", "images_per_epoch")}
+_SIZE |= {"passes": _nullable(_number(1, LARGEST))}
 
 _ALSO = _each(_is_name, _mapping({}, {"_target_": _LINE, "budgets": _budgets}), "names of collectors")
 
@@ -217,7 +218,7 @@ _RESULT = _mapping(
         "metrics": _mapping(_split("test") | {"collected": _COLLECTED}, {"validation": _mapping(_split("validation"))}),
         "cost": _mapping(
             {"train_seconds": _MEASURED, "images_per_second": _MEASURED},
-            {"gradient_evaluations": _whole(0), "peak_memory_bytes": _nullable(_whole(0)), **_SIZE},
+            {"gradient_evaluations": _number(0, LARGEST), "peak_memory_bytes": _nullable(_whole(0)), **_SIZE},
         ),
         "environment": _mapping({}, {"precision": _one_of(*PRECISIONS), "device": _nullable(_LINE)}),
     },

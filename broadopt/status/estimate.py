@@ -18,8 +18,18 @@ from broadopt.status.state import Folder, Record, total_epochs
 IMAGES = {"broadopt.datasets.cifar": 50_000, "broadopt.datasets.digits": 1_438}
 """Training images of the data sets that are always the same, before any are held out."""
 
-PASSES = {"broadopt.methods.step.Plain": 1, "broadopt.methods.sam.sam": 2, "broadopt.methods.asam.asam": 2}
+PASSES = {
+    "broadopt.methods.step.Plain": 1,
+    "broadopt.methods.sam.sam": 2,
+    "broadopt.methods.asam.asam": 2,
+    "broadopt.methods.steps.friendly.FriendlySAM": 2,
+    "broadopt.methods.steps.gsam.gsam": 2,
+    "broadopt.methods.steps.msam.MSAM": 1,
+}
 """Gradients that each of broadopt's own steps takes; known here without torch, which takes seconds to import."""
+
+VARYING = frozenset({"from", "until", "every", "ascent", "second_order"})
+"""Keys by which a step takes another number of them, which its runs record."""
 
 GRADIENT = 3
 """Forward passes that a gradient costs, as in broadopt.training.plan."""
@@ -56,7 +66,7 @@ class Estimates:
     def __init__(self, folder: Folder, *, tflops: float | None) -> None:
         self._tflops = tflops
         self._images: dict[str, int] = {}
-        self._passes: dict[str, int] = {}
+        self._passes: dict[str, float] = {}
         self._macs: dict[str, int] = {}
         for record, numbers in _sizes(folder):
             for known, node, name in (
@@ -68,7 +78,7 @@ class Estimates:
                     known[_key(node)] = numbers[name]
         for dataset, images in _images_by_rate(folder):
             self._images.setdefault(dataset, images)
-        self._rates: dict[str, list[tuple[str, int | None, Rate]]] = defaultdict(list)
+        self._rates: dict[str, list[tuple[str, float | None, Rate]]] = defaultdict(list)
         """By network: target and gradients of a step, and the rate that it was measured at."""
         for (network, step), measured in _measured(folder).items():
             self._rates[network].append((_target(step), self._gradients(step), _usual(measured)))
@@ -80,13 +90,14 @@ class Estimates:
         images, rates = self._epoch(record), self._rates.get(_key(record["model"]), [])
         own = _key(record["step"])
         wanted = _target(own)
-        same = [rate for target, _, rate in rates if target == wanted]
+        gradients = self._gradients(own)
+        same = [rate for target, passes, rate in rates if target == wanted and len({passes, gradients} - {None}) < 2]
         if same and images:
             rate = max(same, key=lambda rate: rate.runs)
             words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
             return Estimate(images / rate.images_per_second, "measured", words)
         others = [(rate, passes) for _, passes, rate in rates if passes]
-        if others and images and (gradients := self._gradients(own)):
+        if others and images and gradients:
             rate, passes = max(others, key=lambda other: other[0].runs)
             speed = rate.images_per_second * passes / gradients
             words = f"rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
@@ -111,9 +122,10 @@ class Estimates:
             return self._images.get(_key(dataset))
         return max(1, published - dataset.get("validation", 0))
 
-    def _gradients(self, step: str) -> int | None:
+    def _gradients(self, step: str) -> float | None:
         """Gradients that a step takes, None where they are unknown; `step` is a config's node as JSON."""
-        return self._passes.get(step) or PASSES.get(public(_target(step)))
+        varies = VARYING & json.loads(step).keys()
+        return self._passes.get(step) or (None if varies else PASSES.get(public(_target(step))))
 
     def _flops(self, record: Record, images: int | None, *, shipped: bool) -> float | None:
         """Operations of a whole run."""

@@ -18,6 +18,9 @@ from broadopt.devices import probe
 from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
+from broadopt.methods.step import Step
+from broadopt.methods.steps.occasions import Course, gradients_a_step
+from broadopt.methods.steps.optimizers import base_optimizer
 from broadopt.models.build import macs, network
 from broadopt.seeds import derive
 from broadopt.training.parts import Parts
@@ -49,17 +52,15 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     _say_of_last_batch(model, data, recipe.batch_size)
     if execution.compile or execution.cuda_graphs:
         model.compile(dynamic=False, mode="reduce-overhead" if execution.cuda_graphs else "default")
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    if recipe.step.get("second_order") and (execution.compile or execution.cuda_graphs):
+        raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
+    optimizer = base_optimizer(recipe, model.parameters())
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
     for collector in collectors.values():
         collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
+    points = [one.evaluation_points(recipe.budget) for one in collectors.values()]
+    epochs = max([recipe.budget, *(epoch for each in points for epoch in each.values())])
+    course = Course.of(images=data.train_size, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
     return Parts(
         model=model,
         step=step,
@@ -73,13 +74,13 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         evaluate_every=recipe.evaluate_every,
         precision=recipe.precision,
         device=device,
-        processes=_sharing(processes, run, data),
+        processes=_sharing(processes, run, data, step),
         settings=_settings(run, processes, memory_format),
         size={
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "macs": forward,
             "images_per_epoch": data.train_size,
-            "passes": step.passes,
+            "passes": gradients_a_step(step, course),
         },
     )
 
@@ -105,7 +106,7 @@ def _say_of_last_batch(model: nn.Module, data: Data, batch_size: int) -> None:
         )
 
 
-def _sharing(processes: Processes, run: RunConfig, data: Data) -> Processes:
+def _sharing(processes: Processes, run: RunConfig, data: Data, step: Step) -> Processes:
     """`processes`, where each has an image of every batch and takes part in every step; else raises InputError."""
     batch_size, chunk = run.recipe.batch_size, run.recipe.step.get("chunk")
     smallest = min(batch_size, data.train_size % batch_size or batch_size)
@@ -119,6 +120,8 @@ def _sharing(processes: Processes, run: RunConfig, data: Data) -> Processes:
             f"step.chunk={chunk}: chunks are those of one device; with {processes.count} processes expected null "
             "(step.perturbation=share perturbs by each process's share)"
         )
+    if processes.count > 1 and (reason := getattr(step, "one_process", "")):
+        raise InputError(f"{reason} with {processes.count} processes")
     return processes
 
 

@@ -36,9 +36,9 @@ class Parts:
     """How the run is carried out, for its result: precision, memory format, ..."""
     also: Mapping[str, Collector] = field(default_factory=dict)
     """Collectors beside the run's own, by name: evaluated in columns of their own."""
-    size: Mapping[str, int] = field(default_factory=dict)
+    size: Mapping[str, float] = field(default_factory=dict)
     """What estimates of cost need, for its result: parameters, macs (multiply-adds of a forward pass on one image),
-    images_per_epoch, passes (gradients a step).
+    images_per_epoch, passes (gradients a step, in the mean over the whole training).
     """
 
     @property
@@ -76,7 +76,7 @@ class Progress:
     """What a run has done so far; with weights, optimizer and collector it is all that a checkpoint holds."""
 
     step: int = 0
-    gradient_evaluations: int = 0
+    gradient_evaluations: float = 0
     train_seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     collected: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, Recipe
 from broadopt.data.datasets import size
 from broadopt.methods.collect import Collector, EverySteps
 from broadopt.methods.schedule import Schedule
+from broadopt.methods.steps.occasions import Course, gradients, gradients_a_step
+from broadopt.methods.steps.optimizers import base_optimizer
 from broadopt.models.build import macs, network
 
 GRADIENT = 3
@@ -32,13 +35,10 @@ class Cost:
     steps: int
     images: int
     """Training images an epoch."""
-    passes: int
-    """Gradients a step."""
-
-    @property
-    def gradient_evaluations(self) -> int:
-        """Gradients of a batch in the whole run."""
-        return self.steps * self.passes
+    gradient_evaluations: float
+    """Gradients of a batch in the whole run."""
+    passes: float
+    """Gradients a step, in the mean over the run."""
 
     @property
     def flops(self) -> float:
@@ -51,16 +51,19 @@ def price(recipe: Recipe) -> Cost:
     classes, images = size(recipe.dataset)
     images -= recipe.dataset.validation
     model, operations = _measured(json.dumps(asdict(recipe.model)), classes)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr)
+    optimizer = base_optimizer(recipe, model.parameters())
     points = [one.evaluation_points(recipe.budget) for one in collectors_of(recipe.collect).values()]
     epochs = max([recipe.budget, *(epoch for each in points for epoch in each.values())])
+    step = instantiated("step", recipe.step, model, optimizer)
+    course = Course.of(images=images, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=operations,
         epochs=epochs,
-        steps=round(epochs * -(-images // recipe.batch_size)),
+        steps=course.steps,
         images=images,
-        passes=instantiated("step", recipe.step, model, optimizer).passes,
+        gradient_evaluations=gradients(step, course),
+        passes=gradients_a_step(step, course),
     )
 
 
@@ -85,9 +88,13 @@ def line(recipe: Recipe, cost: Cost) -> str:
     """A run of a sweep in one line."""
     return (
         f"{recipe.dataset.name:9} {recipe.model.name:24} {recipe.method:10} {recipe.protocol:9} "
-        f"seed {recipe.seed:<3} {cost.epochs:g} epochs, {cost.gradient_evaluations:,} gradients, "
+        f"seed {recipe.seed:<3} {cost.epochs:g} epochs, {_count(cost.gradient_evaluations)} gradients, "
         f"{petaflops(cost.flops)}"
     )
+
+
+def _count(gradients: float) -> str:
+    return f"{gradients:,.6f}".rstrip("0").rstrip(".")
 
 
 def petaflops(flops: float) -> str:
@@ -106,10 +113,14 @@ def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, origins: Mapping[str
         f"  network    {_call(recipe.model.target)}: {cost.parameters:,} parameters, "
         f"{cost.macs / 1e9:.4g} GMACs forward",
         f"  training   {cost.epochs:g} epochs, {cost.steps:,} steps of {recipe.batch_size}",
-        f"  cost       {cost.gradient_evaluations:,} gradient evaluations, {petaflops(cost.flops)}",
+        f"  cost       {_count(cost.gradient_evaluations)} gradient evaluations, {petaflops(cost.flops)}",
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]
+    if recipe.clip is not None:
+        lines.append(f"  clip       norm of the gradient at most {recipe.clip:g}")
+    if recipe.optimizer != AS_WITHOUT["optimizer"]:
+        lines.append(f"  optimizer  {_call(recipe.optimizer)}, weight_decay {recipe.weight_decay:g}")
     for name, collector in collectors.items():
         node = recipe.collect["also"][name] if name else recipe.collect
         lines += _collecting(name, node, collector, recipe.budget)

@@ -48,7 +48,7 @@ class Stepper:
         self.hits = torch.zeros((), dtype=torch.int64, device=self.parts.device)
         self.images = 0
 
-    def train_on(self, images: Tensor, labels: Tensor, *, step: int) -> int:
+    def train_on(self, images: Tensor, labels: Tensor, *, step: int) -> float:
         """Update the weights once, by the whole batch that is step number `step` (from 0); returns the gradients of a
         batch that it took.
         """
@@ -61,22 +61,46 @@ class Stepper:
         share = parts.processes.share(len(labels))
         weight = parts.processes.weight(share.stop - share.start, len(labels))
         gradient = partial(self._gradient, weight=weight)
-        batch = Batch(images[share], labels[share], gradient, lambda: parts.processes.local(self.forward))
+        batch = Batch(
+            images[share],
+            labels[share],
+            gradient,
+            lambda: parts.processes.local(self.forward),
+            step=step,
+            steps_per_budget=parts.budget * epoch,
+            curvature=self._curvature,
+        )
         loss = parts.step(batch)
-        self.loss_sum += loss.double() * len(batch.labels)
-        self.images += len(batch.labels)
+        self.loss_sum += loss.double() * batch.images_seen
+        self.images += batch.images_seen
         self.last_loss = torch.where(loss.isfinite(), loss, self.last_loss)
         return batch.passes
 
-    def _gradient(self, images: Tensor, labels: Tensor, first: bool, *, weight: float) -> Tensor:
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and logits."""
         with self.autocast:
             logits = self.forward(images)
         # The loss in float32: in bf16 a softmax over 100 classes keeps two digits.
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.parts.label_smoothing)
+        return functional.cross_entropy(logits.float(), labels, label_smoothing=self.parts.label_smoothing), logits
+
+    def _gradient(self, images: Tensor, labels: Tensor, first: bool, *, weight: float) -> Tensor:
+        loss, logits = self._loss(images, labels)
         (loss if weight == 1 else loss * weight).backward()
         if first:  # the second pass of SAM is at other weights
             self._count_hits(logits.detach(), labels)
         return loss.detach()
+
+    def _curvature(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        outer: Sequence[Tensor],
+        inner: Sequence[Tensor],
+        vectors: Sequence[Tensor],
+    ) -> list[Tensor]:
+        slopes = torch.autograd.grad(self._loss(images, labels)[0], inner, create_graph=True)
+        found = torch.autograd.grad(slopes, outer, vectors, allow_unused=True)
+        return [torch.zeros_like(weight) if term is None else term for weight, term in zip(outer, found, strict=True)]
 
     def _count_hits(self, logits: Tensor, labels: Tensor) -> None:
         classes = labels if labels.dim() == 1 else labels.argmax(dim=1)  # CutMix gives a share to each class

@@ -15,6 +15,7 @@ import pytest
 from stored import RESNET20, VGG16, record, run, store
 
 import broadopt
+from broadopt.comparing.keys import completed
 from broadopt.errors import InputError
 
 
@@ -60,6 +61,11 @@ def test_a_row_a_run_with_every_key_metric_and_cost(root: Path) -> None:
     assert (stored["identity"], stored["seed"]) == (frame["identity"][4], 10)
     means = frame.groupby(["method", "recipe"], sort=False)["metrics.last.test_accuracy"].mean()
     assert means.tolist() == [69.0, 71.0, pytest.approx((71 + 72 + 80) / 3), 60.0]
+
+
+def test_a_bound_on_the_gradient_is_none_where_it_is_not_recorded() -> None:
+    bounded, plain = ({"lr": 0.1, **more} for more in ({"clip": 1.0}, {}))
+    assert completed([bounded, plain]) == [bounded, {"lr": 0.1, "clip": None}]
 
 
 def test_a_key_that_is_not_recorded_at_its_first_value_has_that_value(tmp_path: Path) -> None:

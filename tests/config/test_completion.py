@@ -42,7 +42,11 @@ LISTS = {
     "collect=swa+e": {"collect=swa+ema"},
     "-m collect=swa,ema+swa+": {f"collect=swa,ema+swa+{name}" for name in ("fge", "lawa", "swa_paper", "swag")},
     "collect=swa+ema collect.also.ema.h": {"collect.also.ema.half_life="},
-    "-m method=sgd,sa": {"method=sgd,sam"},
+    "-m method=sgd,sa": {"method=sgd,sam", "method=sgd,sam_on"},
+    "step.lay": {""},
+    "method=sam step.layers=": {"step.layers=all", "step.layers=normalisation"},
+    "method=sam step.e": {"step.every="},
+    "optimizer=": {"optimizer=adamw", "optimizer=sgd"},
     "method=sam ++step.noise=f": {"++step.noise=fresh"},
     "method=asam step.p": {"step.p=", "step.perturbation="},
     "check": {"checkpoint."},
@@ -52,7 +56,7 @@ LISTS = {
     "hydra/launcher=": {"hydra/launcher=local", "hydra/launcher=slurm"},
     "hydra/launcher=local hydra.launcher.": {"hydra.launcher.gpus=", "hydra.launcher.n_jobs="},
     "--config-d": {"--config-dir"},
-    "--config-dir own method=m": {"method=mine"},
+    "--config-dir own method=m": {"method=mine", "method=msam"},
     "results_dir=res": {"results_dir=results/"},
     "repeat=./o": {"repeat=./own/"},
     "lr=0.1 seed=": {""},
@@ -77,7 +81,7 @@ def test_every_value_that_is_offered_is_valid(key: str) -> None:
 
 
 def test_fish_has_one_suggestion_a_line(place: Path) -> None:
-    assert offered("method=s", place, shell="fish") == {"method=sam", "method=sgd", "method=swa"}
+    assert offered("method=s", place, shell="fish") == {"method=sam", "method=sam_on", "method=sgd", "method=swa"}
 
 
 @pytest.mark.parametrize("word", ["-c", "--config-dir", "--package", "-cn", "dataset=null", "method=", "lr=[1,"])

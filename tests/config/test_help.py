@@ -15,7 +15,7 @@ from broadopt.config.shipped import config_dir
 
 GROUPS = (
     *("collect", "dataset", "experiment", "experiment/table1", "experiment/table3"),
-    *("method", "model", "protocol", "schedule", "step"),
+    *("method", "model", "optimizer", "protocol", "schedule", "step"),
 )
 INTERNAL = {"augmentation._target_", "dataset.name", "model.name", "method.name", "method.step", "method.collect"}
 
@@ -103,7 +103,7 @@ def test_bash_takes_the_completion_and_offers_what_it_gives(tmp_path: Path) -> N
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     offered, registered = process.stdout.splitlines()
-    assert set(offered.split()) == {"method=sam", "method=sgd", "method=swa"}
+    assert set(offered.split()) == {"method=sam", "method=sam_on", "method=sgd", "method=swa"}
     assert "-F hydra_bash_completion broadopt-run" in registered
 
 

@@ -25,7 +25,9 @@ KEYS = {
     "BATCH-SIZE=3": '; did you mean "batch_size"?',
     "arch=x": '; did you mean "model"?',
     "network=x": '; did you mean "model"?',
-    "optimizer=adam": ": the optimiser is SGD with momentum; what is built on it is the method, method=sam for example",
+    "warmup_epochs=5": ": the lr rises over so many budgets: schedule.warmup=0.025 is 5 of 200 epochs",
+    "max_grad_norm=5": '; did you mean "clip"?',
+    "opt=adam": ": the optimizer is optimizer=sgd or adamw; what is built on it is the method, method=sam for example",
     "optimizer.lr=1": '; did you mean "lr"?',
     **dict.fromkeys(
         ("logger=x", "wandb=true"),
@@ -49,7 +51,7 @@ KEYS = {
         ("data=x", "root=x"),
         ": the folder of CIFAR is data_dir=FOLDER, that of your own images dataset=image_folder dataset.path=FOLDER",
     ),
-    "rho=0.1": "; step.rho is a key of method=asam or sam",
+    "rho=0.1": "; step.rho is a key of method=asam or friendly_sam or gsam or looksam or msam or sam",
     "eta=0.1": "; step.eta is a key of method=asam",
     "partition=x": "; hydra.launcher.partition is a key of hydra/launcher=slurm",
     "depth=20": '; did you mean "model.depth"?',
@@ -58,11 +60,13 @@ KEYS = {
 }
 """What follows "unknown key KEY"."""
 
-LIST = "expected one of asam, fge, sam, sgd, swa"
+LIST = "expected one of asam, fge, friendly_sam, gsam, late_sam, looksam, msam, sam, sam_on, sgd, swa"
+BELOW = "; that is an optimizer, and lies below a step: optimizer=adamw, or optimizer._target_=MODULE.CLASS"
 LINES = {
     # choices: letter case and dashes, other libraries' names
     ("method=SAM",): f'method=SAM: {LIST}; did you mean "sam"?',
-    ("method=adam",): f"method=adam: {LIST}; every step of broadopt is SGD's, or SAM's and ASAM's on top of it",
+    ("method=adam",): f"method=adam: {LIST}{BELOW}",
+    ("optimizer=muon",): "; your own, or torch's: optimizer._target_=torch.optim.RMSprop, say",
     ("dataset=CIFAR10",): '; did you mean "cifar10"?',
     ("dataset=Cifar-100",): '; did you mean "cifar100"?',
     ("dataset=imagenet",): "; your own images: dataset=image_folder dataset.path=FOLDER",

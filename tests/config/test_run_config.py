@@ -1,16 +1,18 @@
 """The typed run: built from plain values in one place, checked there, and the same values again on the way out."""
 
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from broadopt.config.compose import compose, recipe_of, run_config
-from broadopt.config.identity import MODULES, identity_of, importable, public
+from broadopt.config.identity import AS_WITHOUT, MODULES, identity_of, importable, public
 from broadopt.config.run_config import EXECUTION, RECIPE, Recipe, RunConfig
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError
+from broadopt.runs.repeat import LATER, repeated
 
 SAM = ("experiment=quickstart", "method=sam", "collect=swa", "dataset.label_noise=0.2", "step.chunk=8")
 
@@ -31,6 +33,20 @@ def test_a_recipe_is_the_same_after_a_round_trip_through_its_record() -> None:
     assert Recipe.of_record(recipe.record()).record() == recipe.record()
     assert Recipe.of_record(recipe.record()).identity == recipe.identity == identity_of(recipe.record())
     assert recipe.record()["processes"] == 2
+
+
+def test_a_config_of_a_former_version_is_the_same_run(tmp_path: Path) -> None:
+    run, former = run_config(compose(SAM)), values()
+    for key, first in {**AS_WITHOUT, **LATER}.items():
+        group, _, leaf = key.rpartition(".")
+        node = former[group] if group else former
+        if node.get(leaf, first) in (first, []):  # a tracker of none is an empty list
+            node.pop(leaf, None)
+    assert not {"optimizer", "clip", "tracker"} & former.keys()
+    assert "from" not in former["step"]
+    assert "chunk" in former["step"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
+    assert repeated([f"repeat={tmp_path}"]).run.recipe.record() == run.recipe.record()
 
 
 def test_a_run_cannot_be_changed() -> None:

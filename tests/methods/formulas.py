@@ -141,3 +141,24 @@ def feasible_directions(eps: Tensor, *, rho: float, p: float, count: int = 300) 
     draws[2::3] = eps + 0.01 * eps.abs().mean() * draws[2::3]
     draws = draws[draws.abs().sum(1) > 0]
     return rho * draws / torch.linalg.vector_norm(draws, p, dim=1, keepdim=True)
+
+
+def adamw_update(
+    weights: Tensors, slopes: Tensors, means: Tensors, squares: Tensors, number: int, *, lr: float, weight_decay: float
+) -> None:
+    """Update `number` (from 1) of AdamW in place, its betas 0.9 and 0.999: Loshchilov and Hutter, Algorithm 2."""
+    for name in weights:
+        means[name] = 0.9 * means.get(name, 0) + 0.1 * slopes[name]
+        squares[name] = 0.999 * squares.get(name, 0) + 0.001 * slopes[name] ** 2
+        mean, square = means[name] / (1 - 0.9**number), squares[name] / (1 - 0.999**number)
+        weights[name] = (1 - lr * weight_decay) * weights[name] - lr * mean / (square**0.5 + 1e-8)
+
+
+def flat(tensors: Tensors) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def part_orthogonal(tensors: Tensors, to: Tensors) -> Tensors:
+    """All tensors taken for one vector."""
+    factor = flat(tensors) @ flat(to) / (flat(to) @ flat(to))
+    return {name: tensors[name] - factor * to[name] for name in tensors}

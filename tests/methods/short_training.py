@@ -1,6 +1,6 @@
 """A real training of seconds: broadopt's own loop and data on random pictures; its network has BN and dropout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,13 @@ from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset, Images
 from broadopt.methods.collect import Collector
 from broadopt.methods.schedule import Schedule
-from broadopt.methods.step import Plain
+from broadopt.methods.step import Plain, Step
 from broadopt.signals import Stop
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import EpochLines
+
+Optimizer = torch.optim.Optimizer
 
 STEPS_PER_EPOCH = 4  # of 16, 16, 16 and 10 images
 
@@ -31,7 +33,18 @@ class TinyNet(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
 
-def training(collector: Collector, *, budget: float, also: Mapping[str, Collector] | None = None) -> Training:
+def sgd(model: nn.Module) -> Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
+
+
+def training(
+    collector: Collector,
+    *,
+    budget: float,
+    step: Callable[[nn.Module, Optimizer], Step] = Plain,
+    optimizer: Callable[[nn.Module], Optimizer] = sgd,
+    also: Mapping[str, Collector] | None = None,
+) -> Training:
     """58 training and 20 test pictures of 3 classes; every call with the same arguments makes the same training."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (78, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -43,10 +56,9 @@ def training(collector: Collector, *, budget: float, also: Mapping[str, Collecto
     data = Data(dataset, batch_size=16, augmentation=augmentation, seed=1, device="cpu")
     torch.manual_seed(1)
     model = TinyNet()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
     parts = Parts(
         model=model,
-        step=Plain(model, optimizer),
+        step=step(model, optimizer(model)),
         collector=collector,
         schedule=Schedule(lr=0.05, budget=budget, shape="constant"),
         data=data,

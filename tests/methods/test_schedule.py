@@ -432,3 +432,15 @@ def test_averaging_from_the_first_epoch_on_needs_no_decay() -> None:
     )
     assert [schedule(epoch) for epoch in (0, 5, 10)] == [0.05] * 3
     assert Schedule(lr=0.1, budget=10, shape="linear", decay_over=0, decay_to=0.05)(3) == pytest.approx(0.05, rel=1e-12)
+
+
+@pytest.mark.parametrize(("row", "method"), [("table1/vgg16_cifar100", "sgd"), ("table3/resnet20", "sam")])
+def test_the_warm_up_is_a_line_that_each_step_ends_and_leaves_the_rest_alone(row: str, method: str) -> None:
+    overrides = (f"experiment={row}", f"method={method}", "schedule.warmup=0.025")  # 5 of 200 epochs
+    warm, plain = Schedule(**arguments("schedule", *overrides)), of_row(row, method)
+    budget = int(warm.budget)
+    steps = round(0.025 * budget * STEPS)
+    for iteration in (0, 1, 390, 391, steps // 2, steps - 2, steps - 1):
+        assert lr(warm, iteration) == exactly((iteration + 1) / steps * lr(plain, iteration))
+    for iteration in (steps, steps + 1, steps + 390, (budget - 1) * STEPS):
+        assert lr(warm, iteration) == lr(plain, iteration)

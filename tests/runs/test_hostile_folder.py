@@ -230,6 +230,18 @@ def test_the_rate_of_another_method_is_scaled_by_the_passes_that_heartbeats_coun
     assert float(sgd["device_hours_needed"]) == pytest.approx(400 * 50_000 / 2700 / 3600, abs=1e-6)
 
 
+def test_the_rate_of_a_step_that_takes_other_gradients_is_that_of_another_method(tmp_path: Path) -> None:
+    rate = 1000.0
+    for method, passes, state in (("sam", 2, "finished"), ("late_sam", 1.6, "interrupted")):
+        folder = store(tmp_path, record(RESNET20, f"method={method}"), state=state)
+        numbers = {"passes": passes, "images_per_second": rate if state == "finished" else 0.0}
+        reseal(folder, lambda content, numbers=numbers: content["cost"].update(numbers))
+    out, _ = run("runs", "--status", "--results", tmp_path, "--format", "csv")
+    (line,) = (line for line in csv.DictReader(io.StringIO(out)) if line["method"] == "late_sam")
+    assert line["estimated_from"] == "other method"
+    assert float(line["device_hours_needed"]) == pytest.approx(200 * 50_000 / (rate * 2 / 1.6) / 3600, abs=1e-6)
+
+
 def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
     import torch
 
@@ -238,10 +250,10 @@ def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
     from broadopt.training import plan
 
     found = {}
-    for method in ("sgd", "sam", "asam"):
+    for method in ("sgd", "sam", "asam", "friendly_sam", "gsam", "msam"):
         step = record(RESNET20, f"method={method}")["step"]
         weights = torch.nn.Linear(1, 1)
-        optimizer = torch.optim.SGD(weights.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(weights.parameters(), lr=0.1, momentum=0.9)
         found[step["_target_"]] = instantiated("step", step, weights, optimizer).passes
     assert found == estimate.PASSES
     assert plan.GRADIENT == estimate.GRADIENT
@@ -295,7 +307,7 @@ BAD_FIELDS: dict[str, tuple[Change, str]] = {
     "budgets that are words": (put("metrics", "collected", value={"\x1b[31m": {}}), "metrics.collected: expected"),
     "no rate": (put("cost", value={"train_seconds": 1.0}), "cost: without images_per_second"),
     "a rate next to nothing": (put("cost", "images_per_second", value=1e-300), "cost.images_per_second: expected"),
-    "passes are none": (put("cost", "passes", value=0), "cost.passes: expected a whole number from 1"),
+    "passes are none": (put("cost", "passes", value=0), "cost.passes: expected a number from 1 to"),
     "another data set than the config's": (
         put("dataset", value="cifar10"),
         "dataset cifar10 is not that of its config",

@@ -1,0 +1,103 @@
+"""Which steps of a training are sharp, and how many gradients a whole training takes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from broadopt.errors import InputError
+from broadopt.methods.batch import Batch, quotient
+
+NEVER = 2**62
+"""A step that no training reaches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """A whole training, as far as its cost hangs on it."""
+
+    steps: int
+    steps_per_epoch: int
+    steps_per_budget: float
+    batch_size: int
+    last_batch: int
+    """Images of the last batch of an epoch."""
+
+    @classmethod
+    def of(cls, *, images: int, batch_size: int, budget: float, epochs: float) -> "Course":
+        """`epochs` epochs of `images` images each."""
+        steps_per_epoch = -(-images // batch_size)
+        return cls(
+            steps=max(1, math.floor(epochs * steps_per_epoch + 0.5)),  # as the calendar of a training rounds it
+            steps_per_epoch=steps_per_epoch,
+            steps_per_budget=budget * steps_per_epoch,
+            batch_size=batch_size,
+            last_batch=images - (steps_per_epoch - 1) * batch_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Occasions:
+    """The steps from `start` budgets on, until `end` budgets are spent, whose number (from 0) is a multiple of `every`.
+
+    A pure function of a step's number: nothing to store and nothing to resume. Raises InputError for values out of
+    range.
+    """
+
+    start: float = 0.0
+    end: float | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < math.inf:
+            raise InputError(f"step.from={self.start}: expected a number of budgets >= 0")
+        if self.end is not None and not self.end > self.start:
+            raise InputError(f"step.until={self.end}: expected more budgets than step.from={self.start}, or null")
+        if self.every < 1:
+            raise InputError(f"step.every={self.every}: expected a whole number of steps >= 1")
+
+    def among(self, steps_per_budget: float) -> range:
+        """The numbers of these steps."""
+        # Less a little: 0.29 budgets of 100 steps are 28.999999999999996 of them, and begin with step 29.
+        first, last = math.ceil(self.start * steps_per_budget - 1e-6), NEVER
+        if self.end is not None:
+            last = math.ceil(self.end * steps_per_budget - 1e-6)
+        return range(-(-first // self.every) * self.every, last, self.every)
+
+    def include(self, closure: Callable[[], Tensor]) -> bool:
+        """Whether the step on this batch is one of them. Raises TypeError where the batch does not say which it is."""
+        if self == ALWAYS:
+            return True
+        if not isinstance(closure, Batch) or closure.step is None:
+            raise TypeError(
+                "step.from, step.until and step.every need to know how far the training is: "
+                "a broadopt.methods.batch.Batch with its step and steps_per_budget"
+            )
+        return closure.step in self.among(closure.steps_per_budget)
+
+    def count(self, course: Course, weight: Callable[[int], float] = lambda images: 1) -> float:
+        """The sum, over these steps of a training, of the `weight` of a batch of so many images."""
+        steps = range(course.steps)
+        mine = self.among(course.steps_per_budget)
+        mine = mine[: len(range(mine.start, min(mine.stop, course.steps), mine.step))]
+        epoch = course.steps_per_epoch
+        last = sum(step in mine for step in steps[epoch - 1 :: epoch])
+        return (len(mine) - last) * weight(course.batch_size) + last * weight(course.last_batch)
+
+
+ALWAYS = Occasions()
+
+
+def gradients(step: Any, course: Course) -> float:
+    """Gradients of a batch in a whole training: as the step counts them itself, by a method `gradients(course)`, else
+    `passes` a step.
+    """
+    own = getattr(step, "gradients", None)
+    return course.steps * step.passes if own is None else own(course)
+
+
+def gradients_a_step(step: Any, course: Course) -> float:
+    """The mean of `gradients` over the steps, an integer where it is a whole number."""
+    return quotient(gradients(step, course), course.steps) if course.steps else step.passes

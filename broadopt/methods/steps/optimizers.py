@@ -1,0 +1,83 @@
+"""The optimizers below the steps. Each is a plain torch optimizer; steps and schedules work over any."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+
+import torch
+from hydra.utils import get_object
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+
+from broadopt.config.identity import importable
+from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import Recipe
+from broadopt.errors import InputError
+
+FLAT = ("lr", "momentum", "nesterov", "weight_decay")
+"""Keys of a recipe that are handed to an optimizer which takes them."""
+
+
+def base_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, over these parameters in one group; the schedule sets its lr ahead of each step.
+
+    Raises InputError where it cannot be made or is no torch optimizer.
+    """
+    node = recipe.optimizer
+    options = {key: getattr(recipe, key) for key in FLAT if key in _arguments(node.get("_target_")) and key not in node}
+    made = instantiated("optimizer", node, list(parameters), **options)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(f"optimizer._target_={node['_target_']}: expected what makes a torch.optim.Optimizer")
+    if recipe.clip is not None:
+        bound_gradients(made, recipe.clip)
+    return made
+
+
+def bound_gradients(optimizer: torch.optim.Optimizer, bound: float) -> None:
+    """From now on g <- g min(1, bound / ||g||) ahead of each of its updates, ||g|| over all its groups together."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def clip(*_: object) -> None:
+        # The norm stays on its device, and the gradients are multiplied also where the factor is 1.
+        clip_grad_norm_(parameters, bound, foreach=True)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def _arguments(target: object) -> Sequence[str]:
+    """The names of a target's arguments; none where it cannot be found, which `instantiated` says."""
+    try:
+        return list(inspect.signature(get_object(importable({"_target_": target})["_target_"])).parameters)
+    except Exception:  # noqa: BLE001 - importing a user's module may raise anything
+        return []
+
+
+def sgd(
+    parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
+) -> torch.optim.SGD:
+    """v <- momentum v + d, d = g + weight_decay w; w <- w - lr v, with nesterov w - lr (d + momentum v)."""
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
+    )
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """w <- (1 - lr weight_decay) w - lr m / (sqrt(v) + eps), m and v the bias-corrected running means of g and g^2:
+    Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", Algorithm 2.
+
+    Raises InputError where a momentum is given: m takes its place.
+    """
+    if momentum or nesterov:
+        key = f"momentum={momentum:g}" if momentum else "nesterov=true"
+        raise InputError(f"{key}: AdamW has optimizer.betas in its place; expected momentum=0 nesterov=false")
+    return torch.optim.AdamW(
+        parameters, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=True
+    )

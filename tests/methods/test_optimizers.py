@@ -1,0 +1,109 @@
+"""Optimizers below the steps, and the bound on the gradient, over any step.
+
+The oracles: formulas.py in float64; torch's own optimizers on a twin, bit for bit.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from formulas import (
+    CLOSE,
+    SmallNet,
+    adamw_update,
+    batches,
+    closure,
+    flat,
+    gradients,
+    ones,
+    perturbation,
+    sgd_update,
+    weights_of,
+)
+from torch import nn
+
+from broadopt.config.compose import compose, run_config
+from broadopt.config.run_config import Recipe
+from broadopt.errors import InputError
+from broadopt.methods.sam import sam
+from broadopt.methods.step import Plain
+from broadopt.methods.steps.optimizers import base_optimizer
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return run_config(compose(["method=sam"])).recipe
+
+
+def sizes(recipe: Recipe) -> dict[str, float]:
+    return {key: getattr(recipe, key) for key in ("lr", "momentum", "nesterov", "weight_decay")}
+
+
+def test_sgd_is_the_optimizer_of_the_papers_bit_for_bit(recipe: Recipe) -> None:
+    assert sizes(recipe) == {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4}
+    model, twin = SmallNet(), SmallNet()
+    steps = (
+        Plain(model, base_optimizer(recipe, model.parameters())),
+        Plain(twin, torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)),
+    )
+    for batch in batches(3):
+        for step, network in zip(steps, (model, twin), strict=True):
+            step(closure(network, batch))
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+    assert steps[0].optimizer.defaults == steps[1].optimizer.defaults
+
+
+def test_adamw_is_the_papers_formula() -> None:
+    made, model = run_config(compose(["method=sgd", "optimizer=adamw", "lr=0.01"])).recipe, SmallNet()
+    assert sizes(made) == {"lr": 0.01, "momentum": 0.0, "nesterov": False, "weight_decay": 0.01}
+    step = Plain(model, base_optimizer(made, model.parameters()))
+    weights, means, squares = weights_of(model), {}, {}
+    for number, batch in enumerate(batches(4), 1):
+        step(closure(model, batch))
+        adamw_update(weights, gradients(weights, *batch), means, squares, number, lr=0.01, weight_decay=0.01)
+    torch.testing.assert_close(weights_of(model), weights, **CLOSE)
+
+
+def test_an_optimizer_of_ones_own_is_given_what_it_takes(recipe: Recipe) -> None:
+    node = {"_target_": "torch.optim.RMSprop", "alpha": 0.5}
+    made = base_optimizer(replace(recipe, optimizer=node), SmallNet().parameters())
+    assert isinstance(made, torch.optim.RMSprop)
+    found = {key: made.defaults.get(key) for key in ("lr", "momentum", "weight_decay", "alpha")}
+    assert found == {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "alpha": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": "torch.nn.ParameterList"}, "expected what makes a torch.optim.Optimizer"),
+        ({"_target_": "torch.optim.SGDD"}, "cannot be loaded"),
+        ({"_target_": "torch.optim.SGD", "alpha": 0.5}, "unknown key optimizer.alpha"),
+    ],
+)
+def test_what_is_no_optimizer_is_refused_in_one_line(recipe: Recipe, node: dict, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        base_optimizer(replace(recipe, optimizer=node), SmallNet().parameters())
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bound", [0.2, 1e6])
+@pytest.mark.parametrize("make", [Plain, partial(sam, rho=0.3)], ids=["sgd", "sam"])
+def test_the_gradient_of_an_update_is_bounded_in_its_norm_over_all_parameters(
+    recipe: Recipe, make: type[Plain], bound: float
+) -> None:
+    model: nn.Module = SmallNet()
+    step = make(model, base_optimizer(replace(recipe, clip=bound), model.parameters()))
+    weights, momenta, bounded = weights_of(model), {}, []
+    for batch in batches(3):
+        step(closure(model, batch))
+        slopes = gradients(weights, *batch)
+        if make is not Plain:
+            eps = perturbation(weights, slopes, rho=0.3, p=2, scales=ones(weights))
+            slopes = gradients({name: weights[name] + eps[name] for name in weights}, *batch)
+        factor = min(1.0, bound / (float(flat(slopes).norm()) + 1e-6))  # torch's own guard against a zero norm
+        bounded.append(factor < 1)
+        sgd_update(weights, {name: factor * slope for name, slope in slopes.items()}, momenta, **sizes(recipe))
+    torch.testing.assert_close(weights_of(model), weights, **CLOSE)
+    assert bounded == [bound < 1] * 3
