@@ -19,6 +19,7 @@ from broadopt.devices import processes as distributed
 from broadopt.devices.device import automatic_precisions, choose_device, choose_precision, device_name, set_flags
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
+from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
 from broadopt.runs import checkpoint, results
 from broadopt.runs.begun import leftovers, precision_of, prepare, remove
@@ -61,6 +62,7 @@ def execute(
     dataset = read(run.recipe.dataset)
     recipe = decided(run, dataset, device, processes)
     set_flags(recipe.precision, deterministic=execution.deterministic)
+    keep_to_share(device)
     folder = results.run_folder(execution.results_dir, recipe.record())
     result = already_finished(folder, run, recipe) if processes.is_first and not execution.force else None
     if processes.from_first(result is not None):

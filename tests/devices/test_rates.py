@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from broadopt.devices import rates
 from broadopt.devices.rates import Rate, duration, rate_of, shown, total
@@ -30,9 +31,8 @@ RATES = (
 
 
 def test_the_committed_table_is_what_the_committed_results_give() -> None:
-    assert rates.TABLE.read_text() == script.table(), "python scripts/rates.py"
+    assert yaml.safe_load(rates.TABLE.read_text())["rates"] == script.rates(script.RESULTS), "python scripts/rates.py"
     assert {row.model["name"] for row in rates.measured()} == {"resnet20"}
-    assert {row["name"]: macs for row, _, macs in rates.networks()}["wrn28_2"] == 214_364_672
 
 
 def test_rates_of_a_gpu_check_are_taken_into_the_table(tmp_path: Path) -> None:
