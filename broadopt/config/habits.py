@@ -36,6 +36,7 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(("pretrained", "weights", "init_from", "finetune"), _SCRATCH),
     "warmup": "no schedule of broadopt warms up; see the choices of schedule=",
     "warmup_epochs": "no schedule of broadopt warms up; see the choices of schedule=",
+    "cuda_graphs": "graphs=auto, true or false says whether steps are recorded as a CUDA graph",
     "num_classes": "the data set decides the number of classes",
     "seeds": "several seeds are a sweep: -m seed=1,2,3",
 }

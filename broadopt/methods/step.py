@@ -36,6 +36,7 @@ class Plain:
     """w <- optimizer(w, grad L(w)): one gradient a step."""
 
     passes = 1
+    is_repeatable = True  # each step is the same work on the device: it may be recorded once and replayed
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -87,6 +88,8 @@ class SharpnessAware:
         self.model, self.optimizer, self.epsilon = model, optimizer, epsilon
         self.bn, self.noise, self.perturbation, self.chunk = bn, noise, perturbation, chunk
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        # The generator's state cannot be taken and set back by what is recorded.
+        self.is_repeatable = noise == "fresh"
         # The one extra copy of the weights, kept to spare its allocation at every step.
         self._copies: dict[Tensor, Tensor] = {}
 

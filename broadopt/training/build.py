@@ -14,7 +14,7 @@ from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import ModelConfig, RunConfig
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset
-from broadopt.devices import probe
+from broadopt.devices import graphs, probe
 from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
@@ -46,8 +46,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     forward = macs(model, num_classes=data.num_classes)
     _say_of_last_batch(model, data, recipe.batch_size)
-    if execution.compile or execution.cuda_graphs:
-        model.compile(dynamic=False, mode="reduce-overhead" if execution.cuda_graphs else "default")
+    if execution.compile:
+        model.compile(dynamic=False)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.lr,
@@ -57,6 +57,14 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         fused=True,
     )
     step, collector = instantiated("step", recipe.step, model, optimizer), instantiated("collect", recipe.collect)
+    recorded = graphs.choose(
+        execution.graphs,
+        device,
+        processes=processes.count,
+        own_code=bool(recipe.code),
+        compiled=execution.compile,
+        is_repeatable=getattr(step, "is_repeatable", False),
+    )
     collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
     return Parts(
         model=model,
@@ -71,7 +79,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         precision=recipe.precision,
         device=device,
         processes=_sharing(processes, run, data),
-        settings=_settings(run, processes, memory_format),
+        settings=_settings(run, processes, memory_format) | {"graphs": recorded},
+        graph=partial(graphs.CudaGraph, device) if recorded else None,
         size={
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "macs": forward,
@@ -88,7 +97,6 @@ def _settings(run: RunConfig, processes: Processes, memory_format: torch.memory_
         "precision": run.recipe.precision,
         "memory_format": "channels_last" if memory_format == torch.channels_last else "contiguous",
         "compile": execution.compile,
-        "cuda_graphs": execution.cuda_graphs,
         "deterministic": execution.deterministic,
     }
 

@@ -56,8 +56,6 @@ def execute(
     check_installed(execution.tracker)
     device = choose_device(distributed.device_of(execution.device))
     processes = distributed.join(device)
-    if execution.cuda_graphs and device.type != "cuda":
-        raise InputError(f"cuda_graphs=true: expected a CUDA device, this run is on {device}")
     say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
     recipe = decided(run, dataset, device, processes)
