@@ -39,7 +39,7 @@ def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[
         header=(*titles, *STATES, "h spent", "h needed", "estimated from"),
         rows=tuple(_line(cell, price) for cell, price in priced),
         labels=len(titles),
-        notes=(*status.notes, *_unknown(priced), *NOTES) if status.cells else (),
+        notes=(*status.notes, *_diverged(status.cells), *_unknown(priced), *NOTES) if status.cells else (),
     )
     listed = [(cell, run) for cell in status.cells for run in cell.runs if run.words]
     blocks = (main, _runs(listed, titles)) if listed else (main,)
@@ -99,6 +99,18 @@ def _line(cell: Cell, price: Estimate | None) -> tuple[str, ...]:
     )
 
 
+def _diverged(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The line on the runs that failed or ended at chance, by the rule of the tables."""
+    words = []
+    for cell in cells:
+        ended = [run for run in cell.runs if run.state in ("finished", "failed")]
+        if count := sum(run.diverged for run in ended):
+            words.append(f"{', '.join(cell.labels)}: {count} of {len(ended)} diverged")
+    if not words:
+        return ()
+    return (f"Of the runs that have ended: {'; '.join(words)} (failed, or at chance on the test set at the end).",)
+
+
 def _unknown(priced: Sequence[Priced]) -> tuple[str, ...]:
     if not any(price and price.source == "unknown" for _, price in priced):
         return ()
@@ -107,7 +119,7 @@ def _unknown(priced: Sequence[Priced]) -> tuple[str, ...]:
 
 def _runs(listed: Sequence[tuple[Cell, Run]], titles: Sequence[str]) -> Block:
     shown, more = [], []
-    for state in ("failed", "interrupted", "missing", "running"):  # those that need someone come first
+    for state in ("failed", "finished", "interrupted", "missing", "running"):  # those that need someone come first
         entries = [entry for entry in listed if entry[1].state == state]
         shown += entries[:SHOWN]
         more += [f"{len(entries) - SHOWN} more are {state}"] if len(entries) > SHOWN else []

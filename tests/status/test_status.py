@@ -399,6 +399,23 @@ def test_hours_of_a_network_that_never_ran_come_from_its_operations(tmp_path: Pa
     assert "629.2 PFLOPs at 100 TFLOP/s" in page
 
 
+def test_diverged_runs_are_counted_as_the_tables_count_them(tmp_path: Path) -> None:
+    for seed, accuracy in ((1, 1.0), (2, 1.49), (3, 1.5)):  # of 100 classes
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed), last=accuracy)
+    store(tmp_path, record(RESNET20, "method=sam"), state="failed")
+    store(tmp_path, record(RESNET20, "method=asam"))
+    page, _ = run("table3", "--status", "--results", tmp_path)
+    words = " ".join(page.split())
+    assert (
+        "Of the runs that have ended: ResNet-20, SGD: 2 of 3 diverged; ResNet-20, SAM: 1 of 1 diverged (failed, or at "
+        "chance on the test set at the end)." in words
+    )
+    assert "| finished | diverged: its last test accuracy is 1.00 % |" in words
+    assert words.count("diverged: its last") == 2
+    other, _ = run("table3", "--status", "--results", tmp_path / "none")
+    assert "diverged" not in other
+
+
 def test_the_rate_is_that_of_the_device_that_most_runs_had(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         folder = store(tmp_path, record(RESNET20, "method=sgd", seed=seed, precision="bf16" if seed < 3 else "fp32"))
