@@ -64,8 +64,6 @@ def test_the_heads_are_trained_by_the_recipe_of_the_row() -> None:
         *("budget=2", "precision=fp32", "device=cuda", "results_dir=heads", "data_dir=/data"),
     ]
     single = [f"{key}={values.split(',')[-1]}" for key, _, values in (word.partition("=") for word in words[4:])]
-        word.split(",")[-1] if "," not in word else f"{word.split('=')[0]}={word.split(',')[-1]}" for word in words[4:]
-    ]
     recipe = run_config(compose(single)).recipe
     assert (recipe.model.target["head"], recipe.method, recipe.seed) == ("hidden4096", "asam", 2)
     assert (recipe.budget, recipe.precision, recipe.dataset.name) == (2.0, "fp32", "cifar100")
