@@ -1,9 +1,11 @@
 """The scripts that make the first rows on a GPU, rehearsed without one."""
 
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,21 @@ def first_rows(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Co
     return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
 
 
+def test_every_sweep_of_the_script_composes() -> None:
+    text = (SCRIPTS / "first_rows.sh").read_text()
+    sweeps = re.findall(r'^ *rows experiment=(\S+) method=(\S+) "?seed=', text, flags=re.MULTILINE)
+    pairs = [pair for rows, methods in sweeps for pair in product(rows.split(","), methods.split(","))]
+    recipes = [run_config(compose([f"experiment={row}", f"method={method}"])).recipe for row, method in pairs]
+    vgg16 = [("vgg16", "swa", 200), ("vgg16", "fge", 200), ("vgg16", "sgd", 200)]
+    assert [(recipe.model.name, recipe.method, recipe.budget) for recipe in recipes[:3]] == vgg16
+    assert [recipe.model.name for recipe in recipes[3:]] == [
+        *["resnet20"] * 3,
+        *["vgg19_bn"] * 3,
+        *["preresnet164"] * 6,
+    ]
+
+
+@pytest.mark.long
 def test_the_most_wanted_rows_are_planned_first(tmp_path: Path) -> None:
     done = first_rows("12", "plan=true", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr

@@ -243,8 +243,10 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
 def opening(parts: Parts, run: RunConfig, folder: Path) -> str:
     """The opening lines of a run: its name, its folder, and what was decided for it."""
     values = run.values()
-    choices = {**parts.settings, "graphs": "true" if parts.settings["graphs"] else None}
-    autos = {key: f"{key}=auto: {choice}" for key, choice in choices.items() if choice and values.get(key) == "auto"}
+    chosen = {
+        key: choice for key, choice in parts.settings.items() if values.get(key) == "auto" and choice is not False
+    }
+    autos = {key: f"{key}=auto: {str(choice).lower()}" for key, choice in chosen.items()}
     if "precision" in autos and parts.device.type == "cpu":
         gain = gain_of_bf16(run.recipe.model, parts.data.num_classes, parts.device)
         autos["precision"] += f" (bf16 has {gain:.2f} times the rate of fp32)" * (gain > 0)
