@@ -320,6 +320,7 @@ def main() -> None:
     began = time.monotonic()
     try:
         facts = card(choose_device(arguments.device))
+        choose_flags(choose_device(arguments.device))  # imports what a limit must not leave half imported
         print(facts, flush=True)
         for part in arguments.parts:
             make, limit = PARTS[part]
@@ -330,6 +331,12 @@ def main() -> None:
                     measure.write(rows, arguments.json, device=arguments.device, machine=facts)
             except TimeIsUp:
                 print(f"{part}: ended by its limit of {limit * arguments.limit:g} s", flush=True)
+            except InputError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the other parts tell something all the same
+                words = f"{part}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                print(words, flush=True)
+                rows.append({"part": part, "check": words, "passed": "no"})
     except InputError as error:
         measure.fail(error)
     print()

@@ -243,10 +243,8 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
 def opening(parts: Parts, run: RunConfig, folder: Path) -> str:
     """The opening lines of a run: its name, its folder, and what was decided for it."""
     values = run.values()
-    chosen = {
-        key: choice for key, choice in parts.settings.items() if values.get(key) == "auto" and choice is not False
-    }
-    autos = {key: f"{key}=auto: {str(choice).lower()}" for key, choice in chosen.items()}
+    made = {key: choice for key, choice in parts.settings.items() if key != "graphs" or choice}
+    autos = {key: f"{key}=auto: {choice}" for key, choice in made.items() if values.get(key) == "auto"}
     if "precision" in autos and parts.device.type == "cpu":
         gain = gain_of_bf16(run.recipe.model, parts.data.num_classes, parts.device)
         autos["precision"] += f" (bf16 has {gain:.2f} times the rate of fp32)" * (gain > 0)
