@@ -89,3 +89,10 @@ def nearest(word: str, valid: Iterable[str], *, prefix: str = "", cutoff: float 
         return ""
     *others, last = (f'"{prefix}{name}"' for name in close)
     return f"; did you mean {', '.join(others)}{' or ' * bool(others)}{last}?"
+
+
+def is_lack_of_memory(error: BaseException | None) -> bool:
+    """torch raises OutOfMemoryError on a GPU and a plain RuntimeError on a CPU."""
+    return error is not None and bool(
+        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+    )

@@ -104,9 +104,9 @@ def leave(line: str, code: int) -> None:
 def conclude(session: Session) -> None:
     """Sum a sweep up; exit where a run failed, naming it."""
     if len(session.planned) > 1:
-        from broadopt.training.plan import petaflops
+        from broadopt.training.plan import summary
 
-        print(f"{len(session.planned)} runs, {petaflops(sum(session.planned))}")
+        print(summary(session.planned))
     if session.finished:
         show_sweep(session)
     if not session.failed and session.elsewhere:

@@ -1,40 +1,52 @@
 """What only a GPU can show, in one command: `python scripts/gpu_check.py --json results/benchmark/gpu.json`.
 
-gradients   logits and gradient of every network beside those of the CPU, fp32
-training    a few steps of every method beside the CPU's, the network in float64: what differs is not rounding
-resume      every method, interrupted and resumed with deterministic=true, bit for bit
-waiting     the step loop of every method with each wait for the device made an error
-rates       images/s of every network in training, its share of the device's matrix-multiplication rate, memory, SAM's
-            and ASAM's cost over SGD's
+In this order, what tells most per second first; each part ends at its time limit, and rows are written as they come:
 
-It exits with 1 where a check fails. `--device cpu` runs it without a GPU, to see that the command itself works.
+training      a few steps of every method beside the CPU's, the network in float64: what differs is not rounding
+gradients     logits and gradient of every network beside those of the CPU, fp32
+graphs        every method with steps recorded as a CUDA graph beside plain steps, deterministic=true, bit for bit
+waiting       the step loop of every method with each wait for the device made an error
+resume        every method, interrupted and resumed with deterministic=true, bit for bit
+rates         images/s of every network in training, with plain and with recorded steps, its share of the device's
+              matrix-multiplication rate, memory
+ascent        SAM's and ASAM's cost over SGD's
+together      images/s of 1 to 4 runs on one card, in all
+convolutions  bf16 beside fp32 on the shapes of every network: largest difference, and times
+
+It exits with 1 where a check fails. `--device cpu` runs it without a GPU, to see that the command itself works: what
+needs CUDA is left out there, and said.
 """
 
 import argparse
 import copy
 import logging
+import shutil
+import signal
+import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gpu_speed
 import measure
 import torch
-from measure import Silent, interleaved, parts_of, random_dataset, ratio, seconds, trained
+from measure import Silent, parts_of, random_dataset, trained
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from broadopt.config.shipped import options
-from broadopt.devices.device import choose_device, choose_precision, peak_memory
+from broadopt.devices.device import choose_device, choose_precision, device_name
+from broadopt.devices.graphs import CalledGraph, CudaGraph
 from broadopt.errors import InputError, Interrupted
 from broadopt.runs import checkpoint
 from broadopt.signals import Stop
 from broadopt.training.loop import Training
-from broadopt.training.parts import Parts
 
 CPU = torch.device("cpu")
 NETWORKS = sorted(options("model"))
@@ -126,10 +138,9 @@ def of_resume(arguments: argparse.Namespace) -> Rows:
     cases |= {f"asam with {noise}": (f"model={name}", "method=asam") for noise, name in NOISY.items()}
     cases = {what: keys for what, keys in cases.items() if keys[0].removeprefix("model=") in arguments.networks}
     for what, keys in cases.items():
-        whole, halves = (resumed(*keys, device=arguments.device, at=at) for at in (None, 4))
-        differing = sum(not torch.equal(own, halves[0][name]) for name, own in whole[0].items())
-        differing += sum(halves[1][name] != value for name, value in whole[1].items())
-        yield checked(f"{what}: resumed in the middle of an epoch, differing values", differing, 0)
+        undisturbed, halves = (resumed(*keys, device=arguments.device, at=at) for at in (None, 4))
+        found = differing(undisturbed, halves)
+        yield checked(f"{what}: resumed in the middle of an epoch, differing values", found, 0)
 
 
 def resumed(*keys: str, device: str, at: int | None) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -172,6 +183,48 @@ class StopAt(Stop):
                 self.requested = "the check"
 
 
+def of_graphs(arguments: argparse.Namespace) -> Rows:
+    """Values that differ between trainings of recorded and of plain steps; eight full batches and one of eight images.
+    Without CUDA the recording is its twin that replays by calling.
+    """
+    device = choose_device(arguments.device)
+    if device.type != "cuda":
+        print("graphs: a CPU records nothing; its twin that replays by calling takes the place")
+    cases = {f"{method} (resnet20)": ("model=resnet20", *keys) for method, keys in METHODS.items()}
+    cases |= {f"asam with {noise}": (f"model={name}", "method=asam") for noise, name in NOISY.items()}
+    cases = {what: keys for what, keys in cases.items() if keys[0].removeprefix("model=") in arguments.networks}
+    for what, keys in cases.items():
+        plain, recorded = (whole(*keys, device=device, is_recorded=choice) for choice in (False, True))
+        yield checked(f"{what}: recorded steps, differing values", differing(plain, recorded), 0)
+        yield checked(f"{what}: recordings that failed", 1 - recorded[2], 0)
+    if device.type == "cuda":
+        plain, waiting = (
+            whole("model=resnet20", device=device, is_recorded=choice, waits=True) for choice in (False, True)
+        )
+        yield checked("a network that waits: goes on with plain steps, differing values", differing(plain, waiting), 0)
+        yield checked("a network that waits: recordings", waiting[2], 0)
+
+
+def whole(
+    *keys: str, device: torch.device, is_recorded: bool, waits: bool = False
+) -> tuple[dict[str, Tensor], dict[str, float], int]:
+    """Final weights and figures of a short training, and whether its steps were recorded to the end."""
+    overrides = ("batch_size=16", "budget=1", "precision=fp32", "deterministic=true", "graphs=false")
+    parts = parts_of(*overrides, f"device={device}", *keys, dataset=random_dataset(136, 20))
+    graph: Callable[[], Any] = partial(CudaGraph, device) if device.type == "cuda" else CalledGraph
+    parts = replace(parts, graph=graph if is_recorded else None, settings=parts.settings | {"graphs": is_recorded})
+    if waits:
+        parts.model.register_forward_hook(lambda _, inputs, logits: float(logits.sum()) and None)
+    training = trained(parts)
+    return parts.model.state_dict(), figures(training), int(parts.settings["graphs"])
+
+
+def differing(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
+    """How many tensors and figures of two trainings are not the same bits."""
+    tensors = sum(not torch.equal(own, other[0][name]) for name, own in one[0].items())
+    return tensors + sum(other[1][name] != value for name, value in one[1].items())
+
+
 def of_waiting(arguments: argparse.Namespace) -> Rows:
     """Steps whose code waits for the device, in an epoch of ten."""
     if choose_device(arguments.device).type != "cuda":
@@ -196,72 +249,37 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
         yield checked(f"{method}: waits for the device in 10 steps", len(waits), 0)
 
 
-def of_rates(arguments: argparse.Namespace) -> Rows:
-    """Whole epochs of the loop, of a few steps each, in the precision that auto takes."""
-    device = choose_device(arguments.device)
-    fastest = product_rate(device, choose_precision("auto", device))
-    variants = {"as auto chooses": (), **({"compiled": ("compile=true",)} if arguments.compile else {})}
-    for name in arguments.networks:
-        dataset = random_dataset(arguments.batch * arguments.steps, 2)
-        for variant, keys in variants.items():
-            yield rate(name, variant, keys, arguments, dataset) | {"matmul TFLOP/s": fastest}
-
-
-def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Namespace, dataset: Any) -> dict[str, Any]:
-    """One network's row: rate and memory of SGD, and what SAM and ASAM cost beside it."""
-    cases, memory = {}, {}
-    fixed = (f"model={name}", f"batch_size={arguments.batch}", "budget=1", "protocol=asam2021", *keys)
-    for method in ("sgd", "sam", "asam"):
-        before = allocated(arguments.device)
-        parts = parts_of(*fixed, f"method={method}", f"device={arguments.device}", dataset=dataset)
-        trained(parts)
-        memory[method] = peak_memory(parts.device) - before if parts.device.type == "cuda" else None
-        cases[method] = partial(train_seconds, parts)
-    measured = interleaved(cases, rounds=arguments.rounds)
-    images = len(dataset.train.labels)
-    images_per_second, gmacs = images / median(row["sgd"] for row in measured), measure.gmacs(name)
-    return {
-        "network": name,
-        "variant": variant,
-        "batch": arguments.batch,
-        "precision": parts.precision,
-        "sgd, images/s": images_per_second,
-        "TFLOP/s": 6e-3 * gmacs * images_per_second,
-        **{f"{method} / sgd, seconds": ratio(measured, method, "sgd")["ratio"] for method in ("sam", "asam")},
-        **{f"{method}, peak GiB": peak / 2**30 for method, peak in memory.items() if peak is not None},
-        "parameters GiB": sum(parameter.nbytes for parameter in parts.model.parameters()) / 2**30,
-    }
-
-
-def train_seconds(parts: Parts) -> float:
-    """Seconds in the steps of one training."""
-    return trained(parts).progress.train_seconds
-
-
-def allocated(device: str) -> int:
-    """Bytes in use on a GPU, whose peak is counted from here on; 0 on a CPU."""
-    place = choose_device(device)
-    if place.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(place)
-    return torch.cuda.memory_allocated(place)
-
-
-def product_rate(device: torch.device, precision: str, *, size: int = 4096) -> float:
-    """TFLOP/s of the product of two square matrices in `precision`: the most that a network can reach here."""
-    size = size if device.type == "cuda" else 1024
-    factors = torch.randn(2, size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    times = [seconds(lambda: [factors[0] @ factors[1] for _ in range(10)], device) for _ in range(6)]
-    return 10 * 2 * size**3 / min(times[1:]) / 1e12
-
-
-PARTS = {
-    "gradients": of_gradients,
-    "training": of_training,
-    "resume": of_resume,
-    "waiting": of_waiting,
-    "rates": of_rates,
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], Rows], float]] = {
+    "training": (of_training, 25),
+    "gradients": (of_gradients, 60),
+    "graphs": (of_graphs, 40),
+    "waiting": (of_waiting, 10),
+    "resume": (of_resume, 30),
+    "rates": (gpu_speed.of_rates, 60),
+    "ascent": (gpu_speed.of_ascent, 30),
+    "together": (gpu_speed.of_together, 60),
+    "convolutions": (gpu_speed.of_convolutions, 40),
 }
+"""In their order, with the seconds that each may take at most."""
+
+
+class TimeIsUp(BaseException):
+    """A part has come to its limit. No Exception, of which others make their own."""
+
+
+def limited(rows: Rows, limit: float) -> Rows:
+    """`rows` until `limit` seconds are over, also in the middle of one; then TimeIsUp is raised."""
+
+    def end(*_: Any) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield from rows
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -272,30 +290,60 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME", help="all by default"
     )
-    made.add_argument("--batch", type=int, default=measure.BATCH, help="rates: images a step (128)")
-    made.add_argument("--steps", type=int, default=20, help="rates: steps a turn (20)")
-    made.add_argument("--rounds", type=int, default=3, help="rates: turns, after one that is not counted (3)")
+    made.add_argument("--limit", type=float, default=1.0, metavar="X", help="each part's time limit, times X (1)")
+    made.add_argument("--batch", type=int, default=measure.BATCH, help="images a step where rates are measured (128)")
+    made.add_argument("--steps", type=int, default=20, help="steps a turn where rates are measured (20)")
+    made.add_argument("--rounds", type=int, default=3, help="turns, after one that is not counted (3)")
+    made.add_argument("--runs", type=int, default=4, help="together: the most runs on the card (4)")
     made.add_argument("--compile", action="store_true", help="rates: with torch.compile as well")
     made.add_argument("--json", type=Path, help="write the rows as JSON, with the command and the machine's facts")
+    made.add_argument("--one-of-several", metavar="NAME", help=argparse.SUPPRESS)  # a process of `together`
     return made
+
+
+def card(device: torch.device) -> str:
+    """torch, driver and card in a line."""
+    facts = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"]
+    if device.type == "cuda" and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        facts += [f"driver {driver[0]}"] if driver else []
+    return ", ".join([*facts, device_name(device)])
 
 
 def main() -> None:
     """Run the parts, row by row, then print a table of each."""
     arguments = parser().parse_args()
     logging.getLogger("broadopt").setLevel(logging.ERROR)
+    if arguments.one_of_several:
+        return gpu_speed.one_of_several(arguments)
     rows: list[dict[str, Any]] = []
+    began = time.monotonic()
     try:
+        facts = card(choose_device(arguments.device))
+        choose_flags(choose_device(arguments.device))  # imports what a limit must not leave half imported
+        print(facts, flush=True)
         for part in arguments.parts:
-            for row in PARTS[part](arguments):
-                print("  ".join(f"{key}: {measure.shown(value)}" for key, value in row.items()), flush=True)
-                rows.append({"part": part, **row})
+            make, limit = PARTS[part]
+            try:
+                for row in limited(make(arguments), limit * arguments.limit):
+                    print("  ".join(f"{key}: {measure.shown(value)}" for key, value in row.items()), flush=True)
+                    rows.append({"part": part, **row})
+                    measure.write(rows, arguments.json, device=arguments.device, machine=facts)
+            except TimeIsUp:
+                print(f"{part}: ended by its limit of {limit * arguments.limit:g} s", flush=True)
+            except InputError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the other parts tell something all the same
+                words = f"{part}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                print(words, flush=True)
+                rows.append({"part": part, "check": words, "passed": "no"})
     except InputError as error:
         measure.fail(error)
     print()
-    measure.report(rows, arguments.json, device=arguments.device)
+    measure.report(rows, None, device=arguments.device)
     failed = [row for row in rows if row.get("passed") == "no"]
-    print(f"{sum('passed' in row for row in rows)} checks, {len(failed)} failed")
+    print(f"{sum('passed' in row for row in rows)} checks, {len(failed)} failed, {time.monotonic() - began:.0f} s")
     sys.exit(1 if failed else 0)
 
 

@@ -123,11 +123,18 @@ def report(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str)
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    if path is not None:
-        facts = environment(choose_device(device), {"precision": choose_precision("auto", choose_device(device))})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"command": "python " + " ".join(sys.argv), "environment": facts, "rows": list(rows)}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+    write(rows, path, device=device)
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str, **facts: str) -> None:
+    """Write rows with the command and the machine's facts as JSON, where there is a `path`."""
+    if path is None:
+        return
+    place = choose_device(device)
+    known = environment(place, {"precision": choose_precision("auto", place)}) | facts
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"command": "python " + " ".join(sys.argv), "environment": known, "rows": list(rows)}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def shown(value: Any) -> str:

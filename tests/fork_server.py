@@ -20,6 +20,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -193,6 +194,7 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    tempfile.tempdir = None  # what TMPDIR was for the server
     for limit, values in request["limits"]:
         resource.setrlimit(limit, tuple(values))
     # The server's streams can be sought in, a pipe cannot: they are made anew, as an interpreter makes them.

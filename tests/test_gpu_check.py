@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
 
 
@@ -17,21 +19,38 @@ def check(*arguments: str, before: str = "") -> "subprocess.CompletedProcess[str
 
 def test_the_gpu_check_passes_on_a_cpu(tmp_path: Path) -> None:
     path = tmp_path / "check.json"
-    parts = ("--parts", "gradients", "training", "resume", "--networks", "resnet20")
-    done = check("--device", "cpu", *parts, "--json", str(path))
+    parts = ("gradients", "training", "resume", "waiting", "rates", "convolutions")
+    few = ("--batch", "4", "--steps", "1", "--rounds", "1", "--limit", "1000", "--networks", "resnet20")
+    done = check("--device", "cpu", "--parts", *parts, *few, "--json", str(path))
     assert done.returncode == 0, done.stderr
-    assert "14 checks, 0 failed" in done.stdout
-    rows = json.loads(path.read_text())["rows"]
-    assert [row["part"] for row in rows] == ["gradients"] * 2 + ["training"] * 6 + ["resume"] * 6
+    assert "15 checks, 0 failed, " in done.stdout
+    content = json.loads(path.read_text())
+    counts = {"gradients": 2, "training": 6, "resume": 6, "rates": 2, "convolutions": 1}
+    assert [row["part"] for row in content["rows"]] == [part for part, count in counts.items() for _ in range(count)]
+    assert content["environment"]["machine"].startswith(f"torch {torch.__version__}, ")
+    for line in ("waiting: there is nothing to wait for on a CPU", "rates: a CPU records nothing"):
+        assert f"\n{line}" in done.stdout
+
+
+def test_a_part_ends_at_its_limit_and_the_next_begins() -> None:
+    parts = ("--parts", "training", "waiting", "--limit", "0.0001")
+    done = check("--device", "cpu", *parts)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1:3] == [
+        "training: ended by its limit of 0.0025 s",
+        "waiting: there is nothing to wait for on a CPU; left out",
+    ]
+    assert lines[-1].startswith("0 checks, 0 failed, ")
 
 
 def test_a_resumed_run_that_differs_fails_the_gpu_check() -> None:
     forgetful = "from broadopt.training.loop import Training; whole = Training.state_dict\n"
     forgetful += "def broken(self): state = whole(self); state['optimizer']['state'] = {}; return state\n"
     forgetful += "Training.state_dict = broken"
-    done = check("--device", "cpu", "--parts", "resume", "--networks", "resnet20", before=forgetful)
+    done = check("--device", "cpu", "--parts", "resume", "--networks", "resnet20", "--limit", "1000", before=forgetful)
     assert done.returncode == 1, done.stderr
-    assert "6 checks, 6 failed" in done.stdout
+    assert "6 checks, 6 failed, " in done.stdout
 
 
 def test_no_gpu_is_one_line() -> None:

@@ -22,6 +22,7 @@ from broadopt import table as tables
 from broadopt.config.compose import compose, run_config
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
+from broadopt.devices import rates
 from broadopt.figures.catalogue import FIGURES
 from broadopt.figures.request import parse as parse_figure
 from broadopt.reporting.request import parse as parse_report
@@ -82,7 +83,9 @@ def test_readme_states_what_the_runs_have_cost() -> None:
 
 def test_readme_states_the_hours_of_a_row_at_the_stated_rate() -> None:
     flops = price(run_config(compose(["experiment=table3/wrn28_10", "method=asam"])).recipe).flops
-    assert f"| {flops / 100e12 / 3600:.1f} | estimate: {flops / 1e15:.0f} PFLOPs at 100 TFLOP/s |" in text("README.md")
+    rate = rates.tflops("H100", "bf16")
+    words = f"derived, not measured: {flops / 1e15:.0f} PFLOPs at {rate:.1f} TFLOP/s"
+    assert f"| {flops / rate / 1e12 / 3600:.1f} | {words} |" in text("README.md")
     runs, hours = zip(*re.findall(r"# (\d+) runs: ([\d.]+) device hours needed", text("docs/rows.md")), strict=True)
     stated = "| Table 1 with 3 seeds, {} runs / Table 3 with 5 seeds, {} runs | {:.0f} / {:.0f} |"
     assert stated.format(*runs, *map(float, hours)) in text("README.md")
@@ -201,16 +204,19 @@ def test_the_hooks_are_those_of_make_check() -> None:
 # The rows
 
 
-def table_rows() -> dict[str, tuple[str, str, str, str]]:
-    """Parameters, MACs, budget and PFLOPs of each experiment of the table of rows."""
+Stated = tuple[str, str, str, str, str]
+
+
+def table_rows() -> dict[str, Stated]:
+    """Parameters, MACs, budget, PFLOPs and hours of each experiment of the table of rows."""
     found = {}
     for line in re.findall(r"^\| (`table[13]/.*)$", text("docs/rows.md"), flags=re.MULTILINE):
-        names, _, parameters, macs, budget, operations, *_ = (cell.strip() for cell in line.split("|"))
+        names, _, parameters, macs, budget, operations, hours, *_ = (cell.strip() for cell in line.split("|"))
         first, *endings = re.findall(r"`([\w/]+)`", names)
         experiments = [first, *(first.rpartition("_")[0] + ending for ending in endings)]
         for place, experiment in enumerate(experiments):
             parameter = parameters.split(", ")[min(place, parameters.count(", "))]
-            found[experiment] = (parameter, macs, budget, operations)
+            found[experiment] = (parameter, macs, budget, operations, hours)
     return found
 
 
@@ -219,11 +225,13 @@ def test_the_table_of_rows_names_every_row() -> None:
 
 
 @pytest.mark.parametrize(("experiment", "stated"), table_rows().items())
-def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated: tuple[str, str, str, str]) -> None:
+def test_the_table_of_rows_gives_the_figures_of_the_code(
+    experiment: str, stated: tuple[str, str, str, str, str]
+) -> None:
     in_table3 = experiment.startswith("table3")
     methods = ("sgd", "asam") if in_table3 else ("sgd", "swa")
     recipes = [run_config(compose([f"experiment={experiment}", f"method={method}"])).recipe for method in methods]
-    parameters, macs, budget, operations = stated
+    parameters, macs, budget, operations, hours = stated
     costs = [price(recipe) for recipe in recipes[: 1 if in_table3 else 2]]
     assert rounded_as(parameters, costs[0].parameters / 1e6, "M")
     assert rounded_as(macs, costs[0].macs / 1e9, "G")
@@ -232,6 +240,10 @@ def test_the_table_of_rows_gives_the_figures_of_the_code(experiment: str, stated
     assert not in_table3 or budgets[0] == 2 * budgets[1], "so that two gradients a step cost as much"
     figures = [cost.flops / 1e15 for cost in costs]
     assert operations == ", SWA ".join(f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}" for figure in figures)
+    rate = rates.tflops("H100", "bf16") * 1e12
+    stated_macs = (recipes[0].record()["model"], recipes[0].dataset.name, costs[0].macs)
+    assert stated_macs in list(rates.networks()), "python scripts/rates.py"
+    assert hours == ", SWA ".join(rates.shown(cost.flops / rate / 3600) for cost in costs)
 
 
 def rounded_as(stated: str, value: float, unit: str) -> bool:

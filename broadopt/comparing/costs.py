@@ -57,8 +57,9 @@ def machine(result: Result) -> tuple[Any, ...] | None:
     environment = result["environment"]
     if not environment.get("device"):
         return None
-    names = ("device", "threads", "processes", "compile", "cuda_graphs", "deterministic")
-    return (precision(result), *(str(environment.get(name)) for name in names))
+    names = ("device", "threads", "processes", "compile", "deterministic")
+    recorded = environment.get("graphs", environment.get("cuda_graphs"))
+    return (precision(result), *(str(environment.get(name)) for name in names), str(recorded))
 
 
 def time_ratio(runs: Iterable[Result], baseline: Iterable[Result]) -> float | None:

@@ -12,19 +12,10 @@ from statistics import stdev, variance
 from typing import Any, TypeVar
 
 from broadopt.errors import InputError
-from broadopt.tables.match import Result
 from broadopt.tables.summary import Summary
+from broadopt.tables.summary import has_diverged as has_diverged
 
 Row = TypeVar("Row", bound=Hashable)
-
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
-"""Of the data sets whose number of classes is fixed; that of an image folder is not recorded."""
-
-COARSE = 20
-"""Superclasses of CIFAR-100."""
-
-NEAR_CHANCE = 0.005
-"""Share of the way from chance to 100 % up to which an accuracy counts as chance: 10.45 % of ten classes."""
 
 MOST_SEEDS = 100_000
 """More seeds than anyone will run."""
@@ -179,18 +170,6 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
             return None
     least = most // 2 + 1
     return least + bisect.bisect_left(range(least, most + 1), True, key=enough) if most > 2 else 2
-
-
-def has_diverged(result: Result) -> bool:
-    """Whether a run ended without having learned: it failed, or its last weights are at chance on the test set."""
-    if result["state"] == "failed":
-        return True
-    is_coarse, last = result["config"]["dataset"].get("coarse", False), result["metrics"]["last"]
-    classes = COARSE if is_coarse else CLASSES.get(result["dataset"])
-    if result["state"] != "finished" or classes is None or not last:
-        return False
-    chance = 100 / classes
-    return bool(last["test_accuracy"] <= chance + NEAR_CHANCE * (100 - chance))
 
 
 def _statsmodels(module: str) -> Any:

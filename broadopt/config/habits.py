@@ -36,6 +36,7 @@ SENTENCES: Mapping[str, str] = {
     **dict.fromkeys(("data", "root", "data_path", "data_root", "datadir", "dataset_dir", "dataroot", "path"), _DATA),
     **dict.fromkeys(("pretrained", "weights", "init_from", "finetune"), _SCRATCH),
     **dict.fromkeys(("warmup", "warmup_epochs", "warmup_steps", "lr_warmup"), _WARMUP),
+    "cuda_graphs": "graphs=auto, true or false says whether steps are recorded as a CUDA graph",
     "num_classes": "the data set decides the number of classes",
     "seeds": "several seeds are a sweep: -m seed=1,2,3",
 }

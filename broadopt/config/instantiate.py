@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 
 from broadopt.config.identity import importable
 from broadopt.config.messages import instantiation_error
-from broadopt.errors import InputError, RunFailed
+from broadopt.errors import InputError, RunFailed, is_lack_of_memory
 
 
 def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
@@ -21,7 +21,7 @@ def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options
     try:
         return instantiate(_with_arguments(importable(node)), *arguments, _convert_="all", **options)
     except InstantiationException as error:
-        if _is_lack_of_memory(error.__cause__):
+        if is_lack_of_memory(error.__cause__):
             raise RunFailed(f"{group}._target_={node['_target_']}: {' '.join(str(error.__cause__).split())}") from error
         raise instantiation_error(error, group, node) from error
 
@@ -43,10 +43,3 @@ def collectors_of(node: Mapping[str, Any]) -> dict[str, Any]:
 def _with_arguments(node: Mapping[str, Any]) -> dict[str, Any]:
     """A node whose keys are names of arguments: `from`, which Python keeps for itself, is the argument `from_`."""
     return {f"{key}_" if keyword.iskeyword(key) else key: value for key, value in node.items()}
-
-
-def _is_lack_of_memory(error: BaseException | None) -> bool:
-    """torch raises OutOfMemoryError on a GPU and a plain RuntimeError on a CPU."""
-    return error is not None and bool(
-        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
-    )

@@ -31,6 +31,8 @@ class Rule:
         """What a value that is given stands for."""
         if self.is_several and isinstance(given, str):
             return [] if given == "none" else [given]
+        if isinstance(given, bool) and self.kind is str and "true" in self.names:
+            return str(given).lower()
         return float(given) if self.kind is float and type(given) is int else given
 
 
@@ -95,7 +97,7 @@ RULES = {
     ),
     "memory_format": _choice("auto", "channels_last", "contiguous"),
     "compile": _flag(),
-    "cuda_graphs": _flag(),
+    "graphs": _choice("auto", "true", "false"),
     "deterministic": _flag(),
     "data_dir": _folder(),
     "results_dir": _folder(),

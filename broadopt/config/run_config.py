@@ -162,7 +162,8 @@ class Execution:
     memory_format: str
     """auto, channels_last or contiguous."""
     compile: bool
-    cuda_graphs: bool
+    graphs: str
+    """auto, true or false: whether steps are recorded as a CUDA graph; auto: where that is sure to work."""
     deterministic: bool
     data_dir: str
     results_dir: str

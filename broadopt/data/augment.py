@@ -7,7 +7,7 @@ those of the options before it, which so stay what they are.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,19 @@ class Draws:
     def part(self, batch: slice) -> "Draws":
         """Views of the entries of one batch."""
         return self._each(lambda drawn: drawn[batch], lambda drawn: drawn[batch])
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is on the device; `of_tensors` makes the same draws of them, but for operations."""
+        every = (self.images, self.tops, self.lefts, self.flips, self.holes, self.mixes)
+        return tuple(drawn for drawn in every if drawn is not None)
+
+    @classmethod
+    def of_tensors(cls, tensors: Sequence[Tensor], *, holes: bool, mixes: bool) -> "Draws":
+        """The draws whose `tensors` these are, with holes and mixes where they are among them."""
+        images, tops, lefts, flips, *others = tensors
+        return cls(
+            images, tops, lefts, flips, holes=others.pop(0) if holes else None, mixes=others.pop() if mixes else None
+        )
 
     def to(self, device: torch.device) -> "Draws":
         """Copies on `device`; the host does not wait for a CUDA device to receive them."""

@@ -85,6 +85,23 @@ class Data:
         """The batches of an epoch from number `first` on, shuffled and augmented, each the same wherever one starts."""
         return self._pass(epoch, "train", first)
 
+    @property
+    def batch_size(self) -> int:
+        """Images of every training batch but, perhaps, the last of a pass."""
+        return self._batch_size
+
+    def inputs(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """What `batch` makes the batches of `train` from: tensors on the device, of the same kinds for each batch."""
+        for drawn in self._drawn(epoch, "train", first):
+            yield self._augment(drawn) if self._policies is not None else drawn.tensors()
+
+    def batch(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels; nothing of it waits for the device or depends on values that the host would need."""
+        if len(inputs) == 2:  # AutoAugment's operations are chosen by the host: they were carried out already
+            return inputs[0], inputs[1]
+        holes, mixes = bool(self._augmentation.cutout), bool(self._augmentation.cutmix)
+        return self._augment(Draws.of_tensors(inputs, holes=holes, mixes=mixes))
+
     def statistics(self, key: int) -> Batches:
         """One pass over the training images as `train` makes it, drawn from a stream of its own for each `key`."""
         return self._pass(key, "statistics", 0)
@@ -124,15 +141,14 @@ class Data:
         return {"test": self._test[1]} | ({"validation": self._held_out[1]} if len(self._held_out[1]) else {})
 
     def _pass(self, number: int, purpose: str, first: int) -> Batches:
+        return map(self._augment, self._drawn(number, purpose, first))
+
+    def _drawn(self, number: int, purpose: str, first: int) -> Iterator[Draws]:
         if not 0 <= first <= self.steps_per_epoch:
             raise ValueError(f"first={first}: expected a batch number from 0 to {self.steps_per_epoch}")
         draws = draw(self._augmentation, self.train_size, stream(self._seed, number, purpose)).to(self._device)
-        return self._augmented(draws, first)
-
-    def _augmented(self, draws: Draws, first: int) -> Batches:
-        for start in range(first * self._batch_size, self.train_size, self._batch_size):
-            batch = draws.part(slice(start, start + self._batch_size))
-            yield self._augment(batch)
+        starts = range(first * self._batch_size, self.train_size, self._batch_size)
+        return (draws.part(slice(start, start + self._batch_size)) for start in starts)
 
     def _augment(self, batch: Draws) -> tuple[Tensor, Tensor]:
         pixels, labels = crop_and_flip(self._frames, batch), self._labels[batch.images]

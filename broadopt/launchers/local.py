@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from broadopt.devices.sharing import PER_GPU
 from broadopt.errors import InputError
 from broadopt.launchers.place import PLACE
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
@@ -23,29 +24,39 @@ from broadopt.signals import Stop
 class LocalLauncher(SweepLauncher):
     """Each run in a process of its own with a GPU that no other run has, or with its share of the CPU's cores.
 
-    n_jobs: runs at a time. gpus: numbers or UUIDs of the GPUs to use, all by default. What a run prints goes to a file.
+    n_jobs: runs at a time; by default as many as the GPUs take where per_gpu is given, else one. gpus: numbers or UUIDs
+    of the GPUs to use, all by default. per_gpu: runs that share a GPU, and its memory in equal parts, with each other
+    alone. What a run prints goes to a file. Raises InputError.
     """
 
-    def __init__(self, *, n_jobs: int, gpus: Sequence[int | str] | None = None) -> None:
+    def __init__(self, *, n_jobs: int | None, gpus: Sequence[int | str] | None = None, per_gpu: int = 1) -> None:
         super().__init__()
-        if not isinstance(n_jobs, int) or n_jobs < 1:
-            raise InputError(f"hydra.launcher.n_jobs={n_jobs}: expected a whole number >= 1")
+        for name, value in (("n_jobs", 1 if n_jobs is None else n_jobs), ("per_gpu", per_gpu)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"hydra.launcher.{name}={value}: expected a whole number >= 1")
         if isinstance(gpus, str) or not isinstance(gpus, Sequence | None):
             raise InputError(f"hydra.launcher.gpus={gpus}: expected a list, [0,1] for example, or null for all")
-        self.n_jobs, self.gpus = n_jobs, gpus
+        self.n_jobs, self.gpus, self.per_gpu = n_jobs, gpus, per_gpu
 
     def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
-        """Carry the runs out, `n_jobs` at a time."""
-        outputs = new_folder(root / "local" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        """Carry the runs out, `n_jobs` at a time. Raises InputError where there is no GPU for several to share."""
         gpus: Sequence[int | str] = visible_gpus() if self.gpus is None else self.gpus
-        threads = threads_of_a_run(self.n_jobs)
+        if self.per_gpu > 1 and not gpus:
+            raise InputError(
+                f"hydra.launcher.per_gpu={self.per_gpu}: this machine has no GPU; hydra.launcher.n_jobs={self.per_gpu} "
+                "carries out as many runs at a time on its CPU"
+            )
+        outputs = new_folder(root / "local" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        n_jobs = self.n_jobs or (self.per_gpu * len(gpus) if self.per_gpu > 1 else 1)
+        threads = threads_of_a_run(n_jobs)
         device = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else f"{threads} CPU threads each"
-        opening = f"{len(planned)} runs, {self.n_jobs} at a time, {device}; what they print is in {outputs}"
+        device += f", {self.per_gpu} runs on each with 1/{self.per_gpu} of its memory" * (self.per_gpu > 1)
+        opening = f"{len(planned)} runs, {n_jobs} at a time, {device}; what they print is in {outputs}"
         children = Children()
 
         def carry_out(place: int) -> Ended:
             one, output = planned[place], outputs / f"{place}.out"
-            code = run(one, output, gpus, threads, children)
+            code = run(one, output, gpus, threads, children, per_gpu=self.per_gpu)
             if code is not None:
                 line = f"{state(code)}: {quoted(one.overrides)}\n"
                 if code == 0:
@@ -53,7 +64,7 @@ class LocalLauncher(SweepLauncher):
                 print(line, end="", flush=True)  # in one write, since threads share stdout
             return Ended(one, code, output)
 
-        with Stop() as stop, stop.deferred(), ThreadPoolExecutor(self.n_jobs) as pool:
+        with Stop() as stop, stop.deferred(), ThreadPoolExecutor(n_jobs) as pool:
             print(opening, flush=True)
             waiting = [pool.submit(carry_out, place) for place in range(len(planned))]
             while wait(waiting, timeout=0.2).not_done:
@@ -117,50 +128,70 @@ class Children:
             self.stopped = self.signalled = True
 
 
-def run(planned: Planned, output: Path, gpus: Sequence[int | str], threads: int, children: Children) -> int | None:
+def run(
+    planned: Planned,
+    output: Path,
+    gpus: Sequence[int | str],
+    threads: int,
+    children: Children,
+    *,
+    per_gpu: int = 1,
+) -> int | None:
     """Carry out one run; returns its exit code, None where it was not started any more."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "BROADOPT_OUTPUT": str(output), PLACE: planned.place}
-    lock = None
+    locks: list[int] = []
     if gpus:
-        claimed = claim(gpus, given_up=lambda: children.stopped)
+        claimed = claim(gpus, per_gpu=per_gpu, given_up=lambda: children.stopped)
         if claimed is None:
             return None
-        gpu, lock = claimed
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        gpu, locks = claimed
+        environment |= {"CUDA_VISIBLE_DEVICES": str(gpu), PER_GPU: str(per_gpu)}
     try:
         with open(output, "wb") as file:
             # The child holds the claim as well: it ends with the last of the two, however they end.
-            return children.carry_out(
-                planned.command(),
-                env=environment,
-                stdout=file,
-                stderr=file,
-                pass_fds=[] if lock is None else [lock],
-            )
+            return children.carry_out(planned.command(), env=environment, stdout=file, stderr=file, pass_fds=locks)
     finally:
-        if lock is not None:
-            os.close(lock)
+        _release(locks)
 
 
 def claim(
-    gpus: Sequence[int | str], *, folder: Path | None = None, given_up: Callable[[], bool] = lambda: False
-) -> tuple[int | str, int] | None:
-    """Wait for a GPU that no other run of this machine has claimed; its number, and the descriptor that holds it.
-
-    None where the waiting was `given_up`.
+    gpus: Sequence[int | str],
+    *,
+    per_gpu: int = 1,
+    folder: Path | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> tuple[int | str, list[int]] | None:
+    """Wait for a GPU that no other run of this machine has claimed, or, with `per_gpu` above 1, fewer runs than that
+    which share it as well; its number, and the descriptors that hold it. None where the waiting was `given_up`.
     """
     folder = folder or Path(tempfile.gettempdir())
     while not given_up():
-        for gpu in gpus:
-            descriptor = os.open(folder / f"broadopt-gpu-{gpu}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-            else:
-                return gpu, descriptor
+        for slot in range(per_gpu):  # the GPUs take one run each before any takes a second
+            for gpu in gpus:
+                wanted = [(f"broadopt-gpu-{gpu}.lock", fcntl.LOCK_EX if per_gpu == 1 else fcntl.LOCK_SH)]
+                wanted += [(f"broadopt-gpu-{gpu}-{slot}.lock", fcntl.LOCK_EX)] * (per_gpu > 1)
+                if (held := _locked([(folder / name, kind) for name, kind in wanted])) is not None:
+                    return gpu, held
         time.sleep(0.2)
     return None
+
+
+def _locked(wanted: Sequence[tuple[Path, int]]) -> list[int] | None:
+    """Descriptors that hold the locks, each of its kind, on all of these files; None where one of them is taken."""
+    held: list[int] = []
+    for path, kind in wanted:
+        held.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+        try:
+            fcntl.flock(held[-1], kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _release(held)
+            return None
+    return held
+
+
+def _release(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def visible_gpus() -> list[str]:

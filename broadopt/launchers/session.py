@@ -24,7 +24,7 @@ from broadopt.signals import Stop, hand_on
 from broadopt.trackers.live import Trackers
 
 if TYPE_CHECKING:
-    from broadopt.training.plan import Cost
+    from broadopt.training.plan import Cost, Price
 
 stopped_by: str | None = None
 """The signal that has ended a run of this worker process: it begins no other."""
@@ -48,9 +48,9 @@ class Session:
     """Runs that another process is on."""
     failed: list[tuple[str, Exception]] = field(default_factory=list)
     """Overrides, empty outside a sweep, and the InputError or RunFailed of each run that failed."""
-    planned: list[float] = field(default_factory=list)
-    latest: "tuple[Recipe, Cost] | None" = None
-    """Of the last planned run the recipe and its cost."""
+    planned: "list[Price]" = field(default_factory=list)
+    latest: "tuple[Recipe, Cost, Price] | None" = None
+    """Of the last planned run the recipe, its size and its price."""
     sweep: Sweep | None = None
     finished: list[tuple[str, Outcome]] = field(default_factory=list)
     """Swept overrides and outcome of each run of a sweep that is finished."""
@@ -138,9 +138,9 @@ class Session:
         try:
             run = checked()
             if run.execution.plan and composed is not None:
-                cost = show_plan(composed, run, overrides, brief=sweep)
-                self.planned.append(cost.flops)
-                self.latest = run.recipe, cost
+                cost, price = show_plan(composed, run, overrides, brief=sweep)
+                self.planned.append(price)
+                self.latest = run.recipe, cost, price
             else:
                 outcome = self._executed(run, place)
         except LeftToAnother as left:
@@ -174,14 +174,14 @@ class Session:
             print(line, flush=True)
         return Outcome(value(result["metrics"], run.objective), run.execution.results_dir, folder, line)
 
-    def plan_like(self, planned: "tuple[Recipe, Cost]", seed: int) -> None:
+    def plan_like(self, planned: "tuple[Recipe, Cost, Price]", seed: int) -> None:
         """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""
         from broadopt.training.plan import line
 
-        recipe, cost = planned
+        recipe, cost, price = planned
         self.runs += 1
-        self.planned.append(cost.flops)
-        print(line(replace(recipe, seed=seed), cost), flush=True)
+        self.planned.append(price)
+        print(line(replace(recipe, seed=seed), cost, price.time), flush=True)
 
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> InputError | RunFailed:
         """Keep a failure for the summary; a sweep, which goes on, reports it at once as well. Returns `error`."""
@@ -215,17 +215,20 @@ def unforeseen(error: BaseException) -> RunFailed:
     return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
 
 
-def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "Cost":
-    """Print what a run would do and cost, in one line where `brief`; returns the cost."""
+def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "tuple[Cost, Price]":
+    """Print what a run would do and cost, in one line where `brief`; returns its size and its price."""
     from broadopt.config.instantiate import instantiated
     from broadopt.training import plan
 
     recipe = run.recipe
     cost = plan.price(recipe)
+    time = plan.time_of(recipe, cost, device=run.execution.device)
+    price = plan.Price(cost.flops, time)
     if brief:
-        print(plan.line(recipe, cost), flush=True)
-        return cost
+        print(plan.line(recipe, cost, time), flush=True)
+        return cost, price
     nodes: Any = OmegaConf.to_container(composed, resolve=False)
     origins = plan.origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
-    print(plan.page(recipe, cost, schedule=instantiated("schedule", recipe.schedule), origins=origins))
-    return cost
+    schedule = instantiated("schedule", recipe.schedule)
+    print(plan.page(recipe, cost, time, schedule=schedule, origins=origins))
+    return cost, price

@@ -5,46 +5,54 @@ commands.txt as task k, and writes <k>.out and, at the run's own end, its exit c
 """
 
 import json
-import logging
 import os
 import re
 import shlex
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
+from broadopt.devices.sharing import PER_GPU
 from broadopt.errors import InputError, Interrupted
-from broadopt.files import MEBIBYTE, read_json, reason, write_text
+from broadopt.files import write_text
 from broadopt.launchers.place import PLACE
+from broadopt.launchers.slurm_queue import Task, in_queue, queue, slurm
 from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
-
-log = logging.getLogger("broadopt")
 
 SCRIPT = """#!/bin/bash
 {options}
-# Carries out one line of commands.txt. Slurm sends {signal} ahead of a preemption and of the time limit: the run
-# saves its state and ends, and the job goes back into the queue. A run killed without it goes on from its checkpoint.
+# Carries out its lines of commands.txt, {per_gpu} a task. Slurm sends {signal} ahead of a preemption and of the time
+# limit: the runs save their states and end, and the job goes back into the queue. A run killed without it goes on from
+# its checkpoint.
 cd {cwd} || exit 1
 folder={folder}
 task=$SLURM_ARRAY_TASK_ID
-export BROADOPT_OUTPUT=$folder/$task.out
 {setup}
-command=$(sed -n "$((task + 1))p" "$folder/commands.txt")
-asked=
-trap 'asked=yes; kill -{forwarded} "$run" 2>/dev/null; echo "{signal}: the run saves its state"' {signal}
-{prefix}bash -c "exec $command" &
-run=$!
-wait "$run"
-code=$?
-while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
-if [ -n "$asked" ] && [ "$code" != 0 ]; then
+asked= again= worst=0
+declare -A runs
+trap 'asked=yes; kill -{forwarded} "${{!runs[@]}}" 2>/dev/null; echo "{signal}: {saving}"' {signal}
+for ((number = task * {per_gpu}; number < (task + 1) * {per_gpu}; number++)); do
+  command=$(sed -n "$((number + 1))p" "$folder/commands.txt")
+  if [ -n "$asked" ]; then again=yes; continue; fi
+  if [ -z "$command" ] || [ -e "$folder/$number.exit" ]; then continue; fi
+  export BROADOPT_OUTPUT=$folder/$number.out
+  {prefix}bash -c "exec $command"{output} &
+  runs[$!]=$number
+done
+for run in "${{!runs[@]}}"; do
+  wait "$run"
+  code=$?
+  while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
+  if [ "$code" != 0 ]; then worst=$code; fi
+  if [ -n "$asked" ] && [ "$code" != 0 ]; then again=yes; continue; fi
+  case $code in 0|1|2|3) echo "$code" > "$folder/${{runs[$run]}}.exit";; esac
+done
+if [ -n "$again" ]; then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$task" && exit 0
 fi
-case $code in 0|1|2|3) echo "$code" > "$folder/$task.exit";; esac
-exit "$code"
+exit "$worst"
 """
 
 
@@ -55,6 +63,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "parallel": (1, 1_000_000),
     "signal_seconds": (0, 65_535),  # as sbatch takes them
     "processes": (1, 1024),
+    "per_gpu": (1, 64),
     "poll": (0.1, 86_400),
 }
 """The least and the largest value of each number."""
@@ -71,7 +80,8 @@ class SlurmLauncher(SweepLauncher):
     partition, account, qos: as of sbatch. gpus, cpus, memory: of each run. hours: time limit of each start; a run that
     needs more goes on in the next. parallel: tasks at a time. signal_seconds: how long before the time limit a run gets
     the signal. setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example.
-    extra: further options of sbatch. processes: of one run, by torchrun. wait: stay until all have ended, looking every
+    extra: further options of sbatch. processes: of one run, by torchrun. per_gpu: runs of one task, which share its GPU
+    and have `cpus` and `memory` each. wait: stay until all have ended, looking every
     `poll` seconds. Raises InputError for a number out of its LIMITS.
     """
 
@@ -91,13 +101,21 @@ class SlurmLauncher(SweepLauncher):
         prefix: str,
         extra: Sequence[str],
         processes: int,
+        per_gpu: int,
         wait: bool,
         poll: float,
     ) -> None:
         super().__init__()
         numbers = {"gpus": gpus, "cpus": cpus, "hours": hours, "parallel": parallel, "signal_seconds": signal_seconds}
-        for name, value in {**numbers, "processes": processes, "poll": poll}.items():
+        for name, value in {**numbers, "processes": processes, "per_gpu": per_gpu, "poll": poll}.items():
             _check(name, value)
+        if per_gpu > 1 and (gpus != 1 or processes > 1):
+            what = f"gpus={gpus}" if gpus != 1 else f"processes={processes}"
+            raise InputError(
+                f"hydra.launcher.per_gpu={per_gpu}: runs share one GPU; expected {what.split('=')[0]}=1, found {what}"
+            )
+        self.per_gpu = per_gpu
+        memory = _times(memory, per_gpu) if memory and per_gpu > 1 else memory
         self.resources = {"partition": partition, "account": account, "qos": qos, "mem": memory}
         self.gpus, self.cpus, self.hours, self.parallel = gpus, cpus, hours, parallel
         self.signal_seconds, self.setup_lines, self.prefix, self.extra = signal_seconds, list(setup), prefix, extra
@@ -117,11 +135,12 @@ class SlurmLauncher(SweepLauncher):
         if tasks:
             jobs = ", ".join(sorted({task.folder.name for task in tasks.values()}))
             print(f"in the queue already, and left there: {len(tasks)} runs (job {jobs})", flush=True)
-        for first in range(0, len(new), LARGEST_ARRAY):
-            part = new[first : first + LARGEST_ARRAY]
+        most = LARGEST_ARRAY * self.per_gpu
+        for first in range(0, len(new), most):
+            part = new[first : first + most]
             folder = self._submit(part, root)
             print(f"submitted: {len(part)} runs as job {folder.name}; what they print is in {folder}", flush=True)
-            tasks |= {one.name: Task(folder, place) for place, one in enumerate(part)}
+            tasks |= {one.name: Task(folder, place, together=self.per_gpu) for place, one in enumerate(part)}
         if not self.wait:
             return []
         try:
@@ -138,7 +157,8 @@ class SlurmLauncher(SweepLauncher):
         draft.mkdir()
         commands = [quoted(["env", f"{PLACE}={one.place}", *one.command(processes=self.processes)]) for one in planned]
         write_text(draft / "commands.txt", "".join(f"{command}\n" for command in commands))
-        (draft / "runs.json").write_text(json.dumps([one.name for one in planned]))
+        names = {"together": self.per_gpu, "runs": [one.name for one in planned]}
+        (draft / "runs.json").write_text(json.dumps(names))
         # Held until the folder has its name, which the script derives from the job's own number.
         write_text(draft / "job.sh", self._script(root, len(planned)))
         job = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh")).split(";")[0].strip()
@@ -151,22 +171,28 @@ class SlurmLauncher(SweepLauncher):
         options = {
             **self.resources,
             "job-name": "broadopt",
-            "array": f"0-{runs - 1}%{self.parallel}",
+            "array": f"0-{-(-runs // self.per_gpu) - 1}%{max(1, self.parallel // self.per_gpu)}",
             "gres": f"gpu:{self.gpus}" if self.gpus else None,
-            "cpus-per-task": self.cpus,
+            "cpus-per-task": self.cpus * self.per_gpu,
             "time": max(1, round(60 * self.hours)),
             "signal": f"B:USR2@{self.signal_seconds}",
             "open-mode": "append",
-            "output": f"{root}/slurm/%A/%a.out",
+            # What several runs print goes to a file each; the task's own words then have one too.
+            "output": f"{root}/slurm/%A/{'task-' * (self.per_gpu > 1)}%a.out",
         }
+        variables = [f"export OMP_NUM_THREADS={max(1, self.cpus // self.processes)}"]
+        variables += [f"export {PER_GPU}={self.per_gpu}"] * (self.per_gpu > 1)
         lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
         return SCRIPT.format(
             options="\n".join([*lines, "#SBATCH --requeue", *(f"#SBATCH {option}" for option in self.extra)]),
             signal="USR2",
+            saving="the run saves its state" if self.per_gpu == 1 else "the runs save their states",
+            per_gpu=self.per_gpu,
+            output=' >> "$BROADOPT_OUTPUT" 2>&1' if self.per_gpu > 1 else "",
             forwarded="TERM" if self.processes > 1 else "USR2",  # torchrun passes on TERM alone
             cwd=shlex.quote(os.getcwd()),
             folder=f"{shlex.quote(str(root))}/slurm/$SLURM_ARRAY_JOB_ID",
-            setup="\n".join([f"export OMP_NUM_THREADS={max(1, self.cpus // self.processes)}", *self.setup_lines]),
+            setup="\n".join([*variables, *self.setup_lines]),
             prefix=f"{self.prefix} " if self.prefix else "",
         )
 
@@ -175,7 +201,7 @@ class SlurmLauncher(SweepLauncher):
         reported = ""
         while True:
             states = queue()
-            here = [states[task.name] for task in tasks if task.name in states]
+            here = [states[task.name] for task in tasks if task.name in states and task.code() is None]
             counts = Counter(state.lower() for state in here)
             ended = len(tasks) - len(here)
             line = ", ".join(
@@ -196,57 +222,9 @@ def _check(name: str, value: Any) -> None:
         raise InputError(f"hydra.launcher.{name}={value}: expected {kind} from {low:.3g} to {high:,}")
 
 
-class Task:
-    """Task number `place` of the array job whose folder this is."""
-
-    def __init__(self, folder: Path, place: int) -> None:
-        self.folder, self.place = folder, place
-        self.name, self.output = f"{folder.name}_{place}", folder / f"{place}.out"
-
-    def code(self) -> int | None:
-        """The exit code of its run; None where it was cancelled or lost."""
-        try:
-            return int((self.folder / f"{self.place}.exit").read_text())
-        except FileNotFoundError:
-            return None
-
-
-def in_queue(root: Path) -> dict[str, Task]:
-    """The tasks of earlier jobs below `root` that are in the queue, by the names of their runs."""
-    states = queue()
-    found = {}
-    for path in (root / "slurm").glob("*/runs.json"):
-        try:
-            names = read_json(path, limit=16 * MEBIBYTE)
-        except (OSError, ValueError) as error:
-            log.warning("%s: %s; its runs are taken for none of this sweep", path, reason(error))
-            continue
-        for place, name in enumerate(names):
-            task = Task(path.parent, place)
-            if task.name in states:
-                found[name] = task
-    return found
-
-
-def queue() -> dict[str, str]:
-    """The state of every array task of this user that has not ended, by JOB_TASK."""
-    lines = slurm("squeue", "--me", "--noheader", "--array", "--format=%F_%K %T").splitlines()
-    return dict(re.findall(r"^(\d+_\d+) (\w+)$", "\n".join(line.strip() for line in lines), flags=re.MULTILINE))
-
-
-def slurm(*words: str, attempts: int = 30) -> str:
-    """What a Slurm command prints. A controller that does not answer is asked again for a minute.
-
-    Raises InputError where there is no such command, or what it says where it refuses.
-    """
-    for attempt in range(attempts):
-        try:
-            done: Any = subprocess.run(words, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            raise InputError(f"hydra/launcher=slurm: there is no command {words[0]} on this machine") from error
-        if done.returncode == 0:
-            return str(done.stdout)
-        if not re.search(r"[Uu]nable to contact|Connection refused|timed out", done.stderr) or attempt == attempts - 1:
-            break
-        time.sleep(2)
-    raise InputError(f"hydra/launcher=slurm: {words[0]}: {' '.join(done.stderr.split())}")
+def _times(memory: str, count: int) -> str:
+    """A size as sbatch takes it, so many times. Raises InputError for any other."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)", str(memory))
+    if match is None:
+        raise InputError(f"hydra.launcher.memory={memory}: expected a whole number and K, M, G or T, as 32G")
+    return f"{count * int(match[1])}{match[2]}"

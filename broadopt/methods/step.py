@@ -11,7 +11,7 @@ from broadopt.errors import InputError
 from broadopt.methods.batch import Batch, quotient
 from broadopt.methods.batchnorm import keep_statistics
 from broadopt.methods.steps.layers import LAYERS, only_these, parameters_of
-from broadopt.methods.steps.occasions import Course, Occasions
+from broadopt.methods.steps.occasions import ALWAYS, Course, Occasions
 
 Closure = Callable[[], Tensor]
 """One forward and backward pass on the current batch: returns the mean loss, a detached scalar, and adds to every
@@ -47,6 +47,7 @@ class Plain:
     """w <- optimizer(w, grad L(w)): one gradient a step."""
 
     passes = 1
+    is_repeatable = True  # each step is the same work on the device: it may be recorded once and replayed
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -117,6 +118,9 @@ class SharpnessAware:
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.perturbed = parameters_of(model, layers)
         self.one_process = self._for_one_process(layers)
+        # Recorded is one kind of step; the generator's state cannot be taken and set back by what is recorded.
+        same = self.occasions == ALWAYS and ascent == 1 and correction is None
+        self.is_repeatable = same and noise == "fresh"
         # The one extra copy of the weights, kept to spare its allocation at every step.
         self._copies: dict[Tensor, Tensor] = {}
 

@@ -22,10 +22,14 @@ FOUND = ("precision", "processes")
 """Keys of a recorded config that the machine decides, so that a repeated run may have others."""
 
 LATER: Mapping[str, Any] = {
-    **{"tracker": "none", "objective": "auto", "keep": "none"},
+    **{"tracker": "none", "objective": "auto", "keep": "none", "graphs": "auto"},
     **{"optimizer": AS_WITHOUT["optimizer"], "clip": None},
 }
 """Keys that came later than the first config.yaml, and what they were without being there."""
+
+FORMER = ("cuda_graphs",)
+"""Keys of the execution that a former config.yaml has and that there are no more: how a run is carried out does not
+change its result."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {reason(error)}") from error
     if isinstance(values, dict):
-        values = {**LATER, **values}
+        values = {**LATER, **{key: value for key, value in values.items() if key not in FORMER}}
     if not isinstance(values, dict) or (missing := sorted({*RECIPE, *EXECUTION} - values.keys())):
         found = f"{missing[0]} is missing" if isinstance(values, dict) else f"found a {type(values).__name__}"
         raise InputError(f"{path}: expected the config of a run; {found}")

@@ -27,8 +27,6 @@ class Cell:
     precision: str | None
     """That of its runs; None where it has none yet."""
     overrides: tuple[str, ...]
-    shipped: bool
-    """Whether the record is a recipe that broadopt ships, not one that was found in a folder."""
     runs: tuple[Run, ...]
     """One a seed that is asked for."""
     row: str = ""
@@ -121,7 +119,6 @@ def _cell(
         record=recipe,
         precision=precision,
         overrides=(f"experiment={row.experiment}", f"method={method}", *row.overrides.get(method, ())),
-        shipped=True,
         runs=tuple(runs),
         row=row.name,
     )
@@ -179,7 +176,6 @@ def _group(records: Sequence[tuple[str, Record]], folder: Folder, recipes: Recip
         record=first,
         precision=first["precision"],
         overrides=(),
-        shipped=False,
         runs=tuple(sorted(runs, key=lambda run: run.seed)),
     )
 

@@ -1,7 +1,8 @@
-"""What a run costs: from the measured rate of its network, else from its floating-point operations.
+"""What a run costs: from the measured rate of its network, else from its floating-point operations. Words say of every
+time whether it is measured or derived.
 
 All of it is worked out from plain numbers that results and heartbeats hold, and nothing that they name is ever built:
-whoever made the folder would choose what is called. Only the recipes that broadopt ships are planned from themselves.
+whoever made the folder would choose what is called.
 """
 
 import json
@@ -9,10 +10,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from broadopt.config.identity import public
+from broadopt.devices import rates
 from broadopt.status.state import Folder, Record, total_epochs
 
 IMAGES = {"broadopt.datasets.cifar": 50_000, "broadopt.datasets.digits": 1_438}
@@ -59,8 +60,9 @@ UNKNOWN = Estimate(None, "unknown", "")
 
 
 class Estimates:
-    """Estimates for recorded configs by what the runs of a folder have measured; `tflops`: the rate of a device in
-    10^12 floating-point operations a second, for networks that none of them has.
+    """Estimates for recorded configs by what the runs of a folder have measured. For networks that none of them has:
+    by the rate that is known of an H100, or by their operations at a share of its peak; or at `tflops`, the rate of a
+    device in 10^12 floating-point operations a second.
     """
 
     def __init__(self, folder: Folder, *, tflops: float | None) -> None:
@@ -68,6 +70,8 @@ class Estimates:
         self._images: dict[str, int] = {}
         self._passes: dict[str, float] = {}
         self._macs: dict[str, int] = {}
+        self._own = {_key([model, dataset]): macs for model, dataset, macs in rates.networks()}
+        """Multiply-adds of the papers' networks."""
         for record, numbers in _sizes(folder):
             for known, node, name in (
                 (self._images, record["dataset"], "images_per_epoch"),
@@ -83,36 +87,47 @@ class Estimates:
         for (network, step), measured in _measured(folder).items():
             self._rates[network].append((_target(step), self._gradients(step), _usual(measured)))
 
-    def of(self, record: Record, *, shipped: bool) -> Estimate:
+    def of(self, record: Record) -> Estimate:
         """By runs of the same network and step, else of the same network with another step (in proportion to the
-        gradients of a step), else by FLOPs; `shipped`: the record is a recipe of broadopt's own.
+        gradients of a step), else by what is known of the network elsewhere.
         """
-        images, rates = self._epoch(record), self._rates.get(_key(record["model"]), [])
+        images, found = self._epoch(record), self._rates.get(_key(record["model"]), [])
         own = _key(record["step"])
         wanted = _target(own)
         gradients = self._gradients(own)
-        same = [rate for target, passes, rate in rates if target == wanted and len({passes, gradients} - {None}) < 2]
+        same = [rate for target, passes, rate in found if target == wanted and len({passes, gradients} - {None}) < 2]
         if same and images:
             rate = max(same, key=lambda rate: rate.runs)
             words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
             return Estimate(images / rate.images_per_second, "measured", words)
-        others = [(rate, passes) for _, passes, rate in rates if passes]
+        others = [(rate, passes) for _, passes, rate in found if passes]
         if others and images and gradients:
             rate, passes = max(others, key=lambda other: other[0].runs)
             speed = rate.images_per_second * passes / gradients
-            words = f"rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
+            words = f"derived from the rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
             return Estimate(images / speed, "other method", words)
-        flops = self._flops(record, images, shipped=shipped) if self._tflops is not None else None
-        if flops is None or self._tflops is None:
+        return self._unmeasured(record, images, gradients)
+
+    def _unmeasured(self, record: Record, images: int | None, gradients: float | None) -> Estimate:
+        """By what is known of the network elsewhere, and of a device."""
+        flops = self._flops(record, images, self._own | self._macs)
+        if flops is None or not images or not gradients:
             return UNKNOWN
-        seconds = flops / total_epochs(record) / (self._tflops * 1e12)
-        return Estimate(seconds, "flops", f"operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s")
+        epochs = total_epochs(record)
+        if self._tflops is not None:
+            words = f"derived from operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s"
+            return Estimate(flops / epochs / (self._tflops * 1e12), "flops", words)
+        time = rates.duration(
+            record["model"], images=gradients * images, flops=flops / epochs, precision=record["precision"]
+        )
+        source = "measured" if time.is_measured else "flops"
+        return Estimate(3600 * time.hours, source, f"{time.words}: {flops / 1e15:,.4g} PFLOPs")
 
     def flops(self, record: Record) -> float | None:
         """Floating-point operations of the gradients of a whole run, by the multiply-adds that runs of its network have
         recorded; None where none has.
         """
-        return self._flops(record, self._epoch(record), shipped=False)
+        return self._flops(record, self._epoch(record), self._macs)
 
     def _epoch(self, record: Record) -> int | None:
         """Training images an epoch, None where they are unknown."""
@@ -127,13 +142,13 @@ class Estimates:
         varies = VARYING & json.loads(step).keys()
         return self._passes.get(step) or (None if varies else PASSES.get(public(_target(step))))
 
-    def _flops(self, record: Record, images: int | None, *, shipped: bool) -> float | None:
-        """Operations of a whole run."""
-        macs = self._macs.get(_key([record["model"], record["dataset"]["name"]]))
+    def _flops(self, record: Record, images: int | None, known: Mapping[str, int]) -> float | None:
+        """Operations of a whole run, by the multiply-adds that are known."""
+        macs = known.get(_key([record["model"], record["dataset"]["name"]]))
         passes = self._gradients(_key(record["step"]))
-        if macs and passes and images:
-            return 2.0 * macs * GRADIENT * passes * images * total_epochs(record)
-        return _planned(json.dumps(record, sort_keys=True)) if shipped and _is_own(record) else None
+        if not macs or not passes or not images:
+            return None
+        return 2.0 * macs * GRADIENT * passes * images * total_epochs(record)
 
 
 def _sizes(folder: Folder) -> Iterator[tuple[Record, Mapping[str, Any]]]:
@@ -186,18 +201,3 @@ def _key(node: Any) -> str:
 
 def _target(step: str) -> str:
     return str(json.loads(step).get("_target_", ""))
-
-
-def _is_own(node: Any) -> bool:
-    """Whether every target in a config is broadopt's."""
-    if isinstance(node, Mapping):
-        return str(node.get("_target_", "broadopt.")).startswith("broadopt.") and all(map(_is_own, node.values()))
-    return all(map(_is_own, node)) if isinstance(node, list | tuple) else True
-
-
-@cache
-def _planned(record: str) -> float:
-    from broadopt.config.run_config import Recipe
-    from broadopt.training.plan import price
-
-    return price(Recipe.of_record(json.loads(record))).flops

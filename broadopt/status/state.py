@@ -10,6 +10,7 @@ from typing import Any
 from broadopt.files import reason
 from broadopt.runs import heartbeat, results
 from broadopt.runs.folders import run_folder, scan
+from broadopt.tables.summary import has_diverged
 
 STATES = ("finished", "running", "interrupted", "failed", "missing")
 
@@ -30,6 +31,8 @@ class Run:
     """Device time spent so far, in training steps."""
     words: str
     """Where it is, for people."""
+    diverged: bool = False
+    """Whether it has come to its end without having learned."""
 
     @property
     def seed(self) -> int:
@@ -76,7 +79,9 @@ def run_of(folder: Folder, record: Record, identity: str) -> Run:
     """The status, in a results folder, of the run of a recorded config whose identity this is."""
     result = folder.results.get(identity)
     if result is not None and result["state"] == "finished":
-        return Run(record, "finished", result["epochs"], result["epochs"], _seconds(result), "")
+        diverged, last = has_diverged(result), result["metrics"]["last"]
+        words = f"diverged: its last test accuracy is {last['test_accuracy']:.2f} %" if diverged else ""
+        return Run(record, "finished", result["epochs"], result["epochs"], _seconds(result), words, diverged)
     if identity in folder.progress:
         return _in_progress(record, *folder.progress[identity], result)
     if result is not None:
@@ -132,13 +137,14 @@ LONGEST = 500
 """Characters of the reason of a failed run that are shown."""
 
 
-def _ended(record: Record, path: Path, result: Mapping[str, Any]) -> Run:
+def _ended(record: Record, path: Path, result: dict[str, Any]) -> Run:
     """A run that wrote why it came to its end."""
     epochs = total_epochs(record)
     saved = _saved(path, result, epochs, steps=None)
     if result["state"] == "failed":
         why = result.get("failure", {}).get("reason", "no reason given")
-        return Run(record, "failed", saved, epochs, _seconds(result), why.strip().splitlines()[0][:LONGEST])
+        words = why.strip().splitlines()[0][:LONGEST]
+        return Run(record, "failed", saved, epochs, _seconds(result), words, has_diverged(result))
     return Run(record, "interrupted", saved, epochs, _seconds(result), _goes_on(saved, epochs))
 
 

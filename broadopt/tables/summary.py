@@ -9,6 +9,15 @@ from typing import Any
 from broadopt.runs.schema import evaluation_point, longest
 from broadopt.tables.match import Result
 
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+"""Of the data sets whose number of classes is fixed; that of an image folder is not recorded."""
+
+COARSE = 20
+"""Superclasses of CIFAR-100."""
+
+NEAR_CHANCE = 0.005
+"""Share of the way from chance to 100 % up to which an accuracy counts as chance: 10.45 % of ten classes."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -72,3 +81,15 @@ def signed(difference: float) -> str:
     """`+0.12`, `-0.12`; what rounds to zero carries no sign."""
     shown = f"{difference:+.2f}"
     return "0.00" if float(shown) == 0 else shown
+
+
+def has_diverged(result: Result) -> bool:
+    """Whether a run ended without having learned: it failed, or its last weights are at chance on the test set."""
+    if result["state"] == "failed":
+        return True
+    is_coarse, last = result["config"]["dataset"].get("coarse", False), result["metrics"]["last"]
+    classes = COARSE if is_coarse else CLASSES.get(result["dataset"])
+    if result["state"] != "finished" or classes is None or not last:
+        return False
+    chance = 100 / classes
+    return bool(last["test_accuracy"] <= chance + NEAR_CHANCE * (100 - chance))

@@ -14,13 +14,13 @@ from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, RunConfig
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset
-from broadopt.devices import probe
+from broadopt.devices import graphs, probe
 from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
 from broadopt.methods.step import Step
 from broadopt.methods.steps.occasions import Course, gradients_a_step
-from broadopt.methods.steps.optimizers import base_optimizer
+from broadopt.methods.steps.optimizers import base_optimizer, is_fused
 from broadopt.models.build import macs, network
 from broadopt.seeds import derive
 from broadopt.training.parts import Parts
@@ -50,9 +50,9 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     forward = macs(model, num_classes=data.num_classes)
     _say_of_last_batch(model, data, recipe.batch_size)
-    if execution.compile or execution.cuda_graphs:
-        model.compile(dynamic=False, mode="reduce-overhead" if execution.cuda_graphs else "default")
-    if recipe.step.get("second_order") and (execution.compile or execution.cuda_graphs):
+    if execution.compile:
+        model.compile(dynamic=False)
+    if recipe.step.get("second_order") and execution.compile:
         raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
     optimizer = base_optimizer(recipe, model.parameters())
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
@@ -61,6 +61,15 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     points = [one.evaluation_points(recipe.budget) for one in collectors.values()]
     epochs = max([recipe.budget, *(epoch for each in points for epoch in each.values())])
     course = Course.of(images=data.train_size, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
+    recorded = graphs.choose(
+        execution.graphs,
+        device,
+        processes=processes.count,
+        own_code=bool(recipe.code),
+        compiled=execution.compile,
+        is_repeatable=getattr(step, "is_repeatable", False),
+        is_fused=is_fused(optimizer),
+    )
     return Parts(
         model=model,
         step=step,
@@ -75,7 +84,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         precision=recipe.precision,
         device=device,
         processes=_sharing(processes, run, data, step),
-        settings=_settings(run, processes, memory_format),
+        settings=_settings(run, processes, memory_format) | {"graphs": recorded},
+        graph=partial(graphs.CudaGraph, device) if recorded else None,
         size={
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "macs": forward,
@@ -92,7 +102,6 @@ def _settings(run: RunConfig, processes: Processes, memory_format: torch.memory_
         "precision": run.recipe.precision,
         "memory_format": "channels_last" if memory_format == torch.channels_last else "contiguous",
         "compile": execution.compile,
-        "cuda_graphs": execution.cuda_graphs,
         "deterministic": execution.deterministic,
     }
 

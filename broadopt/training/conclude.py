@@ -10,6 +10,7 @@ from broadopt.config.identity import SEMANTICS
 from broadopt.config.run_config import Recipe
 from broadopt.devices.device import peak_memory
 from broadopt.devices.provenance import environment
+from broadopt.devices.sharing import advice
 from broadopt.errors import RunFailed
 from broadopt.files import write_text
 from broadopt.runs import history, results
@@ -82,4 +83,4 @@ def reported(error: Exception, folder: Path) -> str:
         return str(error)
     write_text(folder / "error.txt", traceback.format_exc())
     text = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {text} (see {folder / 'error.txt'})"
+    return f"{type(error).__name__}: {text} (see {folder / 'error.txt'}){advice(error)}"

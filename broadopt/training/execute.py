@@ -19,6 +19,7 @@ from broadopt.devices import processes as distributed
 from broadopt.devices.device import automatic_precisions, choose_device, choose_precision, device_name, set_flags
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
+from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
 from broadopt.runs import checkpoint, results
 from broadopt.runs.begun import leftovers, precision_of, prepare, remove
@@ -56,12 +57,11 @@ def execute(
     check_installed(execution.tracker)
     device = choose_device(distributed.device_of(execution.device))
     processes = distributed.join(device)
-    if execution.cuda_graphs and device.type != "cuda":
-        raise InputError(f"cuda_graphs=true: expected a CUDA device, this run is on {device}")
     say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
     recipe = decided(run, dataset, device, processes)
     set_flags(recipe.precision, deterministic=execution.deterministic)
+    keep_to_share(device)
     folder = results.run_folder(execution.results_dir, recipe.record())
     result = already_finished(folder, run, recipe) if processes.is_first and not execution.force else None
     if processes.from_first(result is not None):
@@ -248,7 +248,8 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
 def opening(training: Training, run: RunConfig, folder: Path) -> str:
     """The opening lines of a run: its name, its folder, what was decided for it, and the room that it will take."""
     parts, values = training.parts, run.values()
-    autos = {key: f"{key}=auto: {choice}" for key, choice in parts.settings.items() if values.get(key) == "auto"}
+    made = {key: choice for key, choice in parts.settings.items() if key != "graphs" or choice}
+    autos = {key: f"{key}=auto: {choice}" for key, choice in made.items() if values.get(key) == "auto"}
     if "precision" in autos and parts.device.type == "cpu":
         gain = gain_of_bf16(run.recipe.model, parts.data.num_classes, parts.device)
         autos["precision"] += f" (bf16 has {gain:.2f} times the rate of fp32)" * (gain > 0)

@@ -88,8 +88,8 @@ class Training:
             saved = began = time.monotonic()
             while self.progress.step < total:
                 epoch, first = divmod(self.progress.step, self.calendar.steps_per_epoch)
-                for images, labels in self.parts.data.train(epoch, first):
-                    self.train_on(images, labels)
+                for inputs in self.parts.data.inputs(epoch, first):
+                    self.train_on(*inputs)
                     if self.calendar.is_due(self.progress.step):
                         self._clock(began)
                         self._do_what_is_due()
@@ -110,12 +110,12 @@ class Training:
         finally:
             self.reporter.close()
 
-    def train_on(self, images: Tensor, labels: Tensor) -> None:
-        """Make the next step, on a batch of float [B, 3, 32, 32] and its labels."""
-        self.progress.gradient_evaluations += self.stepper.train_on(images, labels, step=self.progress.step)
+    def train_on(self, *inputs: Tensor) -> None:
+        """Make the next step, on what Data.inputs gives of a batch, or on its images and labels."""
+        self.progress.gradient_evaluations += self.stepper.train_on(*inputs, step=self.progress.step)
         self.progress.step += 1
         self._update()
-        self.reporter.batch(math.ceil(self.epochs), len(labels), self._means_of_epoch)
+        self.reporter.batch(math.ceil(self.epochs), len(inputs[0]), self._means_of_epoch)
 
     def _update(self) -> None:
         """The part that collectors have in a step; on the device alone, as the rest of the step."""

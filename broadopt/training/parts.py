@@ -1,6 +1,6 @@
 """What a training is made of, and where it stands."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.data.batches import Data
+from broadopt.devices.graphs import Graph
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.methods.collect import Collector
 from broadopt.methods.schedule import Schedule
@@ -32,10 +33,12 @@ class Parts:
     precision: str
     device: torch.device
     processes: Processes = ALONE
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     """How the run is carried out, for its result: precision, memory format, ..."""
     also: Mapping[str, Collector] = field(default_factory=dict)
     """Collectors beside the run's own, by name: evaluated in columns of their own."""
+    graph: Callable[[], Graph] | None = None
+    """What makes the graph that steps are recorded in; None where they are not recorded."""
     size: Mapping[str, float] = field(default_factory=dict)
     """What estimates of cost need, for its result: parameters, macs (multiply-adds of a forward pass on one image),
     images_per_epoch, passes (gradients a step, in the mean over the whole training).

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +14,9 @@ from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, Recipe
 from broadopt.data.datasets import size
+from broadopt.devices.device import choose_device, device_name
+from broadopt.devices.rates import Duration, duration, total
+from broadopt.errors import InputError
 from broadopt.methods.collect import Collector, EverySteps
 from broadopt.methods.schedule import Schedule
 from broadopt.methods.steps.occasions import Course, gradients, gradients_a_step
@@ -44,6 +47,14 @@ class Cost:
     def flops(self) -> float:
         """Floating-point operations: two per multiply-add, a gradient counted as three forward passes."""
         return 2.0 * self.macs * GRADIENT * self.passes * self.epochs * self.images
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a planned run costs, for the sum of a sweep."""
+
+    flops: float
+    time: Duration
 
 
 def price(recipe: Recipe) -> Cost:
@@ -84,12 +95,32 @@ def _measured(model: str, classes: int) -> tuple[nn.Module, int]:
     return made, operations
 
 
-def line(recipe: Recipe, cost: Cost) -> str:
+def time_of(recipe: Recipe, cost: Cost, *, device: str) -> Duration:
+    """How long the steps of a run take on the device that `device`, as in a config, is on this machine, where its rate
+    is known; else on a GPU of the usual kind. Evaluations come on top.
+    """
+    try:
+        chosen = choose_device(device)
+    except InputError:  # planned where there is no GPU, for a machine that has one
+        place: dict[str, Any] = {}
+    else:
+        threads = torch.get_num_threads() if chosen.type == "cpu" else None
+        place = {"device": device_name(chosen), "threads": threads}
+    return duration(
+        recipe.record()["model"],
+        images=cost.passes * cost.epochs * cost.images,
+        flops=cost.flops,
+        precision=recipe.precision,
+        **place,
+    )
+
+
+def line(recipe: Recipe, cost: Cost, time: Duration) -> str:
     """A run of a sweep in one line."""
     return (
         f"{recipe.dataset.name:9} {recipe.model.name:24} {recipe.method:10} {recipe.protocol:9} "
         f"seed {recipe.seed:<3} {cost.epochs:g} epochs, {_count(cost.gradient_evaluations)} gradients, "
-        f"{petaflops(cost.flops)}"
+        f"{time.brief}, {petaflops(cost.flops)}"
     )
 
 
@@ -102,7 +133,20 @@ def petaflops(flops: float) -> str:
     return f"{flops / 1e15:,.4g} PFLOPs"
 
 
-def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, origins: Mapping[str, str]) -> str:
+def summary(prices: Sequence[Price]) -> str:
+    """A planned sweep in one line."""
+    hours = total([price.time for price in prices])
+    return f"{len(prices)} runs, {hours}, {petaflops(sum(price.flops for price in prices))}"
+
+
+def page(
+    recipe: Recipe,
+    cost: Cost,
+    time: Duration,
+    *,
+    schedule: Schedule,
+    origins: Mapping[str, str],
+) -> str:
     """A run as one would check it against the paper; `origins` says of each value where it comes from."""
     collectors = collectors_of(recipe.collect)
     listed = collectors[""].collection_points(recipe.budget)
@@ -114,6 +158,7 @@ def page(recipe: Recipe, cost: Cost, *, schedule: Schedule, origins: Mapping[str
         f"{cost.macs / 1e9:.4g} GMACs forward",
         f"  training   {cost.epochs:g} epochs, {cost.steps:,} steps of {recipe.batch_size}",
         f"  cost       {_count(cost.gradient_evaluations)} gradient evaluations, {petaflops(cost.flops)}",
+        f"  time       {time}; evaluations come on top",
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]

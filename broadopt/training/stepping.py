@@ -1,7 +1,7 @@
 """One step of a training: a batch, its learning rate and its noise; and the sums of an epoch's losses and hits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from broadopt.devices.graphs import Recorder, say_why_not
 from broadopt.methods.batch import Batch
+from broadopt.methods.steps.optimizers import is_fused
 from broadopt.training.parts import Parts
 
 
@@ -37,27 +39,66 @@ class Stepper:
         self.forward = parts.processes.parallel(parts.model, parts.device)
         self.autocast = parts.autocast
         self.lr = parts.schedule(0.0)
+        # These stay where they are: a recorded step knows their addresses.
         self.last_loss = torch.full((), math.nan, device=parts.device)
         """The last finite loss of a batch; NaN before the first."""
-        self.reset_sums()
+        # float64, so that the plain number in a checkpoint restores it bit for bit.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=parts.device)
+        self.hits = torch.zeros((), dtype=torch.int64, device=parts.device)
+        self.images = 0
+        self._number = self._seen = 0
+        self._lr = self._lr_on_device()
+        self._step: Callable[[Sequence[Tensor]], float] = self._make_step
+        if parts.graph is not None:
+            self._step = Recorder(self._make_step, parts.graph(), size=parts.data.batch_size, failed=self._not_recorded)
+
+    def _lr_on_device(self) -> Tensor | None:
+        """What holds the learning rate where a step may be recorded: a number would be recorded as it is. All steps on
+        a GPU take it from there, recorded or not, since it is rounded to the float32 that the optimizer's kernel reads;
+        an optimizer that is not fused may not take a tensor at all.
+        """
+        device = self.parts.device
+        if not is_fused(self.parts.step.optimizer):
+            return None
+        if device.type == "cuda":
+            return torch.zeros((), dtype=torch.float32, device=device)
+        return torch.zeros((), dtype=torch.float64, device=device) if self.parts.graph is not None else None
+
+    def _not_recorded(self, reason: str) -> None:
+        self.parts.settings["graphs"] = False
+        say_why_not("true", reason)
 
     def reset_sums(self) -> None:
         """Begin an epoch."""
-        # float64, so that the plain number in a checkpoint restores it bit for bit.
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.parts.device)
-        self.hits = torch.zeros((), dtype=torch.int64, device=self.parts.device)
+        self.loss_sum.zero_()
+        self.hits.zero_()
         self.images = 0
 
-    def train_on(self, images: Tensor, labels: Tensor, *, step: int) -> float:
-        """Update the weights once, by the whole batch that is step number `step` (from 0); returns the gradients of a
-        batch that it took.
+    def train_on(self, *inputs: Tensor, step: int) -> float:
+        """Update the weights once, by the whole batch that is step number `step` (from 0), of which `inputs` are what
+        Data.inputs gives, or its images and labels; returns the gradients of a batch that it took.
         """
         parts = self.parts
         epoch = parts.data.steps_per_epoch
         self.lr = parts.schedule(step / epoch, step=1 / epoch)
-        for group in parts.step.optimizer.param_groups:
-            group["lr"] = self.lr
+        if self._lr is not None:
+            self._lr.fill_(self.lr)
         torch.manual_seed(parts.noise_seed("noise", step))
+        share = parts.processes.share(len(inputs[0]))
+        # A step that is not replayed says itself how many images its loss is of, and may ask for its number.
+        self._number, self._seen = step, share.stop - share.start
+        passes = self._step(inputs)
+        self.images += self._seen
+        for group in parts.step.optimizer.param_groups:
+            group["lr"] = self.lr  # a plain number in every checkpoint
+        return passes
+
+    def _make_step(self, inputs: Sequence[Tensor]) -> float:
+        """What a step does on the device, all of it, so that it can be recorded."""
+        parts = self.parts
+        for group in parts.step.optimizer.param_groups:
+            group["lr"] = self.lr if self._lr is None else self._lr
+        images, labels = parts.data.batch(*inputs)
         share = parts.processes.share(len(labels))
         weight = parts.processes.weight(share.stop - share.start, len(labels))
         gradient = partial(self._gradient, weight=weight)
@@ -66,14 +107,14 @@ class Stepper:
             labels[share],
             gradient,
             lambda: parts.processes.local(self.forward),
-            step=step,
-            steps_per_budget=parts.budget * epoch,
+            step=self._number,
+            steps_per_budget=parts.budget * parts.data.steps_per_epoch,
             curvature=self._curvature,
         )
         loss = parts.step(batch)
         self.loss_sum += loss.double() * batch.images_seen
-        self.images += batch.images_seen
-        self.last_loss = torch.where(loss.isfinite(), loss, self.last_loss)
+        self._seen = batch.images_seen
+        self.last_loss.copy_(torch.where(loss.isfinite(), loss, self.last_loss))
         return batch.passes
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +154,7 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and optimizer. Called by all processes together."""
         sums = self.parts.processes.gathered(asdict(self.sums()))
-        return {"sums": sums, "last": {"loss": self.last_loss, "lr": self.lr}}
+        return {"sums": sums, "last": {"loss": self.last_loss.clone(), "lr": self.lr}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
@@ -121,4 +162,5 @@ class Stepper:
         self.loss_sum.fill_(sums["loss"])
         self.hits.fill_(sums["hits"])
         self.images = sums["images"]
-        self.last_loss, self.lr = state["last"]["loss"], state["last"]["lr"]
+        self.last_loss.copy_(state["last"]["loss"])
+        self.lr = state["last"]["lr"]

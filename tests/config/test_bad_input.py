@@ -90,7 +90,10 @@ OF_THE_CONFIG = {
     ("method=swa", "collect.cycle=0"): "collect.cycle=0: expected a number of budgets > 0, or null",
     ("precision=fp16",): 'precision="fp16": expected one of auto, fp32, tf32, bf16',
     ("precision=tf32", "device=cpu"): "precision=tf32: expected a CUDA device, this run is on cpu",
-    ("cuda_graphs=true", "device=cpu"): "cuda_graphs=true: expected a CUDA device, this run is on cpu",
+    ("graphs=true", "device=cpu"): "graphs=true: expected a CUDA device, this run is on cpu",
+    ("graphs=sometimes",): 'graphs="sometimes": expected one of auto, true, false',
+    ("cuda_graphs=true",): "unknown key cuda_graphs: graphs=auto, true or false says whether steps are recorded as a "
+    "CUDA graph",
     ("memory_format=nhwc",): 'memory_format="nhwc": expected one of auto, channels_last, contiguous',
     ("device=gpu",): 'device="gpu": expected auto, cpu, cuda or cuda:N',
     ("model.name=../../x",): 'model.name="../../x": expected a name',

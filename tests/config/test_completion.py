@@ -54,7 +54,11 @@ LISTS = {
     "expe": {"experiment="},
     "rep": {"repeat="},
     "hydra/launcher=": {"hydra/launcher=local", "hydra/launcher=slurm"},
-    "hydra/launcher=local hydra.launcher.": {"hydra.launcher.gpus=", "hydra.launcher.n_jobs="},
+    "hydra/launcher=local hydra.launcher.": {
+        "hydra.launcher.gpus=",
+        "hydra.launcher.n_jobs=",
+        "hydra.launcher.per_gpu=",
+    },
     "--config-d": {"--config-dir"},
     "--config-dir own method=m": {"method=mine", "method=msam"},
     "results_dir=res": {"results_dir=results/"},

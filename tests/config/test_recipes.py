@@ -563,7 +563,7 @@ EVERYTHING = ("method=asam", "collect=swa", "model=wrn28_2", "dataset=cifar10")
         "device=cpu",
         "memory_format=contiguous",
         "compile=true",
-        "cuda_graphs=true",
+        "graphs=true",
         "deterministic=true",
         "data_dir=elsewhere",
         "results_dir=elsewhere",
@@ -587,7 +587,7 @@ def test_identity_does_not_depend_on_where_the_data_lie_or_on_how_they_were_chec
 
 
 def test_execution_keys_are_exactly_those() -> None:
-    speed = {"device", "memory_format", "compile", "cuda_graphs", "deterministic"}
+    speed = {"device", "memory_format", "compile", "graphs", "deterministic"}
     others = {"data_dir", "results_dir", "force", "wait", "plan", "tracker", "checkpoint", "objective", "keep"}
     assert set(EXECUTION) == speed | others
     run = run_config(compose(list(EVERYTHING)))

@@ -84,31 +84,124 @@ def test_a_signal_ends_the_waiting_for_a_gpu(tmp_path: Path) -> None:
     assert "1 GPU;" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert finish(process).returncode == 75
-    os.close(held[1])
+    for descriptor in held[1]:
+        os.close(descriptor)
     assert folders(tmp_path) == []
 
 
 def test_a_gpu_is_claimed_by_one_run_and_free_again_when_it_has_died(tmp_path: Path) -> None:
-    first, descriptor = claimed(tmp_path)
-    second, other = claimed(tmp_path)
+    (first, [descriptor]), (second, [other]) = claimed(tmp_path), claimed(tmp_path)
     assert (first, second) == (0, 1)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[descriptor])
     os.close(descriptor)
     os.close(other)
-    third, descriptor = claimed(tmp_path)  # the child still has GPU 0
+    third, [descriptor] = claimed(tmp_path)  # the child still has GPU 0
     assert third == 1
     os.close(descriptor)
     child.kill()
     child.wait()
-    again, descriptor = claimed(tmp_path)
+    again, [descriptor] = claimed(tmp_path)
     assert again == 0
     os.close(descriptor)
 
 
-def claimed(folder: Path) -> tuple[int | str, int]:
-    found = claim([0, 1], folder=folder)
+def claimed(folder: Path, *, per_gpu: int = 1) -> tuple[int | str, list[int]]:
+    found = claim([0, 1], folder=folder, per_gpu=per_gpu)
     assert found is not None
     return found
+
+
+def is_taken(folder: Path, *, per_gpu: int) -> bool:
+    """Whether no run of so many a GPU would find a place now."""
+    answers = iter([False, True])
+    found = claim([0, 1], folder=folder, per_gpu=per_gpu, given_up=lambda: next(answers))
+    for descriptor in found[1] if found else []:
+        os.close(descriptor)
+    return found is None
+
+
+def test_a_gpu_is_shared_by_as_many_runs_as_are_asked_for_and_by_none_that_wants_it_for_itself(tmp_path: Path) -> None:
+    held = [claimed(tmp_path, per_gpu=2) for _ in range(4)]
+    assert [gpu for gpu, _ in held] == [0, 1, 0, 1]  # each has one before any has two
+    assert is_taken(tmp_path, per_gpu=2)
+    assert not is_taken(tmp_path, per_gpu=3)
+    for gpu, descriptors in (held[1], held[3]):
+        assert is_taken(tmp_path, per_gpu=1)
+        assert gpu == 1
+        for descriptor in descriptors:
+            os.close(descriptor)
+    alone, [descriptor] = claimed(tmp_path)
+    assert alone == 1
+    assert is_taken(tmp_path, per_gpu=2)
+    os.close(descriptor)
+    for _, descriptors in (held[0], held[2]):
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def test_several_runs_share_a_gpu_at_the_same_time(tmp_path: Path) -> None:
+    """The GPU is a name only: what matters is that two runs have it together, and a third waits."""
+    command = (
+        "-m",
+        "hydra/launcher=local",
+        "hydra.launcher.gpus=[0]",
+        "hydra.launcher.per_gpu=2",
+        *SMALL,
+        "budget=0.2",
+    )
+    halt = {"HALT": "train 5", "HALT_FILE": str(tmp_path / "halted-PID"), "TMPDIR": str(tmp_path)}
+    process = start(*command, "seed=1,2,3", cwd=tmp_path, **halt)
+    until(lambda: len(list(tmp_path.glob("halted-*"))) == 2, process)
+    assert is_taken_alone(tmp_path)
+    (output,) = (tmp_path / "results/local").iterdir()
+    assert sorted(file.name for file in output.iterdir()) == ["0.out", "1.out"]
+    for file in tmp_path.glob("halted-*"):
+        file.unlink()
+    until(lambda: list(tmp_path.glob("halted-*")), process)
+    for file in tmp_path.glob("halted-*"):
+        file.unlink()
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 runs, 2 at a time, 1 GPU, 2 runs on each with 1/2 of its memory; ")
+    assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 3
+
+
+def is_taken_alone(folder: Path) -> bool:
+    answers = iter([False, True])
+    return claim([0], folder=folder, per_gpu=2, given_up=lambda: next(answers)) is None
+
+
+def test_a_run_that_lacks_memory_on_a_shared_gpu_names_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text(
+        "import torch\n\n\nclass Greedy(torch.nn.Flatten):\n    def __init__(self, num_classes):\n"
+        "        super().__init__()\n        self.layer = torch.nn.Linear(3072, num_classes)\n\n"
+        "    def forward(self, images):\n        if self.training and images.shape[0] == 32:\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')\n"
+        "        return self.layer(super().forward(images))\n"
+    )
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/greedy.yaml").write_text("_target_: greedy.Greedy\n")
+    own = ("--config-dir", str(tmp_path / "own"), "model=greedy", "experiment=quickstart", "device=cpu")
+    options = ("hydra.launcher.gpus=[0]", "hydra.launcher.per_gpu=2")
+    command = ("-m", "hydra/launcher=local", *options, *own, "precision=fp32", "budget=1", "seed=1")
+    done = run(*command, cwd=tmp_path, PYTHONPATH=str(tmp_path), TMPDIR=str(tmp_path))
+    assert done.returncode == 1
+    advice = "; 2 runs share the GPU: give a smaller hydra.launcher.per_gpu than 2, or a smaller batch_size"
+    (folder,) = folders(tmp_path)
+    reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. (see results/"
+    assert result(folder)["failure"]["reason"].startswith(reason)
+    assert result(folder)["failure"]["reason"].endswith(advice)
+    assert advice in done.stderr
+
+
+def test_without_a_gpu_none_is_shared(tmp_path: Path) -> None:
+    command = ("-m", "hydra/launcher=local", "hydra.launcher.per_gpu=3", *SMALL, "seed=1,2")
+    done = run(*command, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "broadopt-run: hydra.launcher.per_gpu=3: this machine has no GPU; hydra.launcher.n_jobs=3 carries out as many "
+        "runs at a time on its CPU\n"
+    )
 
 
 def test_each_run_sees_the_gpu_that_it_has_claimed(tmp_path: Path) -> None:
@@ -116,15 +209,16 @@ def test_each_run_sees_the_gpu_that_it_has_claimed(tmp_path: Path) -> None:
     from broadopt.launchers import local
     from broadopt.launchers.sweep import Planned
 
-    show = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"]
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "BROADOPT_PER_GPU")
+    show = [sys.executable, "-c", f"import os; print(*(os.environ[name] for name in {names}))"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Planned, "command", lambda self: show)
-        assert local.run(Planned((), "", "auto", {}), tmp_path / "out", [3], 5, local.Children()) == 0
-    assert (tmp_path / "out").read_text() == "3 5\n"
+        assert local.run(Planned((), "", "auto", {}), tmp_path / "out", [3], 5, local.Children(), per_gpu=2) == 0
+    assert (tmp_path / "out").read_text() == "3 5 2\n"
 
 
 def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:
-    for option in ("jobs=2", "n_jobs=0", "n_jobs=many", "gpus=1"):
+    for option in ("jobs=2", "n_jobs=0", "n_jobs=many", "gpus=1", "per_gpu=0"):
         argument = f"hydra.launcher.{option}"
         done = run("-m", "hydra/launcher=local", argument, *SMALL, "seed=1,2", cwd=tmp_path)
         assert done.returncode == 2, argument

@@ -13,6 +13,7 @@ from torch import nn
 from broadopt.data.datasets import digits
 from broadopt.errors import InputError
 from broadopt.predictor import load
+from broadopt.runs.repeat import repeated
 
 HOWTO = (Path(__file__).parents[2] / "docs/howto.md").read_text()
 QUICK = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=1", "collect.budgets=[1]")
@@ -35,6 +36,15 @@ def test_a_run_is_repeated_bit_for_bit_from_its_folder(left: Path, tmp_path: Pat
     assert folder.name == left.name
     assert same_outcome(folder, left)
     assert not (folder / "predictor.safetensors").exists()
+
+
+def test_a_run_of_a_former_version_is_repeated(left: Path, tmp_path: Path) -> None:
+    text = (left / "config.yaml").read_text()
+    assert "\ngraphs: auto\n" in text
+    (tmp_path / "config.yaml").write_text(text.replace("\ngraphs: auto\n", "\ncuda_graphs: true\n"))
+    once_more = repeated([f"repeat={tmp_path}"]).run
+    assert once_more == repeated([f"repeat={left}"]).run
+    assert once_more.execution.graphs == "auto"
 
 
 def test_another_seed_may_be_given(left: Path, tmp_path: Path) -> None:

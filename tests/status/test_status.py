@@ -367,7 +367,26 @@ def test_hours_needed_are_worked_out_from_what_the_same_network_has_measured(tmp
     # Half as many images a second with two gradients a step, for 200 epochs.
     assert sam["estimated_from"] == "other method"
     assert float(sam["device_hours_needed"]) == pytest.approx(200 * 50_000 / (5001 / 2) / 3600, abs=1e-6)
-    assert (other["estimated_from"], other["device_hours_needed"]) == ("unknown", "")
+    # 126 MMACs x 2 x 3 x 50,000 images x 400 epochs at a tenth of 989.4 TFLOP/s
+    assert other["estimated_from"] == "flops"
+    assert float(other["device_hours_needed"]) == pytest.approx(15.09e15 / 98.94e12 / 3600, rel=1e-3)
+
+
+def test_every_hour_is_called_measured_or_derived(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed))
+    page, _ = run("table3", "--status", "--results", tmp_path)
+    text = " ".join(page.split())
+    # One run of SGD is missing, and has been measured; the other 69 are derived.
+    needed, by_rate, derived = map(float, re.findall(r"([\d.]+) (?:needed|by measured rates|derived, not m)", text))
+    assert by_rate == pytest.approx(400 * 50_000 / 5001.5 / 3600, abs=0.05)
+    assert needed == pytest.approx(by_rate + derived, abs=0.11)
+    assert "spent (measured)" in text
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    lines = [line for line in lines[2:] if line.count("|") == 11]
+    assert len(lines) == 24
+    assert all(line.split("|")[-2].strip().startswith(("measured: ", "derived from", "on an H100")) for line in lines)
+    assert sum("derived, not measured" in line for line in lines) == 21
 
 
 def test_hours_of_a_network_that_never_ran_come_from_its_operations(tmp_path: Path) -> None:
@@ -378,6 +397,23 @@ def test_hours_of_a_network_that_never_ran_come_from_its_operations(tmp_path: Pa
     assert float(wide["device_hours_needed"]) == pytest.approx(629.2e15 / 100e12 / 3600, rel=1e-4)
     page, _ = run("table3", "--status", "--results", tmp_path, "--tflops", "100")
     assert "629.2 PFLOPs at 100 TFLOP/s" in page
+
+
+def test_diverged_runs_are_counted_as_the_tables_count_them(tmp_path: Path) -> None:
+    for seed, accuracy in ((1, 1.0), (2, 1.49), (3, 1.5)):  # of 100 classes
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed), last=accuracy)
+    store(tmp_path, record(RESNET20, "method=sam"), state="failed")
+    store(tmp_path, record(RESNET20, "method=asam"))
+    page, _ = run("table3", "--status", "--results", tmp_path)
+    words = " ".join(page.split())
+    assert (
+        "Of the runs that have ended: ResNet-20, SGD: 2 of 3 diverged; ResNet-20, SAM: 1 of 1 diverged (failed, or at "
+        "chance on the test set at the end)." in words
+    )
+    assert "| finished | diverged: its last test accuracy is 1.00 % |" in words
+    assert words.count("diverged: its last") == 2
+    other, _ = run("table3", "--status", "--results", tmp_path / "none")
+    assert "have ended" not in other
 
 
 def test_the_rate_is_that_of_the_device_that_most_runs_had(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def bound_gradients(optimizer: torch.optim.Optimizer, bound: float) -> None:
     optimizer.register_step_pre_hook(clip)
 
 
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its update is one kernel for all parameters, which takes the learning rate as a tensor too."""
+    return all(bool(group.get("fused")) for group in optimizer.param_groups)
+
+
 def _arguments(target: object) -> Sequence[str]:
     """The names of a target's arguments; none where it cannot be found, which `instantiated` says."""
     try:

@@ -1,0 +1,150 @@
+"""How long gradients take: by the measured rate of their network, else by their operations at a share of a GPU's peak.
+
+Each time says which of the two it is. The measured rates are those of rates.yaml, which scripts/rates.py makes from
+committed results.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from broadopt.files import MEBIBYTE, read_yaml
+
+TABLE = Path(__file__).with_suffix(".yaml")
+
+PEAKS: Mapping[str, Mapping[str, float]] = {
+    "H100": {"bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+    "H200": {"bf16": 989.4, "tf32": 494.7, "fp32": 66.9},
+    "A100": {"bf16": 312.0, "tf32": 156.0, "fp32": 19.5},
+}
+"""10^12 dense operations a second by kind of GPU, a part of its name: NVIDIA's data sheets, the SXM models."""
+
+USUAL = "H100"
+"""The kind of GPU that hours are worked out for where the one at hand is of none of these kinds."""
+
+SHARE = 0.1
+"""Of the peak: an assumption. Small networks reach less, wide ones more."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images a second of one gradient, the median of several runs of one network on one kind of device."""
+
+    model: Mapping[str, Any]
+    """As it is recorded: name, target and its arguments."""
+    device: str
+    threads: int | None
+    """Of a CPU."""
+    precision: str
+    images_per_second: float
+    runs: int
+    source: str
+
+    @property
+    def place(self) -> str:
+        """`an NVIDIA H100 80GB HBM3 in bf16`, `1 thread of a CPU (AMD EPYC) in bf16`."""
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)} of a " if self.threads else "an "
+        return f"{threads}{self.device} in {self.precision}"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Device hours, and whether they rest on a measured rate."""
+
+    hours: float
+    is_measured: bool
+    words: str
+
+    def __str__(self) -> str:
+        return f"about {shown(self.hours)} h {self.words}"
+
+    @property
+    def brief(self) -> str:
+        """The same in a few words."""
+        return f"about {shown(self.hours)} h ({'by measured rate' if self.is_measured else 'derived'})"
+
+
+def shown(hours: float) -> str:
+    """Hours in two digits at least."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
+@cache
+def _table() -> Mapping[str, Any]:
+    content: Mapping[str, Any] = read_yaml(TABLE, limit=MEBIBYTE)
+    return content
+
+
+@cache
+def measured() -> tuple[Rate, ...]:
+    """The committed rates."""
+    return tuple(Rate(**row) for row in _table()["rates"])
+
+
+def networks() -> Iterable[tuple[Mapping[str, Any], str, int]]:
+    """Of the papers' rows the recorded network, the name of the data set, and the multiply-adds of a forward pass on
+    one image: status works with them, which would take seconds to build the networks.
+    """
+    return ((row["model"], row["dataset"], row["macs"]) for row in _table()["networks"])
+
+
+def rate_of(
+    model: Mapping[str, Any], *, device: str, threads: int | None, precision: str, rates: Iterable[Rate] | None = None
+) -> Rate | None:
+    """The measured rate of a network on a device of that name, or kind of GPU; `auto` takes the faster precision."""
+    is_gpu = threads is None
+    found = [
+        rate
+        for rate in (measured() if rates is None else rates)
+        if rate.model == model
+        and (
+            device in rate.device and rate.threads is None
+            if is_gpu
+            else (device, threads) == (rate.device, rate.threads)
+        )
+        and precision in ("auto", rate.precision)
+    ]
+    return max(found, key=lambda rate: rate.images_per_second, default=None)
+
+
+def duration(
+    model: Mapping[str, Any],
+    *,
+    images: float,
+    flops: float,
+    precision: str,
+    device: str = USUAL,
+    threads: int | None = None,
+    rates: Sequence[Rate] | None = None,
+) -> Duration:
+    """How long the gradients of `images` images, of `flops` operations in all, take on a device: a GPU where it has no
+    `threads`. By operations it is a GPU of the device's kind, or of the usual one.
+    """
+    rate = rate_of(model, device=device, threads=threads, precision=precision, rates=rates)
+    if rate is not None:
+        words = f"on {rate.place}, measured: {rate.images_per_second:,.0f} images/s a gradient ({_runs(rate.runs)})"
+        return Duration(images / rate.images_per_second / 3600, True, words)
+    kind = next((kind for kind in PEAKS if kind in device), USUAL)
+    name = precision if precision in PEAKS[kind] else "bf16"
+    words = f"on an {kind} at {100 * SHARE:g} % of its {name} peak, derived, not measured"
+    return Duration(flops / tflops(kind, name) / 1e12 / 3600, False, words)
+
+
+def tflops(kind: str = USUAL, precision: str = "bf16") -> float:
+    """10^12 operations a second that a GPU of that kind is taken to reach."""
+    return SHARE * PEAKS[kind][precision]
+
+
+def total(durations: Sequence[Duration]) -> str:
+    """The hours of several runs, those that rest on measured rates apart from the others."""
+    parts = []
+    for is_measured, words in ((True, "by measured rates"), (False, "derived, not measured")):
+        hours = [one.hours for one in durations if one.is_measured is is_measured]
+        parts += [f"about {shown(sum(hours))} h {words}"] if hours else []
+    return " and ".join(parts)
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"

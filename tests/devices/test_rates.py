@@ -1,0 +1,102 @@
+"""Hours of a run: by measured rates, else derived from operations, and always called one or the other."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from broadopt.devices import rates
+from broadopt.devices.rates import Rate, duration, rate_of, shown, total
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
+import rates as script
+
+RESNET: dict[str, Any] = {"name": "resnet20", "_target_": "broadopt.models.resnet.ResNet", "depth": 20}
+XEON = "CPU (Intel(R) Xeon(R) Processor)"
+
+
+def rate(device: str, speed: float, *, precision: str = "bf16", threads: int | None = None) -> Rate:
+    return Rate(RESNET, device, threads, precision, speed, 3, "results/a")
+
+
+RATES = (
+    rate("NVIDIA H100 80GB HBM3", 100_000.0),
+    rate("NVIDIA H100 80GB HBM3", 60_000.0, precision="fp32"),
+    rate(XEON, 200.0, threads=1),
+    rate(XEON, 300.0, threads=2),
+)
+
+
+def test_the_committed_table_is_what_the_committed_results_give() -> None:
+    assert yaml.safe_load(rates.TABLE.read_text())["rates"] == script.rates(script.RESULTS), "python scripts/rates.py"
+    assert {row.model["name"] for row in rates.measured()} == {"resnet20"}
+
+
+def test_rates_of_a_gpu_check_are_taken_into_the_table(tmp_path: Path) -> None:
+    row = {"part": "rates", "network": "resnet20", "variant": "as auto chooses", "precision": "bf16"}
+    rows = [row | {"sgd, images/s": 90_000.04}, row | {"sgd, images/s": 5.0, "variant": "compiled"}, {"part": "resume"}]
+    (tmp_path / "benchmark").mkdir()
+    content = {"environment": {"device": "NVIDIA H100 80GB HBM3"}, "rows": rows}
+    (tmp_path / "benchmark/gpu.json").write_text(json.dumps(content))
+    (found,) = script.rates(tmp_path)
+    model = found.pop("model")
+    assert model == RESNET
+    assert found == {
+        "device": "NVIDIA H100 80GB HBM3",
+        "threads": None,
+        "precision": "bf16",
+        "images_per_second": 90_000.0,
+        "runs": 1,
+        "source": "results/benchmark/gpu.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "precision", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", None, "auto", 100_000.0),
+        ("H100", None, "bf16", 100_000.0),
+        ("H100", None, "fp32", 60_000.0),
+        (XEON, 2, "auto", 300.0),
+        (XEON, 4, "auto", None),
+        ("H100", 1, "bf16", None),
+        ("A100", None, "bf16", None),
+    ],
+)
+def test_a_rate_counts_for_its_kind_of_device_alone(
+    device: str, threads: int | None, precision: str, expected: float | None
+) -> None:
+    found = rate_of(RESNET, device=device, threads=threads, precision=precision, rates=RATES)
+    assert (found and found.images_per_second) == expected
+    assert rate_of({**RESNET, "depth": 56}, device=device, threads=threads, precision=precision, rates=RATES) is None
+
+
+def test_hours_say_whether_they_are_measured_or_derived() -> None:
+    work: dict[str, Any] = {"images": 3.6e8, "flops": 3.6e18}
+    measured = duration(RESNET, **work, precision="auto", rates=RATES)
+    assert measured.hours == 1.0
+    assert str(measured) == (
+        "about 1.0 h on an NVIDIA H100 80GB HBM3 in bf16, measured: 100,000 images/s a gradient (3 runs)"
+    )
+    cpu = duration(RESNET, **work, precision="auto", device=XEON, threads=1, rates=RATES)
+    assert str(cpu) == f"about 500 h on 1 thread of a {XEON} in bf16, measured: 200 images/s a gradient (3 runs)"
+    # 3.6e18 operations at 0.1 x 989.4e12 a second; a CPU whose rate is not known is spoken of as an H100.
+    for device, threads in (("NVIDIA H100 80GB HBM3", None), ("CPU (AMD EPYC)", 2)):
+        derived = duration(RESNET, **work, precision="bf16", device=device, threads=threads, rates=())
+        assert str(derived) == "about 10 h on an H100 at 10 % of its bf16 peak, derived, not measured"
+        assert derived.hours == pytest.approx(3.6e18 / 98.94e12 / 3600)
+    a100 = duration(RESNET, **work, precision="fp32", device="NVIDIA A100-SXM4-80GB", rates=())
+    assert str(a100) == "about 513 h on an A100 at 10 % of its fp32 peak, derived, not measured"
+    assert (measured.brief, a100.brief) == ("about 1.0 h (by measured rate)", "about 513 h (derived)")
+    assert total([measured, cpu, a100]) == "about 501 h by measured rates and about 513 h derived, not measured"
+    assert total([measured]) == "about 1.0 h by measured rates"
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.0138, "0.014"), (0.5, "0.5"), (1.0, "1.0"), (9.96, "10.0"), (1234.5, "1,234")]
+)
+def test_hours_have_two_digits(hours: float, text: str) -> None:
+    assert shown(hours) == text

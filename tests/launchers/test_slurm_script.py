@@ -1,0 +1,107 @@
+"""The job that hydra/launcher=slurm writes, carried out by bash in the place of Slurm."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import until
+
+from broadopt.errors import InputError
+from broadopt.launchers.slurm import SlurmLauncher
+
+SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("partition", "account", "qos")),
+    **{"gpus": 1, "cpus": 8, "memory": "32G", "hours": 24, "parallel": 100, "signal_seconds": 120, "setup": []},
+    **{"prefix": "", "extra": [], "processes": 1, "per_gpu": 1, "wait": True, "poll": 10},
+}
+
+
+def script(root: Path, runs: int, **settings: Any) -> str:
+    return SlurmLauncher(**{**SETTINGS, **settings})._script(root, runs)
+
+
+def job(root: Path, commands: list[str], **settings: Any) -> Path:
+    """The folder of a job, as it stands when Slurm starts a task of it; `scontrol` writes down what it is asked."""
+    folder = root / "slurm" / "7"
+    folder.mkdir(parents=True)
+    (folder / "commands.txt").write_text("".join(f"{command}\n" for command in commands))
+    (folder / "job.sh").write_text(script(root, len(commands), **settings))
+    (root / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {root}/asked\n')
+    (root / "scontrol").chmod(0o755)
+    return folder
+
+
+def task(folder: Path, number: int) -> "subprocess.Popen[bytes]":
+    root = folder.parent.parent
+    slurm = {"SLURM_ARRAY_JOB_ID": folder.name, "SLURM_ARRAY_TASK_ID": str(number)}
+    environment = os.environ | slurm | {"PATH": f"{root}:{os.environ['PATH']}"}
+    return subprocess.Popen(["bash", folder / "job.sh"], env=environment, stdout=subprocess.PIPE)
+
+
+def test_a_task_asks_for_what_its_runs_need_together(tmp_path: Path) -> None:
+    one, three = (script(tmp_path, 7, per_gpu=count).splitlines() for count in (1, 3))
+    assert {"#SBATCH --array=0-6%100", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=32G"} <= set(one)
+    assert {"#SBATCH --array=0-2%33", "#SBATCH --cpus-per-task=24", "#SBATCH --mem=96G"} <= set(three)
+    assert "#SBATCH --gres=gpu:1" in one
+    assert "#SBATCH --gres=gpu:1" in three
+    for lines, output in ((one, "%a.out"), (three, "task-%a.out")):
+        assert f"#SBATCH --output={tmp_path}/slurm/%A/{output}" in lines
+        assert "export OMP_NUM_THREADS=8" in lines
+    assert "export BROADOPT_PER_GPU=3" in three
+    assert not any("PER_GPU" in line for line in one)
+
+
+def test_the_runs_of_a_task_go_on_together_and_each_leaves_its_output_and_code(tmp_path: Path) -> None:
+    wait = f"touch {tmp_path}/there-$0; until test -e {tmp_path}/there-$1; do sleep 0.1; done"
+    meet = f"sh -c '{wait}; echo run $0; exit $2'"
+    folder = job(tmp_path, [*["false"] * 2, f"{meet} a b 0", f"{meet} b a 1", "true"], per_gpu=2)
+    process = task(folder, 1)
+    assert process.communicate() == (b"", None)
+    assert process.returncode == 1
+    assert sorted(path.name for path in folder.glob("[0-9].*")) == ["2.exit", "2.out", "3.exit", "3.out"]
+    assert [(folder / f"{number}.exit").read_text() for number in (2, 3)] == ["0\n", "1\n"]
+    assert [(folder / f"{number}.out").read_text() for number in (2, 3)] == ["run a\n", "run b\n"]
+    last = task(folder, 2)  # an odd number of runs: the last task has one
+    last.communicate()
+    assert (last.returncode, (folder / "4.exit").read_text()) == (0, "0\n")
+
+
+def test_a_signal_reaches_all_runs_and_only_what_was_not_finished_is_done_again(tmp_path: Path) -> None:
+    waiting = f"""bash -c 'trap "exit 75" USR2; touch {tmp_path}/$0; while true; do sleep 0.1; done'"""
+    folder = job(tmp_path, ["true", f"{waiting} a", f"{waiting} b"], per_gpu=3)
+    process = task(folder, 0)
+    until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate()
+    assert (process.returncode, output) == (0, b"USR2: the runs save their states\n")
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
+    assert [path.name for path in folder.glob("*.exit")] == ["0.exit"]
+    (folder / "commands.txt").write_text("echo again\ntrue\ntrue\n")
+    again = task(folder, 0)
+    again.communicate()
+    assert sorted(path.name for path in folder.glob("*.exit")) == ["0.exit", "1.exit", "2.exit"]
+    assert (folder / "0.out").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"per_gpu": 0}, "hydra.launcher.per_gpu=0: expected a whole number from 1 to 64"),
+        ({"per_gpu": 2, "gpus": 0}, "hydra.launcher.per_gpu=2: runs share one GPU; expected gpus=1, found gpus=0"),
+        (
+            {"per_gpu": 2, "processes": 2},
+            "hydra.launcher.per_gpu=2: runs share one GPU; expected processes=1, found processes=2",
+        ),
+        (
+            {"per_gpu": 2, "memory": "a lot"},
+            "hydra.launcher.memory=a lot: expected a whole number and K, M, G or T, as 32G",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_in_a_line(settings: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError) as raised:
+        SlurmLauncher(**{**SETTINGS, **settings})
+    assert str(raised.value) == line
