@@ -68,7 +68,7 @@ def test_every_config_of_a_sweep_is_what_hydra_composes(loaders: tuple[ConfigLoa
             assert OmegaConf.to_container(found) == OmegaConf.to_container(expected)
             assert type(found._get_node("seed")) is type(expected._get_node("seed"))
             found.seed, found.hydra.job.name = 99, "changed"
-    assert len(once._originals) == 9
+    assert len(once._originals) == 10
 
 
 @pytest.mark.parametrize("overrides", [["model=nothing", "seed=1"], ["nothing=1", "seed=2"], ["~lr", "lr=[1"]])
