@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
-QUICK := methods tables models/test_model_counts.py data/test_augment.py data/test_batches.py data/test_mixing.py
+QUICK := methods analysis/tables models/test_model_counts.py data/test_augment.py data/test_batches.py data/test_mixing.py
 QUICK += config/test_recipes.py config/test_run_config.py training/test_evaluate.py test_architecture.py runs/test_results.py
 QUICK += runs/test_resume.py::test_an_interrupted_run_goes_on_to_the_same_figures_bit_for_bit
 

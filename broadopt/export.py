@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from broadopt import streams
+from broadopt.analysis.tables.options import one_of
+from broadopt.analysis.tables.request import Parser
 from broadopt.config.rules import RULES, expanded
 from broadopt.errors import InputError, Interrupted, RunFailed, printable
 from broadopt.signals import Stop
-from broadopt.tables.options import one_of
-from broadopt.tables.request import Parser
 from broadopt.trackers.choose import check_installed, failure, opened
 from broadopt.trackers.record import TrackedRun, points_of, record
 from broadopt.trackers.stored import StoredRun, stored_runs

@@ -4,9 +4,9 @@ import sys
 from typing import NoReturn
 
 from broadopt import streams
+from broadopt.analysis.figures.request import Request, parse
 from broadopt.devices.threads import let_waiting_threads_sleep
 from broadopt.errors import InputError, Interrupted, RunFailed, printable
-from broadopt.figures.request import Request, parse
 from broadopt.signals import Stop
 
 
@@ -29,8 +29,8 @@ def draw(request: Request) -> str:
     """Measure and draw a figure and write its files; the line that says what is seen. Raises InputError, RunFailed and
     Interrupted.
     """
-    from broadopt.figures.catalogue import FIGURES, function_of
-    from broadopt.figures.output import styled, write
+    from broadopt.analysis.figures.catalogue import FIGURES, function_of
+    from broadopt.analysis.figures.output import styled, write
 
     function = function_of(FIGURES[request.figure])
     with styled(request.style):

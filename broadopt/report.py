@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broadopt import streams
+from broadopt.analysis.reporting.request import Request, parse
 from broadopt.errors import InputError, printable
-from broadopt.reporting.request import Request, parse
 
 if TYPE_CHECKING:
-    from broadopt.reporting.gathered import Gathered
-    from broadopt.reporting.parts import Section
-    from broadopt.tables.match import Compose
+    from broadopt.analysis.reporting.gathered import Gathered
+    from broadopt.analysis.reporting.parts import Section
+    from broadopt.analysis.tables.match import Compose
 
 NAMED = 50
 """Files that are left out and named on the page; all are named on stderr."""
@@ -43,12 +43,12 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     `compose` gives the recipes that runs are compared with: broadopt.config.compose.recipe_of by default. Raises
     InputError.
     """
-    from broadopt.reporting import figures, page, papers, runs, sweeps
-    from broadopt.reporting.gathered import Histories, gather
-    from broadopt.reporting.parts import Section
-    from broadopt.reporting.repeating import Repeats
-    from broadopt.tables.match import Recipes
-    from broadopt.tables.stored_recipes import StoredRecipes
+    from broadopt.analysis.reporting import figures, page, papers, runs, sweeps
+    from broadopt.analysis.reporting.gathered import Histories, gather
+    from broadopt.analysis.reporting.parts import Section
+    from broadopt.analysis.reporting.repeating import Repeats
+    from broadopt.analysis.tables.match import Recipes
+    from broadopt.analysis.tables.stored_recipes import StoredRecipes
 
     stored = StoredRecipes()
     recipes, histories = Recipes(compose or stored), Histories()
@@ -73,7 +73,7 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
 
 
 def _grouped(of_sweeps: Sequence["Section"], remark: str) -> list["Section"]:
-    from broadopt.reporting.parts import Section, count
+    from broadopt.analysis.reporting.parts import Section, count
 
     if not of_sweeps:
         return []
@@ -91,7 +91,7 @@ def _summary(request: Request, found: "Gathered", totals: str) -> list[str]:
 
 
 def _left_out(lines: Sequence[str]) -> list["Section"]:
-    from broadopt.reporting.parts import Section
+    from broadopt.analysis.reporting.parts import Section
 
     more = [f"{len(lines) - NAMED} more: broadopt-report names them all."] if len(lines) > NAMED else []
     return [Section("left-out", "Files left out", (*lines[:NAMED], *more))] if lines else []

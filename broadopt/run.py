@@ -136,11 +136,11 @@ def show_sweep(session: Session) -> None:
 
 def table_of_runs(outcomes: Sequence[Outcome]) -> str:
     """What `broadopt-table runs` prints, of these runs alone."""
-    from broadopt.comparing import runs_table
+    from broadopt.analysis.comparing import runs_table
+    from broadopt.analysis.tables import formats
+    from broadopt.analysis.tables.match import Recipes
     from broadopt.config.compose import recipe_of
     from broadopt.runs.results import read_all
-    from broadopt.tables import formats
-    from broadopt.tables.match import Recipes
 
     folders: dict[Path, set[Path]] = {}
     for outcome in outcomes:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from broadopt import streams
+from broadopt.analysis.tables.options import Comparison
+from broadopt.analysis.tables.request import Request, parse
 from broadopt.errors import InputError, nearest, printable
-from broadopt.tables.options import Comparison
-from broadopt.tables.request import Request, parse
 
 if TYPE_CHECKING:
-    from broadopt.tables.cells import Context
-    from broadopt.tables.formats import Document
-    from broadopt.tables.match import Compose, Recipes
+    from broadopt.analysis.tables.cells import Context
+    from broadopt.analysis.tables.formats import Document
+    from broadopt.analysis.tables.match import Compose, Recipes
 
 
 def main() -> None:
@@ -74,8 +74,8 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
     These lines begin with `not counted` (unfinished runs) or `left out` (files that cannot be used). `compose` gives
     the recipes that runs are compared with: broadopt.config.compose.recipe_of by default.
     """
-    from broadopt.tables.match import Recipes
-    from broadopt.tables.stored_recipes import StoredRecipes
+    from broadopt.analysis.tables.match import Recipes
+    from broadopt.analysis.tables.stored_recipes import StoredRecipes
 
     stored = StoredRecipes()
     recipes = Recipes(compose or stored)
@@ -86,7 +86,7 @@ def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, li
 
 def per_run(request: Request) -> tuple[bytes, list[str]]:
     """A row a run and seed in the format asked for, and a line on all that is not in it, as `make`."""
-    from broadopt.comparing import frame
+    from broadopt.analysis.comparing import frame
 
     results, remarks = _read(request)
     table = frame.frame_of(result for result in results if result["state"] == "finished")
@@ -99,7 +99,7 @@ def per_run(request: Request) -> tuple[bytes, list[str]]:
 
 def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
     """The results that are asked for, and a line on each that is not counted or cannot be used."""
-    from broadopt.comparing import selection
+    from broadopt.analysis.comparing import selection
 
     results, unusable = selection.read(request.results)
     if request.comparison.at_epoch is not None:
@@ -112,9 +112,9 @@ def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
+    from broadopt.analysis.tables import formats, paper_table, published
+    from broadopt.analysis.tables.cells import Context
     from broadopt.config.shipped import paper_dir
-    from broadopt.tables import formats, paper_table, published
-    from broadopt.tables.cells import Context
 
     asked = request.comparison
     results, remarks = _read(request)
@@ -140,8 +140,8 @@ def _with_differences(
     asked: Comparison,
 ) -> "Document":
     """A paper's table with the differences to one of its methods below."""
-    from broadopt.comparing.difference_blocks import FIELDS, paper_block
-    from broadopt.tables.cells import fill
+    from broadopt.analysis.comparing.difference_blocks import FIELDS, paper_block
+    from broadopt.analysis.tables.cells import fill
 
     main, *off = document.blocks
     cells, broken = (fill(results, context=context) for results in (finished, failed))
@@ -156,7 +156,7 @@ def _with_differences(
 
 def _runs(results: Sequence[dict[str, Any]], recipes: "Recipes", asked: Comparison) -> tuple["Document", list[str]]:
     """The tables of runs, and a line on each history that cannot be used."""
-    from broadopt.comparing import frame, runs_table
+    from broadopt.analysis.comparing import frame, runs_table
 
     problems: list[str] = []
 
@@ -170,10 +170,10 @@ def _runs(results: Sequence[dict[str, Any]], recipes: "Recipes", asked: Comparis
 
 def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     """The status of a table, or the commands that fill it."""
+    from broadopt.analysis.status import cells, page, state
+    from broadopt.analysis.status.estimate import Estimates
+    from broadopt.analysis.tables import formats, published
     from broadopt.config.shipped import paper_dir
-    from broadopt.status import cells, page, state
-    from broadopt.status.estimate import Estimates
-    from broadopt.tables import formats, published
 
     results = request.results[0]
     folder = state.look(results)
@@ -213,8 +213,8 @@ def _absent(folder: Path) -> str:
 
 def _begun(roots: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[str]:
     """A line on each run that is going on, or died, and has left no figures yet."""
-    from broadopt.comparing.selection import located
-    from broadopt.status import state
+    from broadopt.analysis.comparing.selection import located
+    from broadopt.analysis.status import state
 
     seen = {result["identity"] for result in known}
     return [line for root in roots for line in state.without_figures(state.look(located(root)), seen)]

@@ -14,10 +14,10 @@ from torch.optim.swa_utils import update_bn
 from torchvision import transforms
 
 from broadopt import predictor
+from broadopt.analysis.landscape.geometry import Line
+from broadopt.analysis.landscape.grid import Landscape
+from broadopt.analysis.landscape.networks import flat
 from broadopt.config.compose import compose, run_config
-from broadopt.landscape.geometry import Line
-from broadopt.landscape.grid import Landscape
-from broadopt.landscape.networks import flat
 
 POINTS = 2
 """Points a turn."""

@@ -16,10 +16,10 @@ from typing import Any
 from filelock import FileLock
 
 from broadopt import files
+from broadopt.analysis.status import state as standing
 from broadopt.config.identity import identity_of
 from broadopt.runs import folders, heartbeat, results
 from broadopt.runs.schema import check_result
-from broadopt.status import state as standing
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
+from broadopt.analysis.status.estimate import PASSES
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import public
 from broadopt.config.shipped import options
 from broadopt.devices.rates import TABLE
 from broadopt.runs.results import read_all
-from broadopt.status.estimate import PASSES
 from broadopt.training.plan import price
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"

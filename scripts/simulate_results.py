@@ -14,12 +14,12 @@ from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
+from broadopt.analysis.tables import published
+from broadopt.analysis.tables.stored_recipes import StoredRecipes
 from broadopt.config.identity import SEMANTICS, identity_of
 from broadopt.config.shipped import paper_dir
 from broadopt.runs import heartbeat, results
 from broadopt.runs.schema import STATES
-from broadopt.tables import published
-from broadopt.tables.stored_recipes import StoredRecipes
 
 ENVIRONMENT = {
     "broadopt": "0.1.0",

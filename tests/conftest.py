@@ -14,7 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 LONGEST = (
     *("test_docs.py", "launchers/test_ecosystem.py", "training/test_rows.py", "launchers/test_local_launcher.py"),
     *("runs/test_trust.py", "training/test_speed.py", "test_streams.py", "runs/test_hostile_folder.py"),
-    *("status/test_status.py", "devices/test_processes.py", "test_run.py", "reliability/test_exact_resume.py"),
+    *("analysis/status/test_status.py", "devices/test_processes.py", "test_run.py", "reliability/test_exact_resume.py"),
     *("trackers/test_trackers.py", "reliability/test_full_disk.py", "runs/test_results.py", "test_reproduce.py"),
     *("runs/test_resume.py", "test_gpu_check.py", "config/test_newcomer.py", "config/test_bad_input.py"),
 )

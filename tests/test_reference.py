@@ -19,15 +19,15 @@ from PIL import Image
 
 import broadopt
 from broadopt import table as tables
+from broadopt.analysis.figures.catalogue import FIGURES
+from broadopt.analysis.figures.request import parse as parse_figure
+from broadopt.analysis.reporting.request import parse as parse_report
+from broadopt.analysis.tables.request import parse
 from broadopt.config.compose import compose, run_config
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.devices import rates
-from broadopt.figures.catalogue import FIGURES
-from broadopt.figures.request import parse as parse_figure
-from broadopt.reporting.request import parse as parse_report
 from broadopt.runs import checkpoint, heartbeat, results
-from broadopt.tables.request import parse
 from broadopt.training.plan import price
 
 sys.path.append(str(CHECKOUT / "scripts"))

@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_config_and_both_published_tables(installed: Path)
         files = {path.relative_to(CHECKOUT / checkout).as_posix() for path in (CHECKOUT / checkout).rglob("*.yaml")}
         assert len(files) >= 2
         assert {name.removeprefix(f"broadopt/{inside}/") for name in names if f"/{inside}/" in name} == files
-    assert "broadopt/figures/broadopt.mplstyle" in names
+    assert "broadopt/analysis/figures/broadopt.mplstyle" in names
     assert not {name.partition("/")[0] for name in names} - {
         "broadopt",
         wheel.stem.rpartition("-py3")[0] + ".dist-info",

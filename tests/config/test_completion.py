@@ -9,9 +9,9 @@ import pytest
 from command import BIN
 from in_process import said
 
+from broadopt.analysis.tables.request import FORMATS, METRICS, TABLES
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import options
-from broadopt.tables.request import FORMATS, METRICS, TABLES
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ sys.path.insert(0, str(HERE.parent))
 from stored import RESNET20, VGG16, record, store  # noqa: E402
 
 from broadopt import table as tables  # noqa: E402
+from broadopt.analysis.tables.request import parse  # noqa: E402
 from broadopt.config.compose import recipe_of  # noqa: E402
-from broadopt.tables.request import parse  # noqa: E402
 
 TABLES = {
     "table1.md": ("table1", "markdown"),

@@ -19,12 +19,12 @@ from command import run as broadopt_run
 from stored import RESNET20, record, run, store
 
 from broadopt import files
+from broadopt.analysis.status import estimate
 from broadopt.config.identity import identity_of
 from broadopt.config.instantiate import instantiated
 from broadopt.data.datasets import size
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.runs.folders import scan
-from broadopt.status import estimate
 
 Change = Callable[[dict[str, Any]], Any]
 

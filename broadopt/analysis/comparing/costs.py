@@ -1,0 +1,128 @@
+"""What accuracy costs: time beside that of SGD, epochs to a given accuracy, accuracy at an equal cost.
+
+Histories are those of `broadopt.runs.history`: a row an epoch, those that were not evaluated without `test_accuracy`.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from broadopt.analysis.comparing.lines import Line
+from broadopt.analysis.comparing.sweep import Sweep
+from broadopt.analysis.tables.match import Result, precision
+from broadopt.analysis.tables.options import Comparison
+
+History = Sequence[Mapping[str, float]]
+
+
+def evaluated(history: History) -> dict[float, float]:
+    """Test accuracy in percent by epoch, of the epochs that were evaluated."""
+    return {row["epoch"]: row["test_accuracy"] for row in history if "test_accuracy" in row}
+
+
+def epochs_to(history: History, accuracy: float) -> float | None:
+    """The first evaluated epoch with a test accuracy of at least `accuracy` percent; None where there is none."""
+    return next((epoch for epoch, reached in evaluated(history).items() if reached >= accuracy), None)
+
+
+def last_common_epoch(histories: Iterable[History]) -> float | None:
+    """The last epoch that all of some runs have evaluated; None where there is none."""
+    epochs = [set(evaluated(history)) for history in histories]
+    return max(set.intersection(*epochs), default=None) if epochs else None
+
+
+def accuracy_after(history: History, epochs: float) -> float | None:
+    """Test accuracy at the last evaluated epoch that is not beyond `epochs`; None where none is."""
+    # Of an epoch that a number of steps ends, 1e-6 of an epoch are rounding.
+    found = [reached for epoch, reached in evaluated(history).items() if epoch <= epochs + 1e-6]
+    return found[-1] if found else None
+
+
+def spent(result: Result, quantity: str) -> float | None:
+    """`train_seconds` or `gradient_evaluations` of a run; None where it was not measured."""
+    value = result["cost"].get(quantity)
+    return float(value) if value else None
+
+
+def per_epoch(result: Result, quantity: str) -> float | None:
+    """The same of one epoch."""
+    total = spent(result, quantity)
+    return total / result["epochs"] if total and result["epochs"] else None
+
+
+def machine(result: Result) -> tuple[Any, ...] | None:
+    """What has to be the same for two times to be comparable: device, precision, threads, number of processes and what
+    compiles. None where the device is not recorded.
+    """
+    environment = result["environment"]
+    if not environment.get("device"):
+        return None
+    names = ("device", "threads", "processes", "compile", "deterministic")
+    recorded = environment.get("graphs", environment.get("cuda_graphs"))
+    return (precision(result), *(str(environment.get(name)) for name in names), str(recorded))
+
+
+def time_ratio(runs: Iterable[Result], baseline: Iterable[Result]) -> float | None:
+    """The median of the device seconds of `runs` over those of the baseline's median run on the same machine; None
+    where no run of the baseline was trained on a machine that one of `runs` was trained on.
+    """
+    seconds: dict[Any, list[float]] = {}
+    for result in baseline:
+        value = spent(result, "train_seconds")
+        if value is not None:
+            seconds.setdefault(machine(result), []).append(value)
+    ratios = [
+        value / statistics.median(seconds[machine(result)])
+        for result in runs
+        if (value := spent(result, "train_seconds")) is not None
+        and machine(result) is not None
+        and machine(result) in seconds
+    ]
+    return statistics.median(ratios) if ratios else None
+
+
+def epochs_for(result: Result, quantity: str, amount: float) -> float | None:
+    """How many epochs of a run cost `amount` of a quantity; None where that was not measured."""
+    each = per_epoch(result, quantity)
+    return amount / each if each else None
+
+
+class AlongTraining:
+    """The columns that are worked out from histories: at an epoch, to an accuracy, at an equal cost."""
+
+    def __init__(self, sweep: Sweep, asked: Comparison, histories: Callable[[Result], History]) -> None:
+        self.asked = asked
+        needed = asked.at_epoch is not None or asked.reach is not None or asked.equal_cost is not None
+        runs = [run for line in sweep.lines for run in line.group.runs] if needed else []
+        self._of = {run["identity"]: histories(run) for run in runs}
+        self.epoch = asked.at_epoch
+        if asked.at_epoch == 0:
+            self.epoch = last_common_epoch(history for history in self._of.values() if evaluated(history))
+        self.against = asked.against or "sgd"
+        self._baseline = [run for line in sweep.lines if line.method == self.against for run in line.finished]
+
+    def at_epoch(self, line: Line) -> list[float | None]:
+        """Accuracy of each run of a line, finished or not, at the epoch asked for."""
+        return [evaluated(self._of[run["identity"]]).get(self.epoch or 0.0) for run in line.group.runs]
+
+    def to_reach(self, line: Line) -> list[tuple[float, float | None] | None]:
+        """Epochs and seconds of each finished run to the accuracy asked for; None where it was not reached."""
+        found: list[tuple[float, float | None] | None] = []
+        for run in line.finished:
+            epochs = epochs_to(self._of[run["identity"]], self.asked.reach or 0.0)
+            each = per_epoch(run, "train_seconds")
+            found.append(None if epochs is None else (epochs, epochs * each if each else None))
+        return found
+
+    def at_equal_cost(self, line: Line) -> list[float | None]:
+        """Accuracy of each finished run when it had cost what the baseline's median run cost in all."""
+        quantity = {"gradients": "gradient_evaluations", "seconds": "train_seconds"}[self.asked.equal_cost or ""]
+        found: list[float | None] = []
+        for run in line.finished:
+            like = self._baseline
+            if quantity == "train_seconds":  # seconds of another machine are no measure
+                like = [one for one in like if machine(one) == machine(run) is not None]
+            known = [value for one in like if (value := spent(one, quantity))]
+            epochs = epochs_for(run, quantity, statistics.median(known)) if known else None
+            found.append(None if epochs is None else accuracy_after(self._of[run["identity"]], epochs))
+        return found

@@ -1,0 +1,253 @@
+"""Differences to a method as blocks of a table; nothing in them is set in bold, whatever its p value."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from broadopt.analysis.comparing.against import CONFIDENCE, Compared
+from broadopt.analysis.comparing.keys import label
+from broadopt.analysis.comparing.lines import Line
+from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
+from broadopt.analysis.comparing.sweep import Sweep
+from broadopt.analysis.tables.cells import Cells
+from broadopt.analysis.tables.formats import Block
+from broadopt.analysis.tables.options import Comparison
+from broadopt.analysis.tables.paper_table import DATA_TITLES, value
+from broadopt.analysis.tables.published import Column, PaperTable, Row
+from broadopt.analysis.tables.summary import signed, summarise, text
+from broadopt.errors import InputError, nearest
+
+
+def name_of(sweep: Sweep, line: Line) -> str:
+    """A line in a sentence, with its budget where that is not the table's."""
+    budget = float(line.config["budget"])
+    return line.name(sweep.columns) + ("" if budget == sweep.budget else f", budget {budget:g}")
+
+
+def difference_block(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> Block:
+    """The differences of one table of runs."""
+    several = sum(one.line.method == asked.against for one in compared) != 1
+    which = asked.metric or "what each method reports (collected after the most budgets, else last)"
+    header = [
+        "method",
+        *sweep.columns,
+        "n",
+        "accuracy",
+        f"Δ to {asked.against}",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "test",
+    ]
+    header += [f"seeds for {asked.detect:g}"] if asked.detect else []
+    header += ["compared with"] if several else []
+    return Block(
+        heading="",
+        caption=f"Difference of the means to {asked.against} in percentage points of test accuracy: {which}.",
+        header=tuple(header),
+        rows=tuple(tuple(_row(sweep, one, asked, several)) for one in compared),
+        labels=0,
+        notes=tuple(_notes(sweep, compared, asked)),
+    )
+
+
+def _row(sweep: Sweep, one: Compared, asked: Comparison, several: bool) -> list[str]:
+    found, runs = one.difference, one.line.ended
+    n = str(len(one.values)) if len(one.values) == runs else f"{len(one.values)} of {runs}"
+    cells = [one.line.method, *(label(one.line.value(key)) for key in sweep.columns), n]
+    cells += [text(summarise(one.values.values()), n=len(one.values))]
+    cells += shown(found)
+    if asked.detect:
+        cells.append("" if one.seeds is None else str(one.seeds))
+    if several:
+        cells.append("" if one.baseline is None else name_of(sweep, one.baseline))
+    return cells
+
+
+def titles(asked: Comparison) -> list[str]:
+    """The columns of a difference."""
+    found = [f"Δ to {asked.against}", f"{100 * CONFIDENCE:g} % interval", "p", "p (Holm)", "test"]
+    return found + ([f"seeds for {asked.detect:g}"] if asked.detect else [])
+
+
+def shown(found: Difference | None) -> list[str]:
+    """A difference in five cells: itself, interval, p, p after Holm's correction, test."""
+    if found is None:
+        return [""] * 5
+    interval = "" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"
+    return [signed(found.mean), interval, _p(found.p), _p(found.p_holm), found.test]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _notes(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> list[str]:
+    return [
+        test_note([one.difference for one in compared]),
+        *without_interval([(name_of(sweep, one.line), one.difference) for one in compared]),
+        *_left_out(sweep, compared),
+        *power_note(asked),
+    ]
+
+
+def test_note(found: Sequence[Difference | None]) -> str:
+    """Which tests were made, and what their p values were corrected for."""
+    tested = sum(one is not None and one.p is not None for one in found)
+    return (
+        "p: two-sided t test, paired by seed where both have the same seeds, else Welch's (unequal variances). "
+        f"p (Holm): corrected for {tested} test{'s' * (tested != 1)}, those of this table; the interval is not."
+    )
+
+
+def without_interval(rows: Sequence[tuple[str, Difference | None]]) -> list[str]:
+    """A line for each reason why rows have no interval."""
+    reasons: dict[str, list[str]] = {}
+    for name, found in rows:
+        if found is not None and found.why_not:
+            reasons.setdefault(found.why_not, []).append(name)
+    return [f"{'; '.join(names)}: {why}." for why, names in reasons.items()]
+
+
+def power_note(asked: Comparison) -> list[str]:
+    """What the column of `--detect` is."""
+    if not asked.detect:
+        return []
+    return [
+        f"seeds for {asked.detect:g}: of each of the two methods, to find a true difference of {asked.detect:g} "
+        "percentage points with a probability of 80 % at p = 0.05, with the spread of these runs and no correction."
+    ]
+
+
+def _left_out(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
+    """The line on runs that failed or diverged, as the footnotes of papers have it."""
+    words = []
+    for one in compared:
+        ended = [run for run in one.line.group.runs if run["state"] in ("finished", "failed")]
+        failed = sum(run["state"] == "failed" for run in ended)
+        chance = sum(has_diverged(run) for run in ended) - failed
+        parts = [f"{count} {word}" for count, word in ((failed, "failed"), (chance, "ended at chance")) if count]
+        words += [f"{name_of(sweep, one.line)}: {' and '.join(parts)} of {len(ended)}"] if parts else []
+    return [f"n of k: k runs ended, and the differences are those of n. {'; '.join(words)}."] if words else []
+
+
+def difference_record(one: Compared | None, asked: Comparison) -> list[dict[str, Any]]:
+    """The same for a CSV."""
+    if one is None or one.difference is None or one.baseline is None:
+        return []
+    record = _numbers(one.difference, one.baseline.method, asked.metric or "reported")
+    return [{**record, "seeds_needed": one.seeds}]
+
+
+FIELDS = ("against", "low", "high", "p", "p_holm", "test", "seeds_needed")
+"""Of a record of a difference, beside those of any other."""
+
+
+def _numbers(found: Difference, against: str, metric: str) -> dict[str, Any]:
+    place = {"quantity": "difference", "metric": metric, "against": against, "n": found.n, "mean": found.mean}
+    return place | {name: getattr(found, name) for name in ("low", "high", "p", "p_holm", "test")}
+
+
+def paper_block(
+    table: PaperTable, cells: Cells, asked: Comparison, *, failed: Cells
+) -> tuple[Block, list[dict[str, Any]]]:
+    """The differences of the filled cells of a paper's table to those of one method in the same row, each by the
+    accuracy that its column reads; and as records for CSV. `failed`: the same cells filled with the runs that failed,
+    which are counted. Raises InputError where the method is no column.
+    """
+    against = str(asked.against)
+    if against not in table.methods:
+        known = ", ".join(table.methods)
+        raise InputError(f"--against {against}: expected one of {known}{nearest(against, table.methods)}")
+    of_baseline = [column for column in table.columns if column.method == against][-1]
+    rows: dict[tuple[Row, Column], tuple[Mapping[int, float], Mapping[int, float]]] = {
+        (row, column): (
+            _by_seed(row, column, cells, asked),
+            _by_seed(row, _baseline(table, column, against), cells, asked),
+        )
+        for row in table.rows
+        for column in table.columns
+        if column.method != against
+    }
+    found = differences(rows, confidence=CONFIDENCE)
+    several = len({row.dataset for row in table.rows}) > 1
+    counts = {place: _count(*place, len(values), cells, failed) for place, (values, _) in rows.items()}
+    lines = [
+        _paper_row(*place, rows[place], one, asked, count=counts[place], several=several)
+        for place, one in found.items()
+    ]
+    header = [*(("Data",) if several else ()), "Network", "Method", "n", "accuracy", *titles(asked)]
+    names = [(f"{row.name} {DATA_TITLES[row.dataset]} {column.title}", one) for (row, column), one in found.items()]
+    block = Block(
+        heading=f"Differences to {of_baseline.title}",
+        caption="Differences of the means of broadopt's runs above, in percentage points of test accuracy."
+        if lines
+        else f"No row has runs of {of_baseline.title} and of another method.",
+        header=tuple(header),
+        rows=tuple(lines),
+        labels=2 if several else 1,
+        notes=(
+            test_note(list(found.values())),
+            *without_interval(names),
+            *([PAPER_COUNTS] if any(" of " in counts[place] for place in found) else []),
+            *power_note(asked),
+        )
+        if lines
+        else (),
+    )
+    return block, [_paper_record(table, *place, one, asked) for place, one in found.items()]
+
+
+def _baseline(table: PaperTable, column: Column, against: str) -> Column:
+    """The column of the baseline that `column` is compared with: one that reads the same accuracy, where there is any;
+    last and best are not compared where the paper has both.
+    """
+    columns = [one for one in table.columns if one.method == against]
+    return next((one for one in columns if one.metric == column.metric), columns[-1])
+
+
+def _paper_record(table: PaperTable, row: Row, column: Column, one: Difference, asked: Comparison) -> dict[str, Any]:
+    place: dict[str, Any] = {"table": table.name, "dataset": row.dataset, "model": row.model, "method": column.method}
+    place |= {"protocol": table.protocol, "row": row.name, "column": column.title, "key": column.key}
+    return place | _numbers(one, str(asked.against), asked.metric or column.metric)
+
+
+def _by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[int, float]:
+    group = cells.on_recipe.get((row, column.method))
+    runs = [run for run in group.runs if not has_diverged(run)] if group else []
+    values = {run["seed"]: value(run, column, asked.metric) for run in runs}
+    return {seed: found for seed, found in values.items() if found is not None}
+
+
+PAPER_COUNTS = (
+    "n of k: k runs of the cell ended, and the differences are those of n; the others failed or ended at chance."
+)
+
+
+def _count(row: Row, column: Column, n: int, cells: Cells, failed: Cells) -> str:
+    """`n`, or "n of k" where k runs of a cell, in its precision, have ended."""
+    place = (row, column.method)
+    finished, broken = cells.on_recipe.get(place), failed.on_recipe.get(place)
+    ended = len(finished.runs) if finished else 0
+    if broken and (finished is None or broken.precision == finished.precision):
+        ended += len(broken.runs)
+    return str(n) if n == ended else f"{n} of {ended}"
+
+
+def _paper_row(
+    row: Row,
+    column: Column,
+    values: tuple[Mapping[int, float], Mapping[int, float]],
+    found: Difference,
+    asked: Comparison,
+    *,
+    count: str,
+    several: bool,
+) -> tuple[str, ...]:
+    ours = values[0]
+    data = (DATA_TITLES[row.dataset],) if several else ()
+    seeds = seeds_needed(*values, detect=asked.detect) if asked.detect else None
+    accuracy = text(summarise(ours.values()), n=len(ours))
+    more = ("" if seeds is None else str(seeds),) if asked.detect else ()
+    return (*data, row.name, column.title, count, accuracy, *shown(found), *more)

@@ -1,0 +1,202 @@
+"""Which runs are compared: the folders that they lie in, and the keys of their configs that select them."""
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broadopt.analysis.comparing.keys import ABSENT, ALIASES, completed, distinct, flat, label
+from broadopt.analysis.tables.match import Result
+from broadopt.errors import InputError, nearest, printable
+from broadopt.runs import heartbeat, history
+from broadopt.runs.folders import scan
+from broadopt.runs.results import metrics, read_several
+
+WORDS = {"true": True, "false": False, "none": None, "null": None}
+
+MOST_VALUES = 20
+"""Values of a key that a message lists."""
+
+MOST_FOLDERS = 5
+"""Folders that a message names."""
+
+
+def located(folder: Path, *, option: str = "--results ") -> Path:
+    """The results folder that is meant: `folder` itself, which holds runs/; where it is called runs, the folder that it
+    lies in; where it holds no runs/ but one of its folders does, that one.
+
+    Raises InputError where there is no such folder, or where several of its folders hold runs/; `option` is what is
+    typed ahead of a folder.
+    """
+    if not os.path.isdir(folder):
+        absent = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise InputError(f"results folder {folder} {absent}: {option or 'RESULTS '}names the folder that holds runs/")
+    if os.path.isdir(folder / "runs"):
+        return folder
+    if Path(os.path.abspath(folder)).name == "runs":
+        return folder.parent if folder.name == "runs" else folder / ".."
+    try:
+        below = sorted(path for path in folder.iterdir() if os.path.isdir(path / "runs"))
+    except OSError:  # a folder that cannot be listed holds nothing that can be read
+        below = []
+    if len(below) > 1:
+        named = " ".join(f"{option}{path}" for path in below[:MOST_FOLDERS]) + (
+            " ..." if len(below) > MOST_FOLDERS else ""
+        )
+        raise InputError(f"results folder {folder} holds no runs/, but {len(below)} of its folders do: {named}")
+    return below[0] if below else folder
+
+
+def read(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
+    """The results of all `folders`, each run once and with its "path", and a line on each file that cannot be used.
+    Raises InputError.
+    """
+    roots = list(dict.fromkeys(map(located, folders)))
+    found, left_out = read_several(roots)
+    # Of several folders the names of run folders begin with theirs already.
+    return [
+        {**one, "path": one["folder"] if len(roots) > 1 else str(roots[0] / one["folder"])} for one in found
+    ], left_out
+
+
+def going_on(folders: Sequence[Path], known: Collection[str]) -> list[Result]:
+    """The runs that have a heartbeat and epochs behind them but no result of their own yet, shaped as results: those
+    that are "running", and those of processes that died ("interrupted"). `known`: identities that are left out.
+
+    A heartbeat or history that cannot be used is passed over: the status of the folder names it.
+    """
+    roots = list(dict.fromkeys(map(located, folders)))
+    found: dict[str, Result] = {}
+    for root in roots:
+        for path in scan(root, heartbeat.NAME)[0]:
+            folder = path.parent
+            with suppress(OSError, ValueError):
+                progress, rows = heartbeat.read(folder), history.read(folder)
+                if progress is not None and rows and progress["identity"] not in known:
+                    name = folder.relative_to(root).as_posix()
+                    found[progress["identity"]] = {
+                        **_of_a_heartbeat(progress, rows),
+                        "state": "running" if heartbeat.is_alive(folder, progress) else "interrupted",
+                        "folder": f"{root}/{name}" if len(roots) > 1 else name,
+                        "path": str(folder),
+                    }
+    return list(found.values())
+
+
+def _of_a_heartbeat(progress: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> Result:
+    config = progress["config"]
+    names = {name: config[name] for name in ("method", "protocol", "seed", "budget")}
+    return {
+        **names,
+        "identity": progress["identity"],
+        "dataset": config["dataset"]["name"],
+        "model": config["model"]["name"],
+        "config": config,
+        "epochs": rows[-1]["epoch"],
+        "metrics": metrics(rows, {}),
+        "cost": {},
+        "environment": {"device": progress["device"], "precision": config["precision"]},
+    }
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A key of the recorded config, and the values of which a run has to have one."""
+
+    key: str
+    values: tuple[Any, ...]
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether a flat config has one of the values; none, which is null too, also fits a key that it lacks."""
+        value = config.get(self.key, ABSENT)
+        value = None if value is ABSENT else value
+        return any(_equal(value, wanted) for wanted in self.values)
+
+
+def conditions(words: Sequence[str], *, option: str = "--where ") -> tuple[Condition, ...]:
+    """`KEY=VALUE[,VALUE]...` each. Raises InputError; `option` is what is typed ahead of them."""
+    found = []
+    for word in words:
+        key, equals, values = word.partition("=")
+        if not (key and equals and values):
+            ahead = "; the table is named ahead of it" if option else ""
+            raise InputError(f"{option}{word}: expected KEY=VALUE or KEY=VALUE,VALUE{ahead}")
+        found.append(Condition(ALIASES.get(key, key), tuple(map(_value, _split(values)))))
+    return tuple(found)
+
+
+def given(where: Mapping[str, Any] | Sequence[str] | None) -> tuple[Condition, ...]:
+    """The same from Python: words as above, or `{"step.rho": [0.05, 0.5], "method": "sam"}`, in which a list names
+    several values.
+    """
+    if where is None:
+        return ()
+    if isinstance(where, str):
+        return conditions(where.split())
+    if not isinstance(where, Mapping):
+        return conditions(where)
+    return tuple(
+        Condition(ALIASES.get(key, key), tuple(value) if isinstance(value, (list, set, tuple, range)) else (value,))
+        for key, value in where.items()
+    )
+
+
+def select(results: Sequence[Result], wanted: Sequence[Condition], *, option: str = "--where ") -> list[Result]:
+    """The results that fit every condition.
+
+    Raises InputError for a key that none of them has, naming the nearest, and for a value that none of them has.
+    """
+    if not wanted or not results:
+        return list(results)
+    configs = completed([flat(result["config"]) for result in results])
+    for condition in wanted:
+        check_key(condition.key, configs, option=option.strip())
+        if not any(map(condition.fits, configs)):
+            found = distinct(config[condition.key] for config in configs if condition.key in config)
+            shown = ", ".join(map(label, found[:MOST_VALUES])) + (", ..." if len(found) > MOST_VALUES else "")
+            asked = ",".join(map(label, condition.values))
+            raise InputError(f"{option}{condition.key}={asked}: no run has this value; they have {printable(shown)}")
+    return [
+        result
+        for result, config in zip(results, configs, strict=True)
+        if all(condition.fits(config) for condition in wanted)
+    ]
+
+
+def check_key(key: str, configs: Iterable[Mapping[str, Any]], *, option: str) -> None:
+    """Raise InputError, naming the nearest, for a key that none of some flat configs has."""
+    known = {name for config in configs for name in config}
+    if key not in known:
+        hint = nearest(key, (name for name in known if not name.endswith("_target_")))
+        raise InputError(f"{option}{' ' * bool(option)}{key}: no run has a key of this name{hint}")
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside brackets."""
+    return [part for part in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", text) if part]
+
+
+def _value(text: str) -> Any:
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        return tuple(_value(part) for part in text[1:-1].split(",") if part.strip())
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip("'\"")
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    """By value: 200 is 200.0; but true is not 1."""
+    if isinstance(value, (list, tuple)) and isinstance(wanted, (list, tuple)):
+        return len(value) == len(wanted) and all(map(_equal, value, wanted))
+    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)

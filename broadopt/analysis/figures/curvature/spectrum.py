@@ -1,0 +1,270 @@
+"""The Hessian's spectrum over the epochs (SAM, section 4.2)."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from tqdm import tqdm
+
+from broadopt.analysis.figures.curvature.scene import Scene, styles
+from broadopt.analysis.figures.output import Drawing, End, name_lines
+from broadopt.analysis.figures.request import Request, number_above, whole_number
+from broadopt.analysis.landscape.curvature.losses import Loss
+from broadopt.analysis.landscape.curvature.spectrum import Nodes, Spectrum, hessian_spectrum
+from broadopt.analysis.landscape.networks import moments, snapshots
+from broadopt.analysis.landscape.runs import Run
+from broadopt.analysis.landscape.store import Point, Row, Store
+from broadopt.errors import InputError
+
+POINTS = 600
+"""At which a density is drawn."""
+
+TOP = 5
+"""Eigenvalues whose ratio is shown: the largest over the fifth, as in SAM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """The spectrum of one run's network at one epoch."""
+
+    run: str
+    epoch: float
+    spectrum: Spectrum
+    parameters: int
+
+    @property
+    def largest(self) -> tuple[float, float]:
+        """lambda_max and the radius within which it is known."""
+        return self.spectrum.top(1)[0]
+
+    @property
+    def ratio(self) -> float:
+        """lambda_max / lambda_5; nan unless both are positive."""
+        (first, _), *_, (fifth, _) = self.spectrum.top(TOP)
+        return first / fifth if fifth > 0 else math.nan
+
+
+def spectrum_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `spectrum` alone."""
+    add = parser.add_argument
+    add("--epochs", metavar="E[,E]", help="epochs with snapshots (default: --moments of them, evenly spaced)")
+    add("--moments", type=whole_number(1, 8), default=4, metavar="N", help="how many epochs (default: 4)")
+    add("--steps", type=whole_number(TOP, 1000), default=20, metavar="M", help="Lanczos steps (default: 20)")
+    add("--starts", type=whole_number(1, 100), default=1, metavar="K", help="random starts (default: 1)")
+    add("--width", type=number_above(0), default=0.01, metavar="W",
+        help="of the Gaussians, as a share of a panel's range of eigenvalues (default: 0.01)")  # fmt: skip
+
+
+def spectrum(request: Request) -> Drawing:
+    """Densities at a few epochs above, lambda_max and lambda_max / lambda_5 over the epochs below; a line a run. Raises
+    InputError.
+    """
+    epochs = chosen_epochs(request.runs, request.options.epochs, request.options.moments)
+    scene = Scene.of(request)
+    options = request.options
+    store = Store(
+        request.output,
+        key=scene.key({"epochs": epochs, "lanczos": [options.steps, options.starts]}),
+        columns=("run", "step", "start", "rank"),
+    )
+    rows = [row for run in request.runs for row in _measured(run, epochs, scene, store)]
+    table = pandas.DataFrame(rows)
+    found = moments_of(table)
+    return Drawing(
+        figure=_drawn(found, epochs, request),
+        rows=table,
+        caption=_caption(scene, found),
+        seen=_seen(found),
+        key=store.key,
+    )
+
+
+def chosen_epochs(runs: Sequence[Run], given: str | None, count: int) -> list[float]:
+    """The epochs that are shown: those `given`, or `count` evenly spaced among those of which all runs have snapshots.
+
+    The start is one of them only where it is given: before any training, BN's stored statistics are those of no image.
+    Raises InputError for an epoch without snapshots.
+    """
+    kept = [{round(epoch, 6) for _, epoch in moments(run)} for run in runs]
+    common = sorted(set.intersection(*kept))
+    if given is not None:
+        wanted = sorted({_epoch(text) for text in given.split(",")})
+        for epoch in wanted:
+            if epoch not in common:
+                listed = ", ".join(f"{one:g}" for one in common) or "there are none"
+                raise InputError(f"--epochs {epoch:g}: expected epochs of which every run has a snapshot: {listed}")
+        return wanted
+    later = [epoch for epoch in common if epoch > 0]
+    if not later:
+        raise InputError(
+            f"{runs[-1].folder} and {runs[0].folder} have no snapshots of the same epoch after the start; expected "
+            "runs with a snapshot at each epoch's end"
+        )
+    places = np.linspace(0, len(later) - 1, min(count, len(later))) if count > 1 else [len(later) - 1]
+    return [later[round(place)] for place in places]
+
+
+def _epoch(text: str) -> float:
+    try:
+        epoch = round(float(text), 6)
+    except ValueError:
+        epoch = math.nan
+    if not 0 <= epoch < math.inf:
+        raise InputError(f"--epochs {text}: expected numbers >= 0, separated by commas")
+    return epoch
+
+
+def _measured(run: Run, epochs: Sequence[float], scene: Scene, store: Store) -> list[Row]:
+    """A row a node of each spectrum of a run. Raises InputError where a snapshot cannot be used."""
+    options, rows = scene.request.options, []
+    for step, epoch in moments(run):
+        if round(epoch, 6) not in epochs:
+            continue
+        # The nodes of a network are measured together, where the first of them is not known.
+        nodes = cache(partial(_nodes, run, step, epoch, scene))
+        for start in range(options.starts):
+            for rank in range(1, options.steps + 1):
+                point: Point = {"run": run.label, "step": step, "epoch": epoch, "start": start + 1, "rank": rank}
+                rows.append(store.row(point, partial(_at, nodes, start, rank)))
+    return rows
+
+
+def _at(nodes: Callable[[], list[list[dict[str, float]]]], start: int, rank: int) -> dict[str, float]:
+    return nodes()[start][rank - 1]
+
+
+def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[dict[str, float]]]:
+    """By start, the nodes of one spectrum from the largest on; nan where a start's space was exhausted before."""
+    options, (inputs, labels) = scene.request.options, scene.train(run)
+    ((_, _, network),) = snapshots(run, steps=[step])
+    loss = Loss(scene.placed(run, network.model), inputs, labels)
+    with tqdm(
+        total=options.steps, desc=f"spectrum: {run.label}, epoch {epoch:g}", unit="step", file=sys.stderr,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    ) as progress:  # fmt: skip
+        try:
+            found = hessian_spectrum(
+                loss, steps=options.steps, starts=options.starts, seed=scene.request.seed, advance=progress.update
+            )
+        except InputError as error:
+            raise InputError(f"{run.folder}, epoch {epoch:g}: {error}") from error
+    rows: list[list[dict[str, float]]] = []
+    for nodes in found.starts:
+        columns = np.full((3, options.steps), math.nan)
+        columns[:, : len(nodes.values)] = np.stack([nodes.values, nodes.weights, nodes.bounds])[:, ::-1]
+        rows.append([
+            {"eigenvalue": float(value), "weight": float(weight), "bound": float(bound), "parameters": loss.size}
+            for value, weight, bound in columns.T
+        ])  # fmt: skip
+    return rows
+
+
+def moments_of(table: pandas.DataFrame) -> list[Moment]:
+    """The spectra of a table with a row a node, in its order."""
+    found = []
+    for _, own in table.dropna(subset="eigenvalue").groupby(["run", "epoch"], sort=False):
+        starts, first = [], own.iloc[0]
+        for _, one in own.groupby("start"):
+            values, weights, bounds = (
+                one[name].to_numpy()[::-1].astype(float) for name in ("eigenvalue", "weight", "bound")
+            )
+            starts.append(Nodes(values=values, weights=weights, bounds=bounds))
+        found.append(
+            Moment(
+                run=str(first["run"]),
+                epoch=float(first["epoch"]),
+                spectrum=Spectrum(tuple(starts)),
+                parameters=int(first["parameters"]),
+            )
+        )
+    return found
+
+
+def _drawn(found: Sequence[Moment], epochs: Sequence[float], request: Request) -> Figure:
+    looks = styles(request.runs)
+    figure = Figure(figsize=(6.8, 3.4))
+    rows = figure.add_gridspec(2, 1, height_ratios=(1.1, 1))
+    panels = rows[0].subgridspec(1, len(epochs)).subplots(sharey=True, squeeze=False)[0]
+    limits = []
+    for axes, epoch in zip(panels, epochs, strict=True):
+        own = [one for one in found if round(one.epoch, 6) == epoch]
+        limits.append(_densities(axes, own, looks, request.options.width))
+        axes.set(title=f"epoch {epoch:g}", xlabel="eigenvalue")
+    lows, highs = zip(*limits, strict=True)
+    panels[0].set(yscale="log", ylim=(min(lows), max(highs)), ylabel="spectral density")
+    left, right = rows[1].subgridspec(1, 2).subplots(squeeze=False)[0]
+    ends = _over_epochs(left, found, looks, [one.largest[0] for one in found])
+    left.errorbar([one.epoch for one in found], [one.largest[0] for one in found], [one.largest[1] for one in found],
+                  fmt="none", ecolor="0.4", elinewidth=0.6, capsize=1.5, zorder=1)  # fmt: skip
+    left.set_ylabel(r"$\lambda_\mathrm{max}$")
+    _over_epochs(right, found, looks, [one.ratio for one in found])
+    right.set_ylabel(r"$\lambda_\mathrm{max}\,/\,\lambda_5$")
+    name_lines(left, ends)
+    return figure
+
+
+def _densities(
+    axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, Any]], width: float
+) -> tuple[float, float]:
+    """Draw the densities of one epoch; returns between which values there is something to see."""
+    limits: list[float] = []
+    ends = [end for one in found for end in one.spectrum.range]
+    low, high = min(ends), max(ends)
+    spread = high - low or 1.0
+    at, sigma = np.linspace(low - 0.04 * spread, high + 0.04 * spread, POINTS), width * spread
+    for one in found:
+        densities, style = one.spectrum.densities(at, width=sigma), looks[one.run]
+        axes.plot(at, densities.mean(0), color=style["color"], linestyle=style["linestyle"], linewidth=0.8)
+        if len(densities) > 1:
+            axes.fill_between(at, densities.min(0), densities.max(0), color=style["color"], alpha=0.15, linewidth=0)
+        limits.append(float(densities.max()))
+    # The peak of one eigenvalue among P is 1 / (P sigma sqrt(2 pi)), and less where a start has little of its vector.
+    peak = 1 / (max(one.parameters for one in found) * sigma * math.sqrt(2 * math.pi))
+    return peak / 1000, 3 * max(limits)
+
+
+def _over_epochs(
+    axes: Axes, found: Sequence[Moment], looks: Mapping[str, dict[str, Any]], values: Sequence[float]
+) -> list[End]:
+    """A line a run; returns their ends."""
+    ends = []
+    for run, style in looks.items():
+        points = [(one.epoch, value) for one, value in zip(found, values, strict=True) if one.run == run]
+        (drawn,) = axes.plot(*zip(*points, strict=True), **style)
+        ends.append(End(*points[-1], run.replace(", ", "\n"), drawn, str(style["color"])))
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
+    axes.grid(axis="y")
+    return ends
+
+
+def _caption(scene: Scene, found: Sequence[Moment]) -> str:
+    options = scene.request.options
+    sizes = " and ".join(f"{size:,}" for size in sorted({one.parameters for one in found}))
+    scatter = f"; mean of {options.starts} starts, band: their range" if options.starts > 1 else ""
+    return (
+        f"{scene.caption} BN statistics: those of each snapshot. Hessian of the train loss in {sizes} weights: "
+        f"stochastic Lanczos quadrature of {options.steps} steps with full reorthogonalisation from random signs"
+        f"{scatter}; each node a Gaussian of {options.width:g} of the panel's range of eigenvalues. Error bars: the "
+        "residual of each Ritz value."
+    )
+
+
+def _seen(found: Sequence[Moment]) -> str:
+    last = max(one.epoch for one in found)
+    parts = []
+    for one in (one for one in found if one.epoch == last):
+        value, bound = one.largest
+        ratio = f", λmax/λ5 {one.ratio:.3g}" if math.isfinite(one.ratio) else ""
+        parts.append(f"{one.run} λmax {value:.4g} ± {bound:.1g}{ratio}")
+    return f"At epoch {last:g}: {'; '.join(parts)} (±: the residual of Lanczos on these images)."

@@ -1,0 +1,242 @@
+"""Test error and train loss on the plane through three weight vectors; what figures along lines share with it."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from broadopt.analysis.figures.output import Drawing, look
+from broadopt.analysis.figures.request import Request, number_above, whole_number
+from broadopt.analysis.landscape.geometry import Plane, distance, evenly
+from broadopt.analysis.landscape.grid import Landscape, measure
+from broadopt.analysis.landscape.images import Images, check_same
+from broadopt.analysis.landscape.networks import Mark, collection_start, mark_at, mark_of, mark_of_snapshot, members
+from broadopt.analysis.landscape.store import Point, Row, Store, key_of
+from broadopt.errors import InputError
+
+PANELS = {"test_error": "test error, %", "train_objective": "train loss with L2, nats"}
+"""The columns that are drawn, with their axes' words."""
+
+LEVELS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured on what."""
+
+    request: Request
+    images: Images
+    landscape: Landscape
+
+    @classmethod
+    def of(cls, request: Request) -> "Setting":
+        """Read the images and put the first run's network on the device. Raises InputError."""
+        check_same(request.runs)
+        first = request.runs[0]
+        images = Images(first, device=request.device, seed=request.seed, data_dir=request.data_dir)
+        landscape = Landscape.of(first, images, test_images=request.images, train_images=request.train_images)
+        return cls(request=request, images=images, landscape=landscape)
+
+    def key(self, facts: Mapping[str, Any], vectors: Sequence[Tensor]) -> str:
+        """Of all that decides the numbers."""
+        first = self.request.runs[0]
+        own = {
+            "figure": self.request.figure,
+            "data": first.recipe.dataset.values() | {"fingerprint": first.recipe.dataset.fingerprint},
+            "seeds": [self.request.seed, first.recipe.seed],
+            "images": [len(self.landscape.test[1]), len(self.landscape.train[1])],
+            "statistics": [len(self.landscape.statistics), "augmented"],
+            "network": first.recipe.model.values(),
+            "computation": [self.landscape.weight_decay, self.landscape.batch_size, first.recipe.precision],
+        }
+        return key_of(own | dict(facts), vectors)
+
+    @property
+    def caption(self) -> str:
+        """Split, number of images, BN policy, precision and seeds."""
+        land, images, run = self.landscape, self.images, self.request.runs[0]
+        tested, trained = (f"{len(split[1]):,} of {size:,}" for split, size in (
+            (land.test, images.test_size), (land.train, images.train_size)))  # fmt: skip
+        bn = (
+            f"BN statistics re-estimated at each point on the same {len(land.statistics):,} augmented training images "
+            f"in batches of {land.batch_size}"
+        )
+        noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
+        seeds = ", ".join(map(str, sorted({one.recipe.seed for one in self.request.runs})))
+        return (
+            f"{run.recipe.dataset.name}, {run.recipe.model.name}; test error on {tested} test images; train loss: "
+            f"cross-entropy on {trained} training images, not augmented{noise}, plus {land.weight_decay / 2:g} ‖w‖²; "
+            f"{bn if land.has_bn else 'a network without BN'}; {run.recipe.precision} on {images.device.type}; seed of "
+            f"the runs {seeds}, of the figure {self.request.seed}."
+        )
+
+
+def plane_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `plane` alone."""
+    add = parser.add_argument
+    add("--grid", type=whole_number(2, 501), default=21, metavar="N", help="points along each axis (default: 21)")
+    add("--margin", type=number_above(0, inclusive=True), default=0.3, metavar="F",
+        help="how far the grid reaches beyond the points, as a share of their extent (default: 0.3)")  # fmt: skip
+    add("--start", type=number_above(0, inclusive=True), metavar="EPOCHS",
+        help="of two runs: the third point, the second's snapshot next to this epoch (default: where its collector "
+        "starts, else its initial weights)")  # fmt: skip
+    add("--at", type=number_above(0, inclusive=True), nargs=3, metavar="EPOCHS",
+        help="of one run: its snapshots next to these epochs (default: the last three collected)")  # fmt: skip
+
+
+def plane(request: Request) -> Drawing:
+    """Two panels of contours over the plane, with its three points marked. Raises InputError."""
+    _check_options(request)
+    setting, corners = Setting.of(request), _corners(request)
+    through = Plane.through(*(mark.vector for mark in corners[:3]))
+    places = [through.coordinates(mark.vector) for mark in corners]
+    columns, lines = (evenly(*ends, request.options.grid) for ends in square(places, request.options.margin))
+    points: list[Point] = [{"kind": "grid", "x": x, "y": y} for y in lines for x in columns]
+    key = setting.key({"columns": columns, "lines": lines}, [mark.vector for mark in corners])
+    store = Store(request.output, key=key, columns=("kind", "x", "y"))
+    device = setting.images.device
+    on_device = Plane(*(part.to(device) for part in (through.origin, through.u, through.v)))
+    rows = measure_marks(setting, corners, [{"x": x, "y": y} for x, y in places], store)
+    rows += measure(
+        setting.landscape, points, lambda point: on_device.at(float(point["x"]), float(point["y"])), store, what="plane"
+    )
+    table = pandas.DataFrame(rows)
+    return Drawing(
+        figure=_drawn(table, corners),
+        rows=table,
+        caption=f"Plane through {', '.join(mark.label for mark in corners[:3])}; {setting.caption}",
+        seen=_seen(table, corners),
+        key=key,
+    )
+
+
+def measure_marks(
+    setting: Setting, marks: Sequence[Mark], places: Sequence[Mapping[str, float]], store: Store
+) -> list[Row]:
+    """Two rows a mark: "mark", with BN re-estimated as everywhere, and "stored", with BN statistics of its own, beside
+    the error that its result has.
+    """
+    rows: list[Row] = []
+    for mark, place in zip(marks, places, strict=True):
+        vector = mark.vector.to(setting.images.device)
+        named = {"label": mark.label}
+        rows.append({**store.row({"kind": "mark", **place}, partial(setting.landscape.at, vector)), **named})
+        if mark.network is not None:
+            found = store.row({"kind": "stored", **place}, partial(setting.landscape.as_stored, mark.network))
+            rows.append({**found, **named, "recorded_error": math.nan if mark.recorded is None else mark.recorded})
+    return rows
+
+
+def _check_options(request: Request) -> None:
+    if len(request.runs) != 1 and request.options.at:
+        raise InputError("--at names snapshots of one run; expected one RUN with it")
+    if len(request.runs) != 2 and request.options.start is not None:
+        raise InputError("--start names the third point beside two runs; expected two RUNs with it")
+
+
+def _corners(request: Request) -> list[Mark]:
+    """The three points of the plane, and the mean of three snapshots as a fourth, which lies on it."""
+    runs, options = request.runs, request.options
+    if len(runs) == 3:
+        return [mark_of(run) for run in runs]
+    if len(runs) == 2:
+        last = runs[1]
+        wanted = collection_start(last) if options.start is None else options.start
+        return [mark_at(last, wanted), *map(mark_of, runs)]
+    (run,) = runs
+    if options.at:
+        three = [mark_at(run, epochs) for epochs in options.at]
+    else:
+        three = [mark_of_snapshot(run, *found) for found in members(run)[-3:]]
+    if len({mark.label for mark in three}) < 3:
+        raise InputError(f"{run.folder}: {len(three)} different snapshots; expected three (--at E E E names others)")
+    mean = sum((mark.vector.double() for mark in three[1:]), start=three[0].vector.double()) / 3
+    return [*three, Mark(label="their mean", method="swa", vector=mean.float())]
+
+
+def _drawn(table: pandas.DataFrame, corners: Sequence[Mark]) -> Figure:
+    figure = Figure(figsize=(6.4, 3.1))
+    grid, marks = table[table["kind"] == "grid"], table[table["kind"] == "mark"]
+    panels: Sequence[Axes] = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, (column, words) in zip(panels, PANELS.items(), strict=True):
+        surface = grid.pivot(index="y", columns="x", values=column)
+        _contours(axes, surface, levels(surface.to_numpy()))
+        axes.set(title=words, xlabel="distance in weight space, ‖·‖₂", aspect="equal")
+        for mark, (_, row) in zip(corners, marks.iterrows(), strict=True):
+            _mark_point(axes, mark, row, column, middle=float(marks["y"].mean()))
+    panels[0].set_ylabel("distance in weight space, ‖·‖₂")
+    return figure
+
+
+def square(places: Sequence[tuple[float, float]], margin: float) -> list[tuple[float, float]]:
+    """The ends of x and of y around some points, equally far apart; `margin` is a share of the larger extent."""
+    axes = list(zip(*places, strict=True))
+    half = max(max(axis) - min(axis) for axis in axes) * (0.5 + margin)
+    middles = [(max(axis) + min(axis)) / 2 for axis in axes]
+    return [(middle - half, middle + half) for middle in middles]
+
+
+def levels(values: np.ndarray) -> list[float]:
+    """Ascending levels of contours, dense near the least value, where the differences that matter are: their distances
+    to it double from one to the next, up to the greatest.
+    """
+    finite = values[np.isfinite(values)]
+    if not len(finite) or finite.max() <= finite.min():
+        return []
+    least, most = float(finite.min()), float(finite.max())
+    return [least + (most - least) * 2.0 ** (number - LEVELS) for number in range(LEVELS)]
+
+
+def _contours(axes: Axes, surface: pandas.DataFrame, heights: Sequence[float]) -> None:
+    values = np.ma.masked_invalid(surface.to_numpy())
+    if not heights:
+        return
+    shades = [f"{0.98 - 0.45 * number / len(heights):.3f}" for number in range(len(heights) + 1)]
+    axes.contourf(surface.columns, surface.index, values, levels=heights, colors=shades, extend="both")
+    lines = axes.contour(surface.columns, surface.index, values, levels=heights, colors="0.25", linewidths=0.5)
+    # As many digits as tell the two nearest of the labelled levels apart.
+    digits = min(4, max(0, math.ceil(-math.log10(heights[2] - heights[0]))))
+    axes.clabel(lines, levels=heights[::2], fontsize=5, fmt=f"%.{digits}f")
+
+
+def _mark_point(axes: Axes, mark: Mark, row: pandas.Series, column: str, *, middle: float) -> None:
+    form = look(mark.method)
+    axes.plot(row["x"], row["y"], marker=form["marker"], color=form["color"], markeredgecolor="white", markersize=5)
+    text = f"{mark.label}\n{row[column]:.2f} %" if column == "test_error" else f"{mark.label}\n{row[column]:.4g}"
+    # Above the upper points and below the lower ones, so that the words of one do not cover another.
+    above = row["y"] >= middle
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75}
+    axes.annotate(text, (row["x"], row["y"]), xytext=(0, 5 if above else -5), textcoords="offset points",
+                  fontsize=5.5, ha="center", va="bottom" if above else "top", bbox=box)  # fmt: skip
+
+
+def _seen(table: pandas.DataFrame, corners: Sequence[Mark]) -> str:
+    grid, marks = table[table["kind"] == "grid"], table[table["kind"] == "mark"]
+    named = [
+        f"{mark.label} {row['test_error']:.2f} ± {row['test_error_se']:.2f} %"
+        for mark, (_, row) in zip(corners, marks.iterrows(), strict=True)
+    ]
+    parts = []
+    for column, what in (("test_error", "test error"), ("train_objective", "train loss")):
+        if grid[column].isna().all():
+            continue
+        best = grid.nsmallest(1, column).iloc[0]
+        away = np.hypot(marks["x"] - best["x"], marks["y"] - best["y"])
+        unit, se = (" %", best["test_error_se"]) if column == "test_error" else (" nats", best["train_loss_se"])
+        parts.append(
+            f"least {what} on the grid {best[column]:.3g} ± {se:.2g}{unit}, {away.min():.3g} from "
+            f"{marks['label'].iloc[int(away.argmin())]}"
+        )
+    sides = [distance(corners[0].vector, corner.vector) for corner in corners[1:3]]
+    return (
+        f"Test error {', '.join(named)}; {'; '.join(parts)} (the other points are {sides[0]:.3g} and {sides[1]:.3g} "
+        f"from {corners[0].label}; ±: standard error over the images)."
+    )

@@ -1,0 +1,267 @@
+"""How far predictions can be trusted: calibration of any runs, and accuracy where training labels are wrong."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from broadopt.analysis.comparing.keys import recipe_id
+from broadopt.analysis.comparing.statistics import difference
+from broadopt.analysis.figures.output import Drawing, End, look, name_lines
+from broadopt.analysis.figures.request import Request
+from broadopt.analysis.landscape.runs import Run, labels
+from broadopt.analysis.tables.options import one_of
+from broadopt.analysis.tables.summary import collected_keys, reading, summarise, text
+from broadopt.config.run_config import KINDS_OF_NOISE
+from broadopt.errors import InputError
+
+if TYPE_CHECKING:
+    from broadopt.analysis.landscape.probabilities import Reliability
+
+FEWEST = 10
+"""Images of a bin from which on its accuracy is drawn."""
+
+SAME = 0.5
+"""Percentage points by which accuracy may differ from the stored one: rounding on another device moves a few images."""
+
+METRICS = {
+    "reported": "of what each run reports: its last weights, SWA's average or FGE's ensemble",
+    "last": "of the weights after the last epoch",
+    "best": "of the best epoch, chosen on the test set",
+}
+
+
+# Calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A run, and the calibration of what it reports."""
+
+    run: Run
+    found: "Reliability"
+    stored: Mapping[str, float]
+
+
+def calibration(request: Request) -> Drawing:
+    """Reliability diagram of all runs, and below it how their confidences are distributed. Raises InputError."""
+    measured = [_measured(run, request) for run in request.runs]
+    rows = pandas.DataFrame([row for one in measured for row in _bins(one)])
+    figure = Figure(figsize=(3.4, 3.4 + 0.13 * len(measured)))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
+    upper.plot([0, 100], [0, 100], color="0.7", linewidth=0.6)
+    ends = [_draw_reliability(upper, lower, one, number) for number, one in enumerate(measured)]
+    upper.set(ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102))
+    upper.text(99, 4, "below the diagonal: over-confident", fontsize=5.5, color="0.45", ha="right")
+    lower.set(xlabel="confidence (highest probability), %", ylabel="images, %", yscale="log")
+    figure.legend([end.artist for end in ends], [end.text for end in ends], loc="outside upper left", ncols=1)
+    whole = request.images is None
+    return Drawing(figure=figure, rows=rows, caption=_said(measured, whole), seen=_seen_calibration(measured))
+
+
+def _measured(run: Run, request: Request) -> Measured:
+    from broadopt.analysis.landscape import probabilities
+    from broadopt.analysis.landscape.images import Images
+
+    images = Images(run, device=request.device, seed=request.seed, data_dir=request.data_dir)
+    inputs, targets = images.test(request.images)
+    predictions = probabilities.of_run(run, inputs, memory_format=images.memory_format)
+    found, kept = probabilities.reliability(predictions, targets, seed=request.seed), probabilities.stored(run)
+    if request.images is None and abs(found.accuracy - kept["test_accuracy"]) > SAME:
+        raise InputError(
+            f"{run.folder}: what it has kept reaches {found.accuracy:.2f} % on the test set, its result says "
+            f"{kept['test_accuracy']:.2f} %; expected the weights and the images of the run"
+        )
+    return Measured(run=run, found=found, stored=kept)
+
+
+def _bins(one: Measured) -> list[dict[str, Any]]:
+    found = one.found
+    head = {"run": one.run.label, "method": one.run.recipe.method, "seed": one.run.recipe.seed}
+    tail = {"test_accuracy": found.accuracy, "nll": found.nll, "nll_error": found.nll_error, "ece": found.ece}
+    tail |= {"ece_error": found.ece_error, "ece_stored": one.stored["test_ece"]}
+    return [head | asdict(each) | tail for each in found.bins]
+
+
+def _draw_reliability(upper: Axes, lower: Axes, one: Measured, number: int) -> End:
+    style = look(one.run.recipe.method, number)
+    total = sum(each.images for each in one.found.bins)
+    kept = [each for each in one.found.bins if each.images >= FEWEST]
+    bars = [100 * math.sqrt(each.accuracy * (1 - each.accuracy) / each.images) for each in kept]
+    x, y = [100 * each.confidence for each in kept], [100 * each.accuracy for each in kept]
+    drawn = upper.errorbar(x, y, yerr=bars, elinewidth=0.5, **style | {"markersize": 2.5, "linewidth": 0.8})
+    shares = [100 * each.images / total for each in one.found.bins]
+    middles = [50 * (each.low + each.high) for each in one.found.bins]
+    lower.plot(middles, shares, **style | {"markersize": 2.0, "linewidth": 0.8})
+    text_ = f"{one.run.label}: NLL {one.found.nll:.3f}, ECE {100 * one.found.ece:.2f} %"
+    return End(x[-1] if x else 0.0, y[-1] if y else 0.0, text_, drawn, style["color"])
+
+
+def _said(measured: Sequence[Measured], whole: bool) -> str:
+    images = sum(each.images for each in measured[0].found.bins)
+    data = ", ".join(sorted({one.run.recipe.dataset.name for one in measured}))
+    parts = [
+        f"What each run reports (last weights, SWA's average, the mean of FGE's members from their snapshots) on "
+        f"{images:,} test images of {data}{'' if whole else ', drawn by the seed'}, with the run's own BN statistics.",
+        f"15 bins of equal width, as in Guo et al. 2017; those of {FEWEST} images or more are drawn above, bars ± one "
+        "binomial standard error.",
+    ]
+    if whole:
+        most = max(abs(one.found.ece - one.stored["test_ece"]) for one in measured)
+        parts.append(f"The ECE is that of the run's own result{'' if most == 0 else f' to within {most:.1g}'}.")
+    return " ".join(parts)
+
+
+def _seen_calibration(measured: Sequence[Measured]) -> str:
+    parts = [
+        f"{one.run.label} NLL {one.found.nll:.4f} ± {one.found.nll_error:.4f}, ECE {100 * one.found.ece:.2f} ± "
+        f"{100 * one.found.ece_error:.2f} %, accuracy {one.found.accuracy:.2f} %"
+        for one in measured
+    ]
+    return f"On test images (± one standard error over the images): {'; '.join(parts)}."
+
+
+# Label noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Runs of one config that differ in their seed and in the share of wrong labels: accuracy by share and seed."""
+
+    label: str
+    method: str
+    values: Mapping[float, Mapping[int, float]]
+    """Percent."""
+
+
+def noise_options(parser: argparse.ArgumentParser) -> None:
+    """Which accuracy is drawn."""
+    parser.add_argument(
+        "--metric", default="reported",
+        help="reported (default: last weights, or what was collected), last, or best (chosen on the test set)",
+    )  # fmt: skip
+
+
+def noise(request: Request) -> Drawing:
+    """Test accuracy over the share of wrong training labels, a line a method. Raises InputError."""
+    metric = request.options.metric
+    one_of("--metric", metric, tuple(METRICS))
+    courses = _courses(request.runs, metric)
+    if max(len(course.values) for course in courses) < 2:
+        raise InputError(
+            "noise: expected runs of a method at two shares of wrong labels at least; broadopt-run -m "
+            "method=sgd,sam,asam dataset.label_noise=0.2,0.4,0.6 trains them"
+        )
+    rows = pandas.DataFrame([row for course in courses for row in _rows(course)])
+    figure = Figure(figsize=(3.4, 2.4))
+    axes = figure.subplots()
+    width = 100 * max(max(course.values) - min(course.values) for course in courses)
+    # Beside each other, so that the bars of one share can be told apart.
+    shifts = [0.012 * width * (number - (len(courses) - 1) / 2) for number in range(len(courses))]
+    ends = [
+        _draw(axes, course, number, shift) for number, (course, shift) in enumerate(zip(courses, shifts, strict=True))
+    ]
+    axes.set(xlabel="training labels that are wrong, %", ylabel="test accuracy, %")
+    axes.set_xticks(sorted({100 * share for course in courses for share in course.values}))
+    axes.grid(axis="y")
+    name_lines(axes, ends)
+    return Drawing(figure=figure, rows=rows, caption=_caption(request.runs, courses, metric), seen=_seen(courses))
+
+
+def _courses(runs: Sequence[Run], metric: str) -> list[Course]:
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.recipe.dataset.noise not in KINDS_OF_NOISE:
+            raise InputError(f"{run.folder}: its labels are of a file, of which no share is recorded; expected runs "
+                             "with dataset.label_noise")  # fmt: skip
+        together.setdefault(recipe_id(_without(run.result["config"])), []).append(run)
+    names = labels([_without(group[0].result["config"]) for group in together.values()])
+    courses = []
+    for label, group in zip(names, together.values(), strict=True):
+        values: dict[float, dict[int, float]] = {}
+        for run in sorted(group, key=lambda run: (run.recipe.dataset.label_noise, run.recipe.seed)):
+            values.setdefault(run.recipe.dataset.label_noise, {})[run.recipe.seed] = _accuracy(run, metric)
+        courses.append(Course(label=label, method=group[0].recipe.method, values=values))
+    return courses
+
+
+def _without(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config without seed and share of wrong labels."""
+    dataset = {key: value for key, value in config["dataset"].items() if key != "label_noise"}
+    return {key: value for key, value in config.items() if key != "seed"} | {"dataset": dataset}
+
+
+def _accuracy(run: Run, metric: str) -> float:
+    result = dict(run.result)
+    keys = collected_keys([result]) if metric == "reported" else []
+    name = "collected" if keys else "last" if metric == "reported" else metric
+    value = reading(result, metric=name, key=keys[-1] if keys else None)
+    if value is None:
+        raise InputError(f"{run.folder}: its result has no accuracy of {name}; expected a run with one")
+    return value
+
+
+def _rows(course: Course) -> list[dict[str, Any]]:
+    found = []
+    for share, values in course.values.items():
+        summary = summarise(values.values())
+        assert summary is not None  # a share stands in a course where a run of it is read
+        found.append(
+            {"line": course.label, "method": course.method, "label_noise": share, "test_accuracy": summary.mean}
+            | {"std": summary.std, "seeds": summary.n, "seed": " ".join(map(str, values))}
+        )
+    return found
+
+
+def _draw(axes: Axes, course: Course, number: int, shift: float) -> End:
+    style = look(course.method, number)
+    rows = _rows(course)
+    shares, means = [100 * row["label_noise"] + shift for row in rows], [row["test_accuracy"] for row in rows]
+    bars = [row["std"] or 0.0 for row in rows]
+    drawn = axes.errorbar(shares, means, yerr=bars, capsize=1.5, elinewidth=0.6, capthick=0.6, **style)
+    return End(shares[-1], means[-1], course.label.replace(", ", "\n"), drawn, style["color"])
+
+
+def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str:
+    data = ", ".join(sorted({run.recipe.dataset.name for run in runs}))
+    kinds = " and ".join(kind for kind in KINDS_OF_NOISE if kind in {run.recipe.dataset.noise for run in runs})
+    counts = sorted({len(values) for course in courses for values in course.values.values()})
+    seeds = (
+        "one seed a point"
+        if counts == [1]
+        else (
+            f"mean over {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") + " seeds, bars ± one sample "
+            "standard deviation"
+        )
+    )
+    return (
+        f"Test accuracy on the whole test set of {data}, whose labels are true, {METRICS[metric]}; {seeds}. Training "
+        f"labels: the given share, drawn by the seed, is wrong ({kinds}); methods of one seed have the same wrong "
+        "labels."
+    )
+
+
+def _seen(courses: Sequence[Course]) -> str:
+    """All lines at the highest share that all have, each with its difference to the first."""
+    common = set.intersection(*(set(course.values) for course in courses))
+    if not common:
+        return "The lines have no share of wrong labels in common."
+    share = max(common)
+    first, *others = courses
+    parts = [f"{first.label} {text(summarise(first.values[share].values()))} %"]
+    for course in others:
+        found = difference(course.values[share], first.values[share])
+        assert found is not None
+        interval = (
+            f"95 % interval {found.low:+.2f} to {found.high:+.2f}, {found.test}"
+            if found.low is not None and found.high is not None
+            else found.why_not
+        )
+        summary = text(summarise(course.values[share].values()))
+        parts.append(f"{course.label} {summary} %, {found.mean:+.2f} to {first.label} ({interval})")
+    return f"With {100 * share:g} % wrong labels, mean ± std (seeds): {'; '.join(parts)}."

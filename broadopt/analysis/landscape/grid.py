@@ -1,0 +1,159 @@
+"""Error and loss of one network at many weights: data loaded once, weights put in place, BN re-estimated at each."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from broadopt.analysis.landscape.images import Images, autocast
+from broadopt.analysis.landscape.networks import put
+from broadopt.analysis.landscape.runs import Run
+from broadopt.analysis.landscape.store import Point, Row, Store
+from broadopt.config.own_code import refuse_foreign
+from broadopt.data.batches import EVALUATED_AT_ONCE
+from broadopt.methods.batchnorm import reestimate
+from broadopt.models.build import network
+from broadopt.predictor import Predictor
+from broadopt.seeds import derive
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a network does at some weights. Standard errors are those of a mean over independent images."""
+
+    test_error: float
+    """Percent."""
+    test_error_se: float
+    test_nll: float
+    """Mean negative log-likelihood, nats."""
+    train_error: float
+    train_loss: float
+    """Mean cross-entropy, without label smoothing, nats."""
+    train_loss_se: float
+    train_objective: float
+    """`train_loss` plus weight_decay / 2 |w|^2: what SGD descends on."""
+    norm: float
+    """|w|."""
+
+
+class Landscape:
+    """A network whose weights are put where it is measured; its data stay on the device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        statistics: Tensor,
+        weight_decay: float,
+        batch_size: int,
+        context: torch.autocast,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        seed: int = 1,
+    ) -> None:
+        """train, test: float [N, 3, 32, 32] and int64 [N] each, on the device. `statistics`: the images on which BN
+        statistics are re-estimated, in batches of `batch_size`; `seed`: of dropout in these passes. `context`: in which
+        everything is evaluated.
+        """
+        images = train[0]
+        self.model = model.to(device=images.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
+        self.train, self.test, self.statistics, self.context = train, test, statistics, context
+        self.weight_decay, self.batch_size, self.seed = weight_decay, batch_size, seed
+        self.has_bn = any(
+            isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules()
+        )
+
+    @classmethod
+    def of(cls, run: Run, images: Images, *, test_images: int | None, train_images: int) -> "Landscape":
+        """That of a run's network, with its weight decay, batch size and precision. Raises InputError for a network
+        that is not broadopt's.
+        """
+        refuse_foreign(dict(run.recipe.model.target), trusted=run.trust, place=run.folder)
+        return cls(
+            network(run.recipe.model, len(images.classes)),
+            train=images.train(train_images),
+            test=images.test(test_images),
+            statistics=images.augmented(train_images),
+            weight_decay=run.recipe.weight_decay,
+            batch_size=run.recipe.batch_size,
+            context=autocast(run, images.device),
+            memory_format=images.memory_format,
+            seed=images.seed,
+        )
+
+    def at(self, weights: Tensor) -> Measured:
+        """What the network does at `weights` [P], with BN statistics re-estimated there."""
+        put(self.model, weights)
+        if self.has_bn:
+            torch.manual_seed(derive(self.seed, "figure statistics"))  # the same dropout at every point
+            with self.context:
+                reestimate(self.model, self.statistics.split(self.batch_size))
+        return self.measured()
+
+    def as_stored(self, network: Predictor) -> Measured:
+        """What a network of the same form does with its own weights and its own BN statistics."""
+        self.model.load_state_dict(network.model.state_dict())
+        return self.measured()
+
+    @torch.no_grad()
+    def measured(self) -> Measured:
+        """What the network does as it is now."""
+        test_losses, test_hits = self._outcomes(*self.test)
+        losses, hits = self._outcomes(*self.train)
+        count, wrong = len(test_hits), len(test_hits) - float(test_hits.sum())  # counted, so that 3 % is 3.0
+        square = sum(float(parameter.double().square().sum()) for parameter in self.model.parameters())
+        loss = float(losses.mean())
+        return Measured(
+            test_error=100 * wrong / count,
+            test_error_se=100 * math.sqrt(wrong * (count - wrong) / count) / count,
+            test_nll=float(test_losses.mean()),
+            train_error=100 * (len(hits) - float(hits.sum())) / len(hits),
+            train_loss=loss,
+            train_loss_se=float(losses.std(correction=1)) / math.sqrt(len(losses)),
+            train_objective=loss + self.weight_decay / 2 * square,
+            norm=math.sqrt(square),
+        )
+
+    def _outcomes(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and hit of each image, float64 [N] each; logits that are not finite hit nothing."""
+        at_once = EVALUATED_AT_ONCE["cpu" if images.device.type == "cpu" else "cuda"]
+        losses, hits = [], []
+        for batch, targets in zip(images.split(at_once), labels.split(at_once), strict=True):
+            with self.context:
+                logits = self.model(batch)
+            logits = logits.double()
+            losses.append(cross_entropy(logits, targets, reduction="none"))
+            hits.append((logits.argmax(dim=1) == targets) & logits.isfinite().all(dim=1))
+        return torch.cat(losses), torch.cat(hits).double()
+
+
+def measure(
+    landscape: Landscape, points: Sequence[Point], weights: Callable[[Point], Tensor], store: Store, *, what: str
+) -> list[Row]:
+    """A row a point: its coordinates and what the network does at `weights`(point) [P]. Points that `store` knows are
+    not measured again; progress and the time left go to stderr.
+    """
+    rows = {id(point): store.row(point, dict) for point in points if store.knows(point)}
+    waiting = [point for point in points if id(point) not in rows]
+    for point in progress(waiting, what=what, done=len(rows)):
+        rows[id(point)] = store.row(point, partial(landscape.at, weights(point)))
+    return [rows[id(point)] for point in points]
+
+
+def progress(points: Sequence[Point], *, what: str, done: int = 0) -> Iterator[Point]:
+    """The points, with a bar of the time left on stderr: seldom where that is no terminal, but from the beginning."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    if not points:
+        return
+    bar: Iterable[Point] = tqdm(
+        points, desc=what, total=done + len(points), initial=done, unit="point", file=sys.stderr, mininterval=interval
+    )
+    yield from bar

@@ -1,0 +1,155 @@
+"""The images on which trained networks are measured: unaugmented, normalised as in the training, chosen by a seed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from broadopt.analysis.landscape.runs import Run
+from broadopt.config.instantiate import instantiated
+from broadopt.config.own_code import refuse_foreign
+from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
+from broadopt.data.batches import Data, stream
+from broadopt.data.datasets import read
+from broadopt.devices.device import choose_memory_format, set_flags
+from broadopt.errors import InputError
+from broadopt.files import MEBIBYTE, read_yaml, reason
+
+SAME = ("name", "fingerprint", "validation")
+"""Keys of a data set in which runs that are measured together have to agree."""
+
+
+class Images:
+    """The images of a run on `device`, each as float32 [3, 32, 32]. Which ones depends on `seed` and their number
+    alone: the first n of one permutation.
+    """
+
+    def __init__(self, run: Run, *, device: torch.device, seed: int = 1, data_dir: str | None = None) -> None:
+        """Read the run's data set, from `data_dir` where it is given, else from where the run read it. Raises
+        InputError where it is not there, and where these are not the images that the run was trained on.
+        """
+        recipe = run.recipe
+        for node in (recipe.dataset.target, recipe.augmentation):
+            refuse_foreign(dict(node), trusted=run.trust, place=run.folder)
+        target = {**recipe.dataset.target, **_location(run, data_dir)}
+        own = recipe.dataset
+        noise = own.noise if own.noise in KINDS_OF_NOISE else _file_of_labels(run)
+        config = DatasetConfig(
+            name=own.name, label_noise=own.label_noise, noise=noise, validation=own.validation, target=target
+        )
+        dataset = read(config)
+        if dataset.fingerprint != own.fingerprint:
+            raise InputError(
+                f"{run.folder}: its images have the fingerprint {own.fingerprint or 'of the published data'}, those "
+                f"found here {dataset.fingerprint or 'that of the published data'}; expected the images of the run"
+            )
+        set_flags(recipe.precision, deterministic=False)  # as the run's own evaluations were made
+        memory_format = choose_memory_format("auto", recipe.model.name, device)
+        self.device, self.seed, self.classes = device, seed, dataset.classes
+        self.memory_format = memory_format
+        self._data = Data(
+            dataset,
+            batch_size=recipe.batch_size,
+            augmentation=instantiated("augmentation", recipe.augmentation),
+            seed=recipe.seed,
+            device=device,
+            validation=own.validation,
+            label_noise=own.label_noise,
+            noise=noise,
+            channels_last=memory_format == torch.channels_last,
+        )
+        self.train_size, self.test_size = self._data.train_size, len(self._data.targets()["test"])
+
+    def train(self, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """`count` training images (all where there are no more): float32 [n, 3, 32, 32] and the labels that the run was
+        trained on, int64 [n], its own label noise included. Held-out images are none of them.
+        """
+        return self._data.unaugmented("train", self._chosen("train", self.train_size, count))
+
+    def augmented(self, count: int | None = None) -> Tensor:
+        """`count` training images as the training draws them, cropped, flipped and so on, float32 [n, 3, 32, 32]: those
+        on which BN statistics are re-estimated. Statistics of images that are not augmented do not fit the weights:
+        crops have borders.
+        """
+        wanted = min(count or self.train_size, self.train_size)
+        batches: list[Tensor] = []
+        for images, _ in self._data.statistics(self.seed):
+            batches.append(images)
+            if sum(map(len, batches)) >= wanted:
+                break
+        return torch.cat(batches)[:wanted]
+
+    def test(self, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """The same of the test images, with their true labels; all, in their order, where no `count` is given."""
+        return self._data.unaugmented("test", self._chosen("test", self.test_size, count))
+
+    def _chosen(self, split: str, size: int, count: int | None) -> Tensor:
+        if count is None or count >= size:
+            return torch.arange(size)
+        return torch.randperm(size, generator=stream(self.seed, 0, f"figure {split}"))[:count]
+
+
+def autocast(run: Run, device: torch.device) -> torch.autocast:
+    """The context in which a run's networks are evaluated: in bf16 where it was trained so, as its own evaluations."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16")
+
+
+def check_same(runs: tuple[Run, ...], *, networks: bool = True) -> None:
+    """Raise InputError unless the runs have the same images and normalisation and, with `networks`, the same network:
+    only then can one be evaluated between them.
+    """
+    first, *others = runs
+    for other in others:
+        for name, values in _compared(first, other, networks).items():
+            if values[0] != values[1]:
+                raise InputError(
+                    f"{other.folder}: {name} {values[1]}, but {values[0]} in {first.folder}; expected runs on the same "
+                    f"images{' and network' if networks else ''}"
+                )
+
+
+def _compared(first: Run, other: Run, networks: bool) -> Mapping[str, tuple[Any, Any]]:
+    pairs: dict[str, tuple[Any, Any]] = {
+        f"dataset.{key}": (getattr(first.recipe.dataset, key), getattr(other.recipe.dataset, key)) for key in SAME
+    }
+    for key in ("mean", "std"):
+        values = [list(run.recipe.augmentation.get(key, ())) for run in (first, other)]
+        pairs[f"augmentation.{key}"] = (values[0], values[1])
+    if networks:
+        pairs["model"] = (first.recipe.model.values(), other.recipe.model.values())
+    return pairs
+
+
+def _file_of_labels(run: Run) -> str:
+    """The file that a run took its labels from. Raises InputError where its folder does not say so."""
+    place = _written(run).get("noise")
+    if not isinstance(place, str):
+        raise InputError(f"{run.folder}: its labels are of a file, whose place config.yaml would say; it is not there")
+    return place
+
+
+def _written(run: Run) -> dict[str, Any]:
+    """The data set in the config.yaml of a run's folder; empty where there is none."""
+    path = run.folder / "config.yaml"
+    try:
+        values = read_yaml(path, limit=MEBIBYTE)
+    except FileNotFoundError:
+        return {}  # a copied result: the data may be where --data-dir says
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {reason(error)}") from error
+    node = values.get("dataset") if isinstance(values, dict) else None
+    return dict(node) if isinstance(node, dict) else {}
+
+
+def _location(run: Run, data_dir: str | None) -> dict[str, Any]:
+    """Where the data set of a run lies: results do not record it, config.yaml does."""
+    written = _written(run)
+    found = {key: written[key] for key in LOCATION if key in written}
+    target = str(run.recipe.dataset.target.get("_target_", ""))
+    if data_dir is not None and ("data_dir" in found or target.endswith(".cifar")):
+        found["data_dir"] = str(Path(data_dir).expanduser())
+    elif target.endswith(".cifar"):
+        found.setdefault("data_dir", "data")
+    return found

@@ -1,0 +1,180 @@
+"""The networks of a run, and their parameters as one flat vector."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from broadopt import predictor
+from broadopt import snapshots as kept
+from broadopt.analysis.landscape.runs import Run
+from broadopt.config.instantiate import collectors_of
+from broadopt.config.own_code import refuse_foreign
+from broadopt.errors import InputError
+from broadopt.methods.collect import EverySteps
+from broadopt.predictor import Predictor
+from broadopt.training.calendar import Calendar
+
+if TYPE_CHECKING:
+    from broadopt.methods.collect import Collector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Weights that have a name in a figure."""
+
+    label: str
+    method: str
+    vector: Tensor
+    network: Predictor | None = None
+    """With BN statistics of its own; None of a mean that no run has had."""
+    recorded: float | None = None
+    """The test error that the run's result has of it, in percent."""
+
+
+def flat(model: nn.Module) -> Tensor:
+    """A copy of all parameters in one vector, float32 [P], on their device; buffers are not in it."""
+    return torch.cat([parameter.detach().reshape(-1).float() for parameter in model.parameters()])
+
+
+@torch.no_grad()
+def put(model: nn.Module, vector: Tensor) -> None:
+    """Copy a vector [P], as `flat` gives it, into the parameters; their storage stays where it is. Raises ValueError
+    where the lengths differ.
+    """
+    parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    if vector.shape != (count,):
+        raise ValueError(f"a vector of shape {list(vector.shape)}, expected [{count}]")
+    for parameter, part in zip(parameters, vector.split([one.numel() for one in parameters]), strict=True):
+        parameter.copy_(part.view_as(parameter))
+
+
+def reported(run: Run) -> Predictor:
+    """The network that a run reports: its last weights, or SWA's average, with their BN statistics.
+
+    Raises InputError where the run has kept none, which names the command that keeps it, and where it is unreadable or
+    not of this recipe.
+    """
+    path = run.folder / predictor.NAME
+    if not path.exists() and _collector(run).is_ensemble:
+        raise InputError(f"{run.folder}: an ensemble ({run.recipe.method}) is not one network; expected another run")
+    return _of_run(run, path, option="checkpoint.predictor=true")
+
+
+def moments(run: Run) -> list[tuple[int, float]]:
+    """(step, epochs trained) of each snapshot of a run in order; step 0 is the start. Raises InputError where it has
+    kept none.
+    """
+    files = kept.files(run.folder)
+    if not files:
+        raise InputError(
+            f"{run.folder} has kept no snapshots; broadopt-run repeat={run.folder} keep=snapshots force=true keeps them"
+        )
+    per_epoch = steps_per_epoch(run)
+    return [(file.step, file.step / per_epoch) for file in files]
+
+
+def snapshots(run: Run, *, steps: Collection[int] | None = None) -> list[tuple[int, float, Predictor]]:
+    """(step, epochs trained, network) of the snapshots of a run in order, or of those at `steps` alone. Raises
+    InputError where it has kept none, and where one is unreadable or not of this recipe.
+    """
+    paths = {file.step: file.path for file in kept.files(run.folder)}
+    return [
+        (step, epochs, _of_run(run, paths[step], option="keep=snapshots"))
+        for step, epochs in moments(run)
+        if steps is None or step in steps
+    ]
+
+
+def members(run: Run) -> list[tuple[int, float, Predictor]]:
+    """Those snapshots that the run's collector took in: what SWA averages, FGE's ensemble. Raises InputError where the
+    run collects nothing or has kept none.
+    """
+    budget = run.recipe.budget
+    calendar = Calendar.of({"": _collector(run)}, budget=budget, steps_per_epoch=steps_per_epoch(run))
+    if calendar.updates:
+        raise InputError(f"{run.folder}: {run.recipe.method} averages in every step; expected a run of SWA or FGE")
+    if not calendar.collection_points[""]:
+        raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
+    return snapshots(run, steps=calendar.collection_points[""])
+
+
+def is_ensemble(run: Run) -> bool:
+    """Whether a run reports what several networks predict together."""
+    return _collector(run).is_ensemble
+
+
+def collection_start(run: Run) -> float:
+    """The epoch at which a run's collector takes in the first weights; 0.0 where it collects nothing."""
+    moments = _collector(run).collection_points(run.recipe.budget)
+    return moments.start if isinstance(moments, EverySteps) else min(moments, default=0.0)
+
+
+def steps_per_epoch(run: Run) -> int:
+    """Batches of an epoch, the last one, which may be smaller, included."""
+    images = run.result.get("cost", {}).get("images_per_epoch")
+    if not images:
+        raise InputError(f"{run.folder}: its result does not say how many images an epoch has; expected a newer result")
+    return -(-int(images) // run.recipe.batch_size)
+
+
+def error_recorded(run: Run) -> float:
+    """The test error, in percent, that a result has of the network that the run reports."""
+    found = run.result["metrics"]
+    collected = list(found["collected"].values())
+    return 100 - float((collected[-1] if collected else found["last"])["test_accuracy"])
+
+
+def mark_of(run: Run) -> Mark:
+    """The network that a run reports. Raises InputError."""
+    network = reported(run)
+    return Mark(
+        label=run.label,
+        method=run.recipe.method,
+        vector=flat(network.model),
+        network=network,
+        recorded=error_recorded(run),
+    )
+
+
+def mark_at(run: Run, epochs: float) -> Mark:
+    """The snapshot of a run that is next to an epoch. Raises InputError."""
+    return mark_of_snapshot(run, *min(snapshots(run), key=lambda found: abs(found[1] - epochs)))
+
+
+def mark_of_snapshot(run: Run, step: int, epochs: float, network: Predictor) -> Mark:
+    """A snapshot, named by its epoch."""
+    name = "start" if step == 0 else f"{run.label}, epoch {epochs:.4g}"
+    return Mark(label=name, method=run.recipe.method, vector=flat(network.model), network=network)
+
+
+def _of_run(run: Run, path: Path, *, option: str) -> Predictor:
+    try:
+        found = predictor.read(path, trust=run.trust)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{run.folder} has kept no {path.name}; broadopt-run repeat={run.folder} {option} force=true keeps it"
+        ) from error
+    _check_owner(run, path)
+    return found
+
+
+def _check_owner(run: Run, path: Path) -> None:
+    """Raise InputError where a file of weights says that it is another run's."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        identity = (file.metadata() or {}).get("identity")
+    if identity not in (None, run.result["identity"]):
+        raise InputError(f"{path}: it holds the weights of another run, of identity {str(identity)[:8]}")
+
+
+def _collector(run: Run) -> "Collector":
+    """The run's own collector: those that are evaluated beside it are no part of what it reports."""
+    refuse_foreign(dict(run.recipe.collect), trusted=run.trust, place=run.folder)
+    collector: Collector = collectors_of(run.recipe.collect)[""]
+    return collector

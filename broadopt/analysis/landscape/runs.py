@@ -1,0 +1,133 @@
+"""Which runs are measured: run folders, or what KEY=VALUE selects of results folders; and what tells them apart."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from broadopt.analysis.comparing import selection
+from broadopt.analysis.comparing.keys import ABSENT, completed, flat, label
+from broadopt.config.rules import expanded
+from broadopt.config.run_config import Recipe
+from broadopt.errors import InputError
+from broadopt.files import reason
+from broadopt.runs import results
+
+MOST_WORDS = 3
+"""Keys that a label has beside the method."""
+
+SHORT = {"model.name": "", "dataset.name": "", "dataset.label_noise": "label noise", "weight_decay": "weight decay"}
+"""How a key is called in a label, where not by its last part; nothing where its value says it all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished run, or one that is going on (state "running" or "interrupted")."""
+
+    folder: Path
+    result: Mapping[str, Any]
+    """As result.json has it."""
+    recipe: Recipe
+    label: str
+    """What tells it from the others: the method, with the keys that differ among runs of the same method."""
+    trust: tuple[str, ...] = ()
+    """Modules beside broadopt's that its network and data may come from."""
+
+
+def chosen(
+    words: Sequence[str], roots: Sequence[Path], *, unfinished: bool = False, trust: Sequence[str] = ()
+) -> tuple[Run, ...]:
+    """The runs that `words` name: folders in their order, then those of the results folders `roots` that fit all of the
+    words KEY=VALUE[,VALUE], in the order of the values. `unfinished` takes those that are going on as well.
+
+    Raises InputError for a folder that is no run's, a run that is not finished, and a selector that nothing fits.
+    """
+    folders = [word for word in words if "=" not in word or os.path.isdir(word)]
+    selectors = [word for word in words if word not in folders]
+    found = [_of_folder(Path(expanded(word, "RUN")), unfinished) for word in folders]
+    found += _selected(selectors, roots, unfinished) if selectors else []
+    names = labels([one["config"] for one in found])
+    return tuple(
+        Run(
+            folder=Path(one["path"]),
+            result=one,
+            recipe=Recipe.of_record(one["config"]),
+            label=name,
+            trust=tuple(trust),
+        )
+        for one, name in zip(found, names, strict=True)
+    )
+
+
+def _of_folder(folder: Path, unfinished: bool) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a run folder, or KEY=VALUE, which selects runs; there is no such folder")
+    try:
+        result = results.read(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / results.NAME}: {reason(error)}") from error
+    if result is None and unfinished:
+        root = folder.absolute().parents[3].parent  # <results>/runs/<dataset>/<model>/<method>/<run>
+        going = selection.going_on([root], ()) if (root / "runs").is_dir() else []
+        result = next((one for one in going if Path(one["path"]).resolve() == folder.resolve()), None)
+    if result is None:
+        hint = "has not finished yet" if (folder / "config.yaml").exists() else f"holds no {results.NAME}"
+        raise InputError(f"{folder}: {hint}; expected the folder of a finished run")
+    _check_state(result, folder, unfinished)
+    return {**result, "path": str(folder)}
+
+
+def _check_state(result: Mapping[str, Any], folder: Path, unfinished: bool) -> None:
+    allowed = ("finished", "running", "interrupted") if unfinished else ("finished",)
+    if result["state"] not in allowed:
+        raise InputError(f"{folder}: this run is {result['state']}; expected one that is {' or '.join(allowed)}")
+
+
+def _selected(words: Sequence[str], roots: Sequence[Path], unfinished: bool) -> list[dict[str, Any]]:
+    wanted = selection.conditions(words, option="")
+    found, _ = selection.read(roots)
+    if unfinished:
+        found += selection.going_on(roots, {one["identity"] for one in found})
+    kept = selection.select([one for one in found if unfinished or one["state"] == "finished"], wanted, option="")
+    if not kept:
+        where = " ".join(map(str, roots))
+        state = "run" if unfinished else "finished run"
+        raise InputError(f"{' '.join(words)}: no {state} below {where} fits (--results names the folder)")
+    return sorted(kept, key=lambda one: (_places(one["config"], wanted), one["path"]))
+
+
+def _places(config: Mapping[str, Any], wanted: Sequence[selection.Condition]) -> list[int]:
+    """By which value of each condition a run was selected: method=sgd,swa puts SGD ahead of SWA."""
+    values = flat(config)
+    return [
+        next(
+            (place for place, value in enumerate(one.values) if selection.Condition(one.key, (value,)).fits(values)),
+            len(one.values),
+        )
+        for one in wanted
+    ]
+
+
+def labels(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What tells runs of these recorded configs apart: the methods, each with the first keys in which runs of the same
+    method differ.
+    """
+    filled = completed([flat(config) for config in configs])
+    for config in filled:
+        same = [other for other in filled if other["method"] == config["method"]]
+        differing = [
+            key
+            for key in config
+            if not key.endswith("_target_") and len({label(other.get(key, ABSENT)) for other in same}) > 1
+        ]
+        # A schedule's values follow from the budget and the lr, which say the same in fewer words.
+        own = [key for key in differing if not key.startswith("schedule.")] or differing
+        words = [f"{SHORT.get(key, key.rpartition('.')[2])} {label(config[key])}".strip() for key in own[:MOST_WORDS]]
+        yield ", ".join([_name(config["method"]), *words])
+
+
+def _name(method: str) -> str:
+    """A method as the papers write it: SGD, SAM+SWA; a method of one's own as it is called."""
+    known = ("sgd", "swa", "fge", "sam", "asam")
+    return "+".join(part.upper() if part in known else part for part in method.split("+"))

@@ -1,0 +1,203 @@
+"""What a run costs: from the measured rate of its network, else from its floating-point operations. Words say of every
+time whether it is measured or derived.
+
+All of it is worked out from plain numbers that results and heartbeats hold, and nothing that they name is ever built:
+whoever made the folder would choose what is called.
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from broadopt.analysis.status.state import Folder, Record, total_epochs
+from broadopt.config.identity import public
+from broadopt.devices import rates
+
+IMAGES = {"broadopt.datasets.cifar": 50_000, "broadopt.datasets.digits": 1_438}
+"""Training images of the data sets that are always the same, before any are held out."""
+
+PASSES = {
+    "broadopt.methods.step.Plain": 1,
+    "broadopt.methods.sam.sam": 2,
+    "broadopt.methods.asam.asam": 2,
+    "broadopt.methods.steps.friendly.FriendlySAM": 2,
+    "broadopt.methods.steps.gsam.gsam": 2,
+    "broadopt.methods.steps.msam.MSAM": 1,
+}
+"""Gradients that each of broadopt's own steps takes; known here without torch, which takes seconds to import."""
+
+VARYING = frozenset({"from", "until", "every", "ascent", "second_order"})
+"""Keys by which a step takes another number of them, which its runs record."""
+
+GRADIENT = 3
+"""Forward passes that a gradient costs, as in broadopt.training.plan."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images a second in training steps, the median of several runs on one kind of device."""
+
+    images_per_second: float
+    runs: int
+    where: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Device seconds an epoch, None where they are unknown, and what they are estimated from."""
+
+    seconds_per_epoch: float | None
+    source: str
+    """`measured`, `other method`, `flops` or `unknown`."""
+    words: str
+
+
+UNKNOWN = Estimate(None, "unknown", "")
+
+
+class Estimates:
+    """Estimates for recorded configs by what the runs of a folder have measured. For networks that none of them has:
+    by the rate that is known of an H100, or by their operations at a share of its peak; or at `tflops`, the rate of a
+    device in 10^12 floating-point operations a second.
+    """
+
+    def __init__(self, folder: Folder, *, tflops: float | None) -> None:
+        self._tflops = tflops
+        self._images: dict[str, int] = {}
+        self._passes: dict[str, float] = {}
+        self._macs: dict[str, int] = {}
+        self._own = {_key([model, dataset]): macs for model, dataset, macs in rates.networks()}
+        """Multiply-adds of the papers' networks."""
+        for record, numbers in _sizes(folder):
+            for known, node, name in (
+                (self._images, record["dataset"], "images_per_epoch"),
+                (self._passes, record["step"], "passes"),
+                (self._macs, [record["model"], record["dataset"]["name"]], "macs"),
+            ):
+                if numbers.get(name):
+                    known[_key(node)] = numbers[name]
+        for dataset, images in _images_by_rate(folder):
+            self._images.setdefault(dataset, images)
+        self._rates: dict[str, list[tuple[str, float | None, Rate]]] = defaultdict(list)
+        """By network: target and gradients of a step, and the rate that it was measured at."""
+        for (network, step), measured in _measured(folder).items():
+            self._rates[network].append((_target(step), self._gradients(step), _usual(measured)))
+
+    def of(self, record: Record) -> Estimate:
+        """By runs of the same network and step, else of the same network with another step (in proportion to the
+        gradients of a step), else by what is known of the network elsewhere.
+        """
+        images, found = self._epoch(record), self._rates.get(_key(record["model"]), [])
+        own = _key(record["step"])
+        wanted = _target(own)
+        gradients = self._gradients(own)
+        same = [rate for target, passes, rate in found if target == wanted and len({passes, gradients} - {None}) < 2]
+        if same and images:
+            rate = max(same, key=lambda rate: rate.runs)
+            words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
+            return Estimate(images / rate.images_per_second, "measured", words)
+        others = [(rate, passes) for _, passes, rate in found if passes]
+        if others and images and gradients:
+            rate, passes = max(others, key=lambda other: other[0].runs)
+            speed = rate.images_per_second * passes / gradients
+            words = f"derived from the rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
+            return Estimate(images / speed, "other method", words)
+        return self._unmeasured(record, images, gradients)
+
+    def _unmeasured(self, record: Record, images: int | None, gradients: float | None) -> Estimate:
+        """By what is known of the network elsewhere, and of a device."""
+        flops = self._flops(record, images, self._own | self._macs)
+        if flops is None or not images or not gradients:
+            return UNKNOWN
+        epochs = total_epochs(record)
+        if self._tflops is not None:
+            words = f"derived from operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s"
+            return Estimate(flops / epochs / (self._tflops * 1e12), "flops", words)
+        time = rates.duration(
+            record["model"], images=gradients * images, flops=flops / epochs, precision=record["precision"]
+        )
+        source = "measured" if time.is_measured else "flops"
+        return Estimate(3600 * time.hours, source, f"{time.words}: {flops / 1e15:,.4g} PFLOPs")
+
+    def flops(self, record: Record) -> float | None:
+        """Floating-point operations of the gradients of a whole run, by the multiply-adds that runs of its network have
+        recorded; None where none has.
+        """
+        return self._flops(record, self._epoch(record), self._macs)
+
+    def _epoch(self, record: Record) -> int | None:
+        """Training images an epoch, None where they are unknown."""
+        dataset = record["dataset"]
+        published = IMAGES.get(public(dataset.get("_target_", ""))) if dataset["fingerprint"] is None else None
+        if published is None:
+            return self._images.get(_key(dataset))
+        return max(1, published - dataset.get("validation", 0))
+
+    def _gradients(self, step: str) -> float | None:
+        """Gradients that a step takes, None where they are unknown; `step` is a config's node as JSON."""
+        varies = VARYING & json.loads(step).keys()
+        return self._passes.get(step) or (None if varies else PASSES.get(public(_target(step))))
+
+    def _flops(self, record: Record, images: int | None, known: Mapping[str, int]) -> float | None:
+        """Operations of a whole run, by the multiply-adds that are known."""
+        macs = known.get(_key([record["model"], record["dataset"]["name"]]))
+        passes = self._gradients(_key(record["step"]))
+        if not macs or not passes or not images:
+            return None
+        return 2.0 * macs * GRADIENT * passes * images * total_epochs(record)
+
+
+def _sizes(folder: Folder) -> Iterator[tuple[Record, Mapping[str, Any]]]:
+    """Of each run its recorded config and the numbers that tell its size."""
+    yield from ((result["config"], result["cost"]) for result in folder.results.values())
+    yield from ((progress["config"], progress) for _, progress in folder.progress.values())
+
+
+def _images_by_rate(folder: Folder) -> Iterator[tuple[str, int]]:
+    """Training images an epoch, by data set: what results say that were written before their images were counted."""
+    for result in folder.results.values():
+        cost, epochs = result["cost"], result["epochs"]
+        if epochs and (images := round(cost["images_per_second"] * cost["train_seconds"] / epochs)):
+            yield _key(result["config"]["dataset"]), images
+
+
+Measured = list[tuple[str, float, str]]
+"""Device and precision, images a second, method."""
+
+
+def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
+    """What every run has measured, by network and step."""
+    found: dict[tuple[str, str], Measured] = defaultdict(list)
+    for result in folder.results.values():
+        _add(found, result["config"], result["environment"].get("device"), result["cost"]["images_per_second"])
+    for _, progress in folder.progress.values():
+        _add(found, progress["config"], progress["device"], progress.get("images_per_second"))
+    return found
+
+
+def _add(found: dict[tuple[str, str], Measured], record: Record, device: str | None, rate: float | None) -> None:
+    if rate:
+        found[_key(record["model"]), _key(record["step"])].append(
+            (f"{device} {record['precision']}", rate, record["method"])
+        )
+
+
+def _usual(measured: Measured) -> Rate:
+    """The median of the kind of device that most runs were on."""
+    by_device: dict[str, list[float]] = defaultdict(list)
+    for where, rate, _ in measured:
+        by_device[where].append(rate)
+    where, rates = max(by_device.items(), key=lambda item: (len(item[1]), max(item[1])))
+    return Rate(statistics.median(rates), len(rates), where, measured[0][2])
+
+
+def _key(node: Any) -> str:
+    return json.dumps(node, sort_keys=True)
+
+
+def _target(step: str) -> str:
+    return str(json.loads(step).get("_target_", ""))

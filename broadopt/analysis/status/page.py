@@ -1,0 +1,153 @@
+"""The status of a table as a document: one line a cell, then one line a run that is on its way or in trouble."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from broadopt.analysis.status.cells import Cell, Status
+from broadopt.analysis.status.estimate import Estimate, Estimates
+from broadopt.analysis.status.state import STATES, Run
+from broadopt.analysis.tables.formats import Block, Document
+from broadopt.devices.rates import shown
+from broadopt.runs.heartbeat import AGE_LIMIT
+
+FIELDS = (
+    *("table", "dataset", "model", "method", "protocol", "budget", "precision", "row", "seed", "state"),
+    *("epoch", "epochs", "device_hours_spent", "device_hours_needed", "estimated_from", "words"),
+)
+"""The columns of the CSV: one line a run."""
+
+SHOWN = 20
+"""Runs of each state that are listed one by one; the CSV lists all."""
+
+NOTES = (
+    "running: a process holds the run's lock, on this machine, or its heartbeat on another one is at most "
+    f"{AGE_LIMIT:g} seconds old. interrupted and failed runs go on from their checkpoint where there is one.",
+    "Device hours are those of training steps; evaluations come on top. Those spent are measured; of those needed the "
+    "last column says whether they are measured or derived. A rate is the median over the runs of the same network on "
+    "the kind of device that most of them had.",
+)
+
+
+def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[str], caption: str) -> Document:
+    """`titles`: of what names a cell; `caption`: what is looked at."""
+    prices = {id(cell): estimates.of(cell.record) if _unfinished(cell) else None for cell in status.cells}
+    priced = [(cell, prices[id(cell)]) for cell in status.cells]
+    main = Block(
+        heading="",
+        caption=f"{caption} {_totals(priced)}",
+        header=(*titles, *STATES, "h spent", "h needed", "estimated from"),
+        rows=tuple(_line(cell, price) for cell, price in priced),
+        labels=len(titles),
+        notes=(*status.notes, *_diverged(status.cells), *_unknown(priced), *NOTES) if status.cells else (),
+    )
+    listed = [(cell, run) for cell in status.cells for run in cell.runs if run.words]
+    blocks = (main, _runs(listed, titles)) if listed else (main,)
+    records = tuple(_record(table, cell, run, price) for cell, price in priced for run in cell.runs)
+    return Document(title=f"Status of {table}", blocks=blocks, records=records, fields=FIELDS)
+
+
+Priced = tuple[Cell, Estimate | None]
+SOURCES = {True: "by measured rates", False: "derived, not measured"}
+"""What is said of hours that rest on the measured rate of the same step and network, and of all others."""
+
+
+def _unfinished(cell: Cell) -> bool:
+    return any(run.state != "finished" for run in cell.runs)
+
+
+def _totals(priced: Sequence[Priced]) -> str:
+    counts = Counter(run.state for cell, _ in priced for run in cell.runs)
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none"
+    spent = sum(run.seconds for cell, _ in priced for run in cell.runs) / 3600
+    needed = [(_needed(run, price), price) for cell, price in priced for run in cell.runs]
+    known = [(hours, price is not None and price.source == "measured") for hours, price in needed if hours]
+    parts = {words: sum(hours for hours, by_rate in known if by_rate is flag) for flag, words in SOURCES.items()}
+    sources = " and ".join(f"{hours:,.1f} {words}" for words, hours in parts.items() if hours)
+    unknown = sum(hours is None for hours, _ in needed)
+    open_ = f" and those of {_runs_in_words(unknown)} that are unknown" if unknown else ""
+    runs, total = _runs_in_words(sum(counts.values())), sum(parts.values())
+    return (
+        f"{runs}: {states}. Device hours: {spent:,.1f} spent (measured), {total:,.1f} needed"
+        f"{f' ({sources})' * bool(sources)}{open_}."
+    )
+
+
+def _runs_in_words(number: int) -> str:
+    return f"{number} run" + ("" if number == 1 else "s")
+
+
+def _needed(run: Run, price: Estimate | None) -> float | None:
+    """Device hours that a run still takes, None where they are unknown."""
+    if run.state == "finished":
+        return 0.0
+    if price is None or price.seconds_per_epoch is None:
+        return None
+    return max(0.0, run.epochs - run.epoch) * price.seconds_per_epoch / 3600
+
+
+def _line(cell: Cell, price: Estimate | None) -> tuple[str, ...]:
+    needed = [_needed(run, price) for run in cell.runs]
+    spent = sum(run.seconds for run in cell.runs) / 3600
+    counts = [cell.count(state) for state in STATES]
+    return (
+        *cell.labels,
+        *(str(count) if count else "" for count in counts),
+        f"{spent:,.1f}" if spent else "",
+        "?" if None in needed else shown(sum(filter(None, needed))) if price else "",
+        price.words if price else "",
+    )
+
+
+def _diverged(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The line on the runs that failed or ended at chance, by the rule of the tables."""
+    words = []
+    for cell in cells:
+        ended = [run for run in cell.runs if run.state in ("finished", "failed")]
+        if count := sum(run.diverged for run in ended):
+            words.append(f"{', '.join(cell.labels)}: {count} of {len(ended)} diverged")
+    if not words:
+        return ()
+    return (f"Of the runs that have ended: {'; '.join(words)} (failed, or at chance on the test set at the end).",)
+
+
+def _unknown(priced: Sequence[Priced]) -> tuple[str, ...]:
+    if not any(price and price.source == "unknown" for _, price in priced):
+        return ()
+    return ("?: no run of this network has measured its rate yet, and its floating-point operations are not known.",)
+
+
+def _runs(listed: Sequence[tuple[Cell, Run]], titles: Sequence[str]) -> Block:
+    shown, more = [], []
+    for state in ("failed", "finished", "interrupted", "missing", "running"):  # those that need someone come first
+        entries = [entry for entry in listed if entry[1].state == state]
+        shown += entries[:SHOWN]
+        more += [f"{len(entries) - SHOWN} more are {state}"] if len(entries) > SHOWN else []
+    return Block(
+        heading="Runs",
+        caption="",
+        header=(*titles, "seed", "state", "where it is"),
+        rows=tuple((*cell.labels, str(run.seed), run.state, run.words) for cell, run in shown),
+        labels=0,
+        notes=(f"{', '.join(more)}: --format csv lists every run.",) if more else (),
+    )
+
+
+def _record(table: str, cell: Cell, run: Run, price: Estimate | None) -> dict[str, Any]:
+    record = cell.record
+    return {
+        "table": table,
+        "dataset": record["dataset"]["name"],
+        "model": record["model"]["name"],
+        **{key: record[key] for key in ("method", "protocol", "budget")},
+        "precision": cell.precision,
+        "row": cell.row,
+        "seed": run.seed,
+        "state": run.state,
+        "epoch": run.epoch,
+        "epochs": run.epochs,
+        "device_hours_spent": run.seconds / 3600,
+        "device_hours_needed": _needed(run, price),
+        "estimated_from": price.source if price and run.state != "finished" else None,
+        "words": run.words,
+    }

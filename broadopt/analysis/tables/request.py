@@ -1,0 +1,211 @@
+"""What the command line of broadopt-table asks for."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from broadopt.analysis.tables import options
+from broadopt.analysis.tables.options import METRICS, Comparison, nearest_listed, one_of, positive
+from broadopt.config.rules import expanded
+from broadopt.errors import InputError, nearest
+
+TABLES = ("table1", "table3", "label_noise", "runs")
+FORMATS = ("markdown", "latex", "csv", "html")
+ADDED = ("data_dir", "device", "precision", "wait", "tracker", "checkpoint.minutes")
+"""Keys that --missing adds to its commands: the run remains one of the table."""
+
+LONGEST_WATCH = 86_400
+"""Seconds between two looks: a day."""
+
+HELP = """\
+table1   Table 1 of the SWA paper: SGD, FGE and SWA; SGD by its last weights, FGE and SWA by what they collected
+table3   Table 3 of the ASAM paper: SGD, SAM and ASAM by their best epoch, as the paper reports it
+label_noise  SGD, SAM and ASAM by the share of wrong training labels, beside the tables of the SAM and ASAM papers
+runs     every finished run of the folder, also those that belong to no paper's table
+
+the numbers:
+  broadopt   mean ± sample standard deviation (number of seeds) of the finished runs that repeat
+             the recipe of the row
+  paper      the published value; its source, cell by cell, is in results/paper/*.yaml
+  Δ          mean of broadopt minus mean of the paper
+  last       test accuracy of the weights after the last epoch
+  best       test accuracy of the best epoch, chosen on the test set; never to be compared with last
+  collected  test accuracy of SWA's averaged weights or FGE's ensemble after 1, 1.25 or 1.5 budgets
+
+A run that differs from its recipe (fewer epochs, other data) is in a table of its own, with what differs.
+
+status:
+  --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
+  --watch           the same, anew every few seconds until Ctrl-C
+  --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,
+                    precision, wait, tracker, checkpoint.minutes and hydra/..., hydra...:
+                    broadopt-table table3 --missing data_dir=/data/cifar | sh
+
+tab completion:  eval "$(broadopt-table --completion bash)"   (or zsh; broadopt-table --completion fish | source)
+
+exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors in the form of all of broadopt's: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
+            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            hint = nearest_listed(unknown[1].partition("=")[0], options)
+            raise InputError(f"unknown option {unknown[1]}{hint or f'; see {self.prog} --help'}")
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+class Completion(argparse.Action):
+    """--completion SHELL: prints what a shell evaluates to complete the options, tables and values of the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        """Raise InputError for a shell that is not known, else end the process with 0."""
+        from broadopt.completion import SHELLS, script  # imports Hydra, which a table does not need
+
+        one_of("--completion", values, SHELLS)
+        names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+        formats = tuple(dict.fromkeys((*FORMATS, *options.PER_RUN_FORMATS)))
+        known = {"--format": formats, "--metric": METRICS, "--completion": SHELLS, "--equal-cost": options.EQUAL_COSTS}
+        files = ("--results", "--output")
+        print(script(values, "broadopt-table", words=TABLES, options=names, values=known, files=files))
+        parser.exit()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    table: str
+    results: tuple[Path, ...]
+    """One or more; status and commands are of the first."""
+    format: str
+    output: Path | None
+    strict: bool
+    view: str = "table"
+    """`table`, `status` or `missing`."""
+    seeds: tuple[int, ...] | None = None
+    tflops: float | None = None
+    watch: float | None = None
+    """Seconds between two looks."""
+    overrides: tuple[str, ...] = ()
+    comparison: Comparison = field(default_factory=Comparison)
+
+
+def parse(arguments: Sequence[str]) -> Request:
+    """The command line, checked. Raises InputError."""
+    parser = Parser(
+        prog="broadopt-table",
+        description="Tables of finished runs beside the published numbers.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("table", metavar="TABLE", nargs="?", default="", help="table1, table3, label_noise or runs")
+    parser.add_argument(
+        "--results", metavar="DIR", action="append",
+        help="the folder that holds runs/ (default: results); given several times, all of them together",
+    )  # fmt: skip
+    parser.add_argument("--metric", help="last, best or collected in every column, instead of what the paper reports")
+    parser.add_argument("--format", help="markdown (default), latex, csv or html; with --per-run csv, json or parquet")
+    parser.add_argument("--output", metavar="FILE", help="write there, in one move, instead of to the terminal")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a result file could not be used")
+    parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="with --missing: added to each command")
+    views = parser.add_mutually_exclusive_group()
+    views.add_argument("--status", action="store_true", help="how far the runs of each cell are")
+    views.add_argument("--missing", action="store_true", help="the commands that would fill the table")
+    views.add_argument(
+        "--watch", metavar="SECONDS", nargs="?", const="10", help="--status, anew every SECONDS (default: 10)"
+    )
+    parser.add_argument("--seeds", help="which seeds a cell is to have, as 1-5 or 1,2,7 (default: 1-3)")
+    parser.add_argument(
+        "--tflops",
+        metavar="X",
+        help="10^12 operations a second of a device, for networks that no run has measured (default: a tenth of an "
+        "H100's bf16 peak)",
+    )
+    options.add(parser)
+    parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
+    given = parser.parse_intermixed_args(arguments)
+    view = "status" if given.status or given.watch else "missing" if given.missing else "table"
+    if not given.table:
+        parser.error("the following arguments are required: TABLE")
+    one_of("table", given.table, TABLES)
+    if given.format in ("json", "parquet") and not given.per_run:
+        raise InputError(f"--format {given.format} goes with runs --per-run, which writes a row a run")
+    if given.format is not None and not given.per_run:
+        one_of("--format", given.format, FORMATS)
+    comparison = options.comparison(given)
+    _fits(given, view)
+    return Request(
+        given.table,
+        tuple(Path(expanded(folder, "--results")) for folder in given.results or ["results"]),
+        given.format or ("csv" if given.per_run else "markdown"),
+        Path(expanded(given.output, "--output")) if given.output else None,
+        given.strict,
+        view=view,
+        seeds=parse_seeds(given.seeds) if given.seeds else None,
+        tflops=positive("--tflops", given.tflops) if given.tflops else None,
+        watch=positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
+        overrides=tuple(map(_override, given.overrides)),
+        comparison=comparison,
+    )
+
+
+def _fits(given: argparse.Namespace, view: str) -> None:
+    """Raise InputError where an option belongs to another view than the one that is asked for."""
+    runs = given.table == "runs"
+    if runs and given.metric is not None and given.against is None:
+        raise InputError("--metric is for the papers' tables: runs shows last, best and collected")
+    if runs and (view == "missing" or given.seeds):
+        raise InputError(f"{'--missing' if view == 'missing' else '--seeds'} is for the papers' tables: no paper says "
+                         "what runs there should be")  # fmt: skip
+    unfit = {
+        **{f"--{name.replace('_', '-')}": getattr(given, name) and view != "table" for name in options.NAMES},
+        "--metric": given.metric and view != "table",
+        "--results given twice": len(given.results or ()) > 1 and view != "table",
+        "--format": given.format and view == "missing",
+        "--output": given.output and given.watch,
+        "--seeds": given.seeds and view == "table",
+        "--tflops": given.tflops and view != "status",
+        " ".join(given.overrides): given.overrides and view != "missing",
+    }
+    for word in given.overrides if view != "missing" else ():
+        key, equals, _ = word.partition("=")
+        hint = (
+            nearest_listed(f"--{key}", ("--results", "--output", "--format", "--metric", "--seeds")) if equals else ""
+        )
+        if hint or os.path.isdir(word):
+            raise InputError(f"{word}: expected an option{hint or f'; the folder of results is --results {word}'}")
+        if equals and key not in ADDED and not key.startswith("hydra"):
+            raise InputError(f"{word}: expected an option; runs are selected by --where {word}")
+    for option in (option for option, given_in_vain in unfit.items() if given_in_vain):
+        shown = "--watch" if given.watch else f"--{view}" if view != "table" else "a table of results"
+        raise InputError(f"{option} does not go with {shown}; see broadopt-table --help")
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds that `1-5` or `1,2,7` names, ascending. Raises InputError."""
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < 100_000:
+            raise InputError(f"--seeds {text}: expected whole numbers and ranges of them, as 1-5 or 1,2,7")
+        seeds.update(range(first, last + 1))
+    return tuple(sorted(seeds))
+
+
+def _override(text: str) -> str:
+    """An override that may be added to a printed command: it must not make it another run."""
+    key = text.partition("=")[0]
+    if "=" not in text or not (key in ADDED or key.startswith("hydra")):
+        hint = nearest(key, ADDED) or "; --results names it" * (key == "results_dir")
+        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra...{hint}")
+    return text

@@ -1,0 +1,135 @@
+"""Ensembles, averages, iterates and calibration of trained runs: against closed forms, stored results, and numpy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import folders
+from in_process import said
+from safetensors.torch import load_file
+
+from broadopt.analysis.figures.output import read_csv
+from broadopt.analysis.landscape.distances import power_law
+from broadopt.analysis.landscape.probabilities import at_spread
+
+Runs = dict[str, Path]
+
+SMALL = ("experiment=quickstart", "model.depth=8", "batch_size=128", "device=cpu", "precision=fp32")
+"""A network of broadopt's own, since no other is built from a file of weights."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """SWA and FGE with their snapshots, SGD without."""
+    cwd = tmp_path_factory.mktemp("averages")
+    collected = ("budget=2", "collect.start=0.25", "collect.cycle=0.25", "keep=snapshots")
+    for method, words in (("swa", collected), ("fge", collected), ("sgd", ("budget=1",))):
+        code, _, errors = said("broadopt-run", *SMALL, f"method={method}", *words, cwd=cwd)
+        assert code == 0, errors
+    return {folder.parent.name: folder for folder in folders(cwd)}
+
+
+def drawn(figure: str, *words: str, cwd: Path) -> str:
+    code, output, errors = said("broadopt-figure", figure, *words, "--format", "png", "--device", "cpu", cwd=cwd)
+    assert code == 0, errors
+    assert (cwd / f"{figure}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    return output
+
+
+def test_the_slopes_of_a_smooth_model_are_one_and_two() -> None:
+    """Softmax of a linear map, close to its mean, where the Taylor expansion holds."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    weights = 1e-3 * torch.randn(5, 24, generator=generator, dtype=torch.float64)
+    rows = [at_spread(lambda w: (images @ w.view(6, 4)).log_softmax(dim=1), weights, 2 ** (-k / 2)) for k in range(6)]
+    spreads = [row["delta"] for row in rows]
+    assert power_law(spreads, [row["among"] for row in rows]).slope == pytest.approx(1, abs=1e-4)
+    assert power_law(spreads, [row["against_swa"] for row in rows]).slope == pytest.approx(2, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", ["sgd", "swa", "fge"])
+def test_the_calibration_error_of_a_run_is_found_again(runs: Runs, tmp_path: Path, method: str) -> None:
+    output = drawn("calibration", str(runs[method]), cwd=tmp_path)
+    metrics = json.loads((runs[method] / "result.json").read_text())["metrics"]
+    stored = metrics["collected"][max(metrics["collected"], key=float)] if metrics["collected"] else metrics["last"]
+    rows = read_csv(tmp_path / "calibration.csv")
+    assert rows[["test_accuracy", "nll", "ece"]].drop_duplicates().values.tolist() == [
+        [stored["test_accuracy"], stored["test_nll"], stored["test_ece"]]
+    ]
+    assert rows["images"].sum() == 359
+    assert f"{method.upper()} NLL {stored['test_nll']:.4f} ± " in output
+    assert "The ECE is that of the run's own result." in (tmp_path / "calibration.csv").read_text()
+
+
+def vectors(folder: Path) -> dict[int, np.ndarray]:
+    """The parameters of each snapshot, by step: float64."""
+    found = {}
+    for path in sorted((folder / "snapshots").iterdir()):
+        tensors = load_file(path)
+        kept = [
+            value for name, value in sorted(tensors.items()) if "running_" not in name and "num_batches" not in name
+        ]
+        found[int(path.stem[5:])] = np.concatenate([tensor.double().numpy().ravel() for tensor in kept])
+    return found
+
+
+def test_the_distances_of_iterates_are_those_that_numpy_finds(runs: Runs, tmp_path: Path) -> None:
+    output = drawn("trajectory", str(runs["swa"]), "--from", "0", cwd=tmp_path)
+    rows = read_csv(tmp_path / "trajectory.csv")
+    weights = np.stack(list(vectors(runs["swa"]).values()))
+    assert len(rows) == len(weights) > 3
+    mean = weights.mean(axis=0)
+    apart = np.linalg.norm(weights[:, None] - weights[None], axis=2)
+    assert rows["from_mean"].tolist() == pytest.approx(np.linalg.norm(weights - mean, axis=1), rel=1e-9)
+    assert rows["from_others"].tolist() == pytest.approx(apart.sum(axis=1) / (len(weights) - 1), rel=1e-9)
+    assert rows["from_previous"].tolist()[1:] == pytest.approx(np.diagonal(apart, 1), rel=1e-9)
+    assert rows["running_mean_from_mean"].iloc[0] == pytest.approx(rows["from_mean"].iloc[0], rel=1e-9)
+    assert rows["running_mean_from_mean"].iloc[-1] == 0
+    assert output.startswith(f"Distance of the iterates, mean ± standard deviation over snapshots: SWA: "
+                             f"{rows['from_mean'].mean():.3g} ± ")  # fmt: skip
+
+
+def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs, tmp_path: Path) -> None:
+    words = ("--images", "40", "--train-images", "64", "--shares", "3", "--members", "3")
+    output = drawn("ensemble", str(runs["fge"]), *words, cwd=tmp_path)
+    rows = read_csv(tmp_path / "ensemble.csv")
+    assert rows["share"].tolist() == [1.0, 2**-0.5, 0.5]
+    collected = sorted(vectors(runs["fge"]).items())
+    points = json.loads((runs["fge"] / "result.json").read_text())["metrics"]["collected"]["1"]["members"]
+    assert points == 3
+    # Three cycles of half an epoch, from epoch 0.5 on: their middles are at epochs 0.75, 1.25 and 1.75.
+    steps = [round(epoch * collected[-1][0] / 2) for epoch in (0.75, 1.25, 1.75)]
+    taken = np.stack([vector for step, vector in collected if step in steps])
+    spread = np.linalg.norm(taken - taken.mean(axis=0), axis=1).max()
+    assert rows["delta"].tolist() == pytest.approx([spread, spread / 2**0.5, spread / 2], rel=1e-6)
+    assert (rows["among"].diff().dropna() < 0).all()
+    assert output.startswith("Slopes ")
+    assert (
+        "40 test images, float32; BN re-estimated at all weights on 64 augmented training images"
+        in (tmp_path / "ensemble.csv").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("figure", "method", "words", "line"),
+    [
+        (
+            "trajectory",
+            "sgd",
+            (),
+            "{} has kept no snapshots; broadopt-run repeat={} keep=snapshots force=true keeps them",
+        ),
+        ("ensemble", "sgd", (), "{}: sgd collects no weights; expected a run of SWA or FGE"),
+        ("trajectory", "swa", ("--from", "99"), "{} has 0 snapshots from epoch 99 on; expected three at least"),
+    ],
+)
+def test_what_is_lacking_is_said_in_one_line(
+    runs: Runs, tmp_path: Path, figure: str, method: str, words: tuple[str, ...], line: str
+) -> None:
+    folder = str(runs[method])
+    code, output, errors = said("broadopt-figure", figure, folder, *words, cwd=tmp_path)
+    assert (code, output, len(errors.strip().splitlines())) == (2, "", 1), errors
+    assert errors.startswith(f"broadopt-figure: {line.format(folder, folder)}")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,229 @@
+"""spectrum, sharpness and normalisation on trained networks: the commands, their files, and the numbers in them."""
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from command import OWN, SMALL, folders, result, run
+from in_process import said
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from broadopt.analysis.figures.curvature.normalisation import crossing
+from broadopt.analysis.figures.curvature.sharpness import agreement, gaps
+from broadopt.analysis.figures.output import read_csv
+from broadopt.analysis.landscape.curvature.losses import Loss
+from broadopt.analysis.landscape.curvature.sharpness import Ball, sharpness_in
+from broadopt.analysis.landscape.images import Images
+from broadopt.analysis.landscape.networks import reported, snapshots
+from broadopt.analysis.landscape.runs import chosen
+from broadopt.methods.asam import asam_perturbation, scale_of
+
+FEW = ("--train-images", "50", "trust=own_network", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path]]:
+    """Run folders by method, with snapshots; `bare` is SGD's without any weights. Their network can be imported."""
+    cwd = tmp_path_factory.mktemp("runs")
+    done = run("-m", *SMALL, "budget=2", "method=sgd,sam", "lr=0.02", "keep=snapshots", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    found = {folder.parent.name: folder for folder in folders(cwd)}
+    bare = cwd / "bare" / found["sgd"].relative_to(cwd)
+    shutil.copytree(found["sgd"], bare, ignore=shutil.ignore_patterns("snapshots", "*.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(OWN))
+        yield {**found, "bare": bare}
+
+
+def drawn(figure: str, *arguments: object, cwd: Path) -> tuple[pandas.DataFrame, str, str]:
+    """The rows of a figure's CSV, the line on stdout, and stderr."""
+    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return read_csv(cwd / f"{figure}.csv"), out, err
+
+
+def refused(figure: str, *arguments: object, cwd: Path) -> str:
+    """The line that bad input ends with; nothing is written."""
+    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
+    assert (code, out) == (2, "")
+    assert list(cwd.iterdir()) == []
+    assert err.startswith("broadopt-figure: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("broadopt-figure: ").strip()
+
+
+def measured(folder: Path, count: int = 50) -> tuple[nn.Module, Tensor, Tensor]:
+    """A run's network and the images that the figures take at seed 1."""
+    (one,) = chosen([str(folder)], [], trust=["own_network"])
+    return reported(one).model, *Images(one, device=torch.device("cpu")).train(count)
+
+
+def largest(model: nn.Module, images: Tensor, labels: Tensor, count: int) -> list[float]:
+    """The Hessian's largest eigenvalues by scipy, with products by forward over reverse mode, in float64."""
+    model, images = model.double(), images.double()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    sizes = [weight.numel() for weight in weights.values()]
+
+    def loss(values: Mapping[str, Tensor]) -> Tensor:
+        return cross_entropy(torch.func.functional_call(model, dict(values), (images,)), labels)
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        parts = torch.from_numpy(vector.reshape(-1)).split(sizes)
+        tangent = {name: part.view_as(weights[name]) for name, part in zip(weights, parts, strict=True)}
+        _, found = torch.func.jvp(torch.func.grad(loss), (weights,), (tangent,))
+        return torch.cat([found[name].flatten() for name in weights]).numpy()
+
+    operator = LinearOperator((sum(sizes),) * 2, matvec=product, dtype=np.float64)
+    start = np.random.RandomState(0).normal(size=sum(sizes))
+    return sorted(eigsh(operator, k=count, which="LA", v0=start, return_eigenvectors=False))[::-1]
+
+
+def test_spectra_are_those_of_the_snapshots_hessians_and_are_drawn_again_from_the_csv(
+    runs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    arguments = (runs["sgd"], runs["sam"], *FEW, "--steps", "30", "--moments", "2")
+    table, seen, _ = drawn("spectrum", *arguments, cwd=tmp_path)
+    assert list(table.groupby(["run", "epoch"], sort=False).size()) == [30] * 4
+    assert set(zip(table["run"], table["epoch"], strict=True)) == {(m, e) for m in ("SGD", "SAM") for e in (1.0, 2.0)}
+    (one,) = chosen([str(runs["sam"])], [], trust=["own_network"])
+    ((_, _, network),) = snapshots(one, steps=[45])
+    expected = largest(network.model, *measured(runs["sam"])[1:], count=5)
+    own = table[(table["run"] == "SAM") & (table["epoch"] == 1)]
+    assert own["eigenvalue"].head(5).tolist() == pytest.approx(expected, rel=1e-3)
+    assert own["eigenvalue"].iloc[0] == pytest.approx(expected[0], rel=1e-5)
+    assert own["weight"].sum() == pytest.approx(1, rel=1e-6)
+    assert seen.startswith("At epoch 2: SGD λmax ")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"spectrum.csv", "spectrum.png", "spectrum.svg"}
+    _, again, errors = drawn("spectrum", *arguments, cwd=tmp_path)
+    assert again == seen
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "step/s" not in errors  # nothing was measured
+
+
+def test_sharpness_is_that_of_the_reported_networks_and_the_adaptive_one_survives_rescaling(
+    runs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    table, seen, _ = drawn("sharpness", runs["sgd"], runs["sam"], *FEW, "--m", "20", cwd=tmp_path)
+    assert len(table) == 2 * 3 * 4
+    known = table.set_index(["run", "network", "ball", "p", "m"])
+    loss = Loss(*measured(runs["sam"]))
+    ball = Ball(rho=0.005, p=math.inf, scale="element")
+    # In float32, where images that lie in memory in another way are summed in another order.
+    at_once, in_chunks = sharpness_in(loss, ball, steps=5), sharpness_in(loss, Ball(rho=0.05), steps=5, m=20)
+    row = known.loc[("SAM", "stored", "adaptive", math.inf, 0)]
+    assert row["highest"] == pytest.approx(at_once.highest, rel=1e-5)
+    assert math.isnan(row["error"])
+    row = known.loc[("SAM", "stored", "plain", 2.0, 20)]
+    assert row["highest"] == pytest.approx(in_chunks.highest, rel=1e-5)
+    assert row["error"] == pytest.approx(in_chunks.error, rel=1e-4)
+    for method in ("SGD", "SAM"):
+        metrics = result(runs[method.lower()])["metrics"]["last"]
+        errors = table[table["run"] == method]["test_error"]
+        assert errors.unique().tolist() == [pytest.approx(100 - metrics["test_accuracy"], abs=1e-9)]
+        for p in (2.0, math.inf):
+            plain, adaptive = (
+                [known.loc[(method, network, ball, p, 0), "highest"] for network in ("stored", "rescaled")]
+                for ball in ("plain", "adaptive")
+            )
+            assert plain[1] > 1.2 * plain[0]
+            assert adaptive[1] == adaptive[0]
+    assert "adaptive sharpness by 1;" in seen
+    assert seen.endswith("Kendall's τ with the generalisation gap needs 5 runs, here: 2.\n")
+    assert set(gaps(table).index) == {"SGD", "SAM"}
+
+
+def sharp(values: list[float], test_errors: list[float]) -> pandas.DataFrame:
+    """Rows of runs that all have a train error of 1 %."""
+    constant = {"network": "stored", "ball": "plain", "p": 2.0, "m": 0, "train_error": 1.0}
+    images = {"train_images": 400, "test_images": 400}
+    return pandas.DataFrame([
+        {"run": f"run {number}", "highest": value, "test_error": error, **constant, **images}
+        for number, (value, error) in enumerate(zip(values, test_errors, strict=True))
+    ])  # fmt: skip
+
+
+def test_tau_is_kendalls_where_there_are_enough_runs_that_differ() -> None:
+    # One pair of ten is in another order: tau = (9 - 1) / 10; 10 of 120 orders are as far from even, or farther.
+    assert agreement(sharp([1, 2, 3, 5, 4], [10, 11, 12, 13, 14]), "plain", 2) == pytest.approx((0.8, 10 / 120))
+    assert agreement(sharp([1, 2, 3, 4], [10, 11, 12, 13]), "plain", 2) is None
+    assert agreement(sharp([1, 1, 1, 1, 1], [10, 11, 12, 13, 14]), "plain", 2) is None
+
+
+def test_gaps_are_differences_of_errors_with_their_standard_error() -> None:
+    found = gaps(sharp([1, 2], [10, 20]))
+    assert list(found.index) == ["run 1", "run 0"]
+    assert found["gap"].tolist() == [19, 9]
+    assert found["error"].tolist() == pytest.approx([math.sqrt((20 * 80 + 99) / 400), math.sqrt((10 * 90 + 99) / 400)])
+
+
+def test_normalisation_follows_the_perturbations_of_the_training(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    table, seen, _ = drawn("normalisation", runs["sgd"], *FEW, "--m", "25", "--points", "5", cwd=tmp_path)
+    assert len(table) == 2 * 3 * 5
+    model, images, labels = measured(runs["sgd"])
+    scales = {weight: scale_of(name, weight, "filter") for name, weight in model.named_parameters()}
+    step = partial(asam_perturbation, eta=0.01, p=2.0, scales=scales)
+    rises = []
+    for start in (0, 25):
+        loss = Loss(model, images[start : start + 25], labels[start : start + 25])
+        before, gradients = loss.gradient()
+        with torch.no_grad():
+            perturbation = step(loss.parameters, gradients, rho=1.0)
+            kept = [weight.clone() for weight in loss.parameters]
+            torch._foreach_add_(loss.parameters, perturbation)
+            rises.append(loss.value() - before)
+            torch._foreach_copy_(loss.parameters, kept)
+    row = table[(table["normalisation"] == "filter") & (table["p"] == 2) & (table["rho"] == 1)].iloc[0]
+    assert row["rise"] == pytest.approx(np.mean(rises), rel=1e-6)
+    assert row["error"] == pytest.approx(np.std(rises, ddof=1) / math.sqrt(2), rel=1e-5)
+    assert seen.startswith("ρ at which the loss rises by 0.1 nats, for p = 2: plain ")
+
+
+def test_a_crossing_is_found_between_the_radii() -> None:
+    radii = np.array([0.1, 0.2, 0.5, 1.0])
+    assert crossing(radii, radii**2) == pytest.approx(math.sqrt(0.1), rel=1e-12)
+    assert math.isnan(crossing(radii, radii + 1))
+    assert math.isnan(crossing(radii, radii / 100))
+
+
+def test_a_ball_in_which_the_loss_overflows_is_named(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    code, out, err = said("broadopt-figure", "sharpness", str(runs["sgd"]), *FEW, "--rho", "1e38", "1", cwd=tmp_path)
+    assert (code, out, list(tmp_path.iterdir())) == (2, "", [])
+    assert err.endswith(
+        f"\nbroadopt-figure: {runs['sgd']}: the loss is not finite at these weights, in the plain ball of rho 1e+38, "
+        "p = 2; expected a smaller radius\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("figure", "arguments", "expected"),
+    [
+        ("spectrum", ["{bare}"], "has kept no snapshots; broadopt-run repeat={bare} keep=snapshots force=true keeps"),
+        ("sharpness", ["{bare}"], "checkpoint.predictor=true force=true keeps it"),
+        ("normalisation", ["{bare}"], "checkpoint.predictor=true force=true keeps it"),
+        ("normalisation", ["{sgd}", "{sam}"], "normalisation needs 1 run; found 2"),
+        ("spectrum", ["{sgd}", "{sgd}"], "spectrum: a run was named twice"),
+        (
+            "spectrum",
+            ["{sgd}", "--epochs", "1,7"],
+            "--epochs 7: expected epochs of which every run has",
+        ),
+        ("spectrum", ["{sgd}", "--epochs", "last"], "--epochs last: expected numbers >= 0, separated by commas"),
+        ("spectrum", ["{sgd}", "--steps", "4"], "expected a whole number from 5 to 1000"),
+        ("normalisation", ["{sgd}", "--rho", "1", "0.1"], "--rho 1 0.1: expected the lower end first"),
+    ],
+)
+def test_bad_input_is_one_line(
+    runs: Mapping[str, Path], tmp_path: Path, figure: str, arguments: list[str], expected: str
+) -> None:
+    line = refused(figure, *(one.format(**runs) for one in arguments), *FEW, cwd=tmp_path)
+    assert expected.format(**runs) in line

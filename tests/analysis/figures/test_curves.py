@@ -1,0 +1,102 @@
+"""Learning curves: the numbers behind them, worked out by hand, from stored runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from in_process import said
+from stored import RESNET20, record, store
+
+from broadopt.analysis.figures.output import read_csv, spread
+
+SAM = (RESNET20, "method=sam")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of SGD, three epochs each; SAM with two radii, one seed, of which one stopped after two epochs; SWA."""
+    root = tmp_path_factory.mktemp("curves") / "results"
+    store(root, record(RESNET20, seed=1), history={1: 10.0, 2: 20.0, 3: 60.0})
+    store(root, record(RESNET20, seed=2), history={1: 12.0, 2: 26.0, 3: 61.0})
+    store(root, record(*SAM, "step.rho=0.1"), history={1: 5.0, 2: 6.0, 3: 7.0})
+    store(root, record(*SAM, "step.rho=0.5"), history={1: 4.0, 2: 5.0}, state="interrupted")
+    return root
+
+
+def drawn(results: Path, tmp_path: Path, *words: str) -> tuple[str, pandas.DataFrame]:
+    code, output, errors = said(
+        "broadopt-figure", "curves", *words, "--results", str(results), "--format", "png", cwd=tmp_path
+    )
+    assert code == 0, errors
+    assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    return output, read_csv(tmp_path / "curves.csv")
+
+
+def test_a_line_is_the_mean_over_seeds_with_its_lowest_and_highest(results: Path, tmp_path: Path) -> None:
+    output, rows = drawn(results, tmp_path, "method=sgd", "--quantity", "test_accuracy")
+    assert rows[["line", "of", "epoch", "mean", "low", "high", "seeds"]].values.tolist() == [
+        ["SGD", "weights", 1.0, 11.0, 10.0, 12.0, 2],
+        ["SGD", "weights", 2.0, 23.0, 20.0, 26.0, 2],
+        ["SGD", "weights", 3.0, 60.5, 60.0, 61.0, 2],
+    ]
+    assert output == (
+        "test_accuracy of the plain weights at the last epoch, mean ± sample standard deviation (seeds): "
+        "SGD 60.50 ± 0.71 (2) at epoch 3.\n"
+    )
+    assert "Bands: from the lowest to the highest seed." in (tmp_path / "curves.csv").read_text()
+
+
+def test_a_band_may_be_the_standard_deviation(results: Path, tmp_path: Path) -> None:
+    _, rows = drawn(results, tmp_path, "method=sgd", "--quantity", "test_accuracy", "--band", "sd")
+    sd = np.std([20.0, 26.0], ddof=1)
+    assert rows.loc[1, ["low", "high"]].tolist() == [23 - sd, 23 + sd]
+    assert "Bands: one sample standard deviation (n - 1) on both sides." in (tmp_path / "curves.csv").read_text()
+
+
+def test_runs_that_are_not_finished_are_drawn_and_named(results: Path, tmp_path: Path) -> None:
+    output, rows = drawn(results, tmp_path, "method=sam", "--quantity", "test_accuracy")
+    assert output.endswith(": SAM, rho 0.1 7.00 (1) at epoch 3; SAM, rho 0.5 5.00 (1) at epoch 2.\n")
+    assert rows.groupby("line", sort=False)["epoch"].max().to_dict() == {"SAM, rho 0.1": 3.0, "SAM, rho 0.5": 2.0}
+    assert "Not finished, open circle: SAM, rho 0.5 (interrupted, epoch 2)." in (tmp_path / "curves.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said_"),
+    [
+        (("method=sgd", "--quantity", "test_acuracy"), 'did you mean "test_accuracy"?'),
+        (("method=sgd", "--band", "std"), '--band "std" is none of minmax, sd'),
+        (("method=asam",), "no run has this value"),
+    ],
+)
+def test_bad_input_is_one_line(results: Path, tmp_path: Path, words: tuple[str, ...], said_: str) -> None:
+    code, output, errors = said("broadopt-figure", "curves", *words, "--results", str(results), cwd=tmp_path)
+    assert (code, output, len(errors.strip().splitlines())) == (2, "", 1), errors
+    assert said_ in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_its_history_is_named(results: Path, tmp_path: Path) -> None:
+    folder = store(tmp_path / "results", record(RESNET20))
+    code, _, errors = said("broadopt-figure", "curves", str(folder), cwd=tmp_path)
+    assert code == 2
+    assert (
+        errors == f"broadopt-figure: {folder} holds no history.csv; expected the folder as broadopt-run has left it\n"
+    )
+
+
+def test_no_torch_is_needed() -> None:
+    program = "import sys, broadopt.analysis.figures.curves; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_labels_that_have_room_stay_where_they_are() -> None:
+    assert spread([0.1, 0.5, 0.9], [0.1] * 3) == pytest.approx([0.1, 0.5, 0.9])
+
+
+def test_labels_that_collide_are_moved_apart_around_their_middle_and_keep_their_order() -> None:
+    assert spread([0.5, 0.5], [0.2, 0.2]) == pytest.approx([0.4, 0.6])
+    assert spread([0.52, 0.5], [0.2, 0.2]) == pytest.approx([0.61, 0.41])
+    assert spread([0.0, 0.1, 0.1, 0.9], [0.2] * 4) == pytest.approx([-0.4 / 3, 0.2 / 3, 0.8 / 3, 0.9])

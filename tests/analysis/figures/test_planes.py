@@ -1,0 +1,230 @@
+"""plane, rays and line on trained networks: the command, its files, and the numbers in them."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import fork_server
+import numpy as np
+import pandas
+import pytest
+from command import BIN, OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, until
+from in_process import said
+from PIL import Image
+
+from broadopt import predictor, snapshots
+from broadopt.analysis.figures.output import read_csv
+from broadopt.analysis.figures.planes import levels, square
+from broadopt.analysis.landscape.networks import flat
+from broadopt.analysis.landscape.store import partial
+
+FEW = ("--images", "60", "--train-images", "64", "trust=own_network", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path]]:
+    """Run folders by method, with snapshots; `bare` is SGD's without any weights. Their network can be imported."""
+    cwd = tmp_path_factory.mktemp("runs")
+    done = run("-m", *SMALL, "budget=2", "method=sgd,swa,fge", "keep=snapshots", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    found = {folder.parent.name: folder for folder in folders(cwd)}
+    bare = cwd / "bare" / found["sgd"].relative_to(cwd)
+    shutil.copytree(found["sgd"], bare, ignore=shutil.ignore_patterns("snapshots", "*.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(OWN))
+        yield {**found, "bare": bare}
+
+
+def drawn(figure: str, *arguments: object, cwd: Path) -> tuple[pandas.DataFrame, str, str]:
+    """The rows of a figure's CSV, the line on stdout, and stderr."""
+    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return read_csv(cwd / f"{figure}.csv"), out, err
+
+
+def start_figure(*arguments: str, cwd: Path, **environment: str) -> Process:
+    """broadopt-figure as a process of its own."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
+    command = [str(BIN / "broadopt-figure"), *arguments]
+    if fork_server.takes(variables):
+        return fork_server.Forked(command, cwd=cwd, env=variables, start_new_session=False)
+    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def refused(figure: str, *arguments: object, cwd: Path) -> str:
+    """The line that bad input ends with; nothing is written."""
+    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
+    assert (code, out) == (2, "")
+    assert list(cwd.iterdir()) == []
+    assert err.startswith("broadopt-figure: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("broadopt-figure: ").strip()
+
+
+def test_runs_are_found_again_with_their_own_bn_statistics(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    """On the whole test set the marked points have the errors that the runs have reported, to the last image."""
+    table, _, _ = drawn("line", runs["sgd"], runs["swa"], "--points", 3, *FEW[2:], cwd=tmp_path)
+    stored = table[table["kind"] == "stored"].set_index("label")["test_error"]
+    sgd, swa = result(runs["sgd"])["metrics"], result(runs["swa"])["metrics"]
+    assert stored["SGD"] == pytest.approx(100 - sgd["last"]["test_accuracy"], abs=1e-9)
+    assert stored["SWA"] == pytest.approx(100 - swa["collected"]["1.5"]["test_accuracy"], abs=1e-9)
+    assert stored["SGD"] != stored["SWA"]
+
+
+def test_line_writes_its_files_and_is_drawn_again_from_them(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    arguments = (runs["sgd"], runs["swa"], "--points", 7, *FEW)
+    table, seen, errors = drawn("line", *arguments, cwd=tmp_path)
+
+    assert "7/7" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line.csv", "line.png", "line.svg"]
+    with Image.open(tmp_path / "line.png") as picture:
+        assert picture.size[0] == 3.4 * 300
+        assert "60 of 359 test images" in picture.text["Description"]
+    lines = (tmp_path / "line.csv").read_text().splitlines()
+    assert lines[1] == f"# run SGD: {runs['sgd']} ({runs['sgd'].name[-8:]})"
+    assert "at each point on the same 64 augmented training images in batches of 32; fp32 on cpu; " in lines[3]
+    assert lines[4] == f"# {seen.strip()}"
+
+    length = table.loc[table["kind"] == "mark", "distance"].max()
+    weights = [flat(predictor.load(runs[name], trust="own_network").model) for name in ("sgd", "swa")]
+    assert length == pytest.approx(float((weights[0] - weights[1]).norm()), rel=1e-6)
+    assert table.loc[table["kind"] == "line", "distance"].tolist() == pytest.approx(np.linspace(-length, 2 * length, 7))
+    # The line passes through both runs, so there it has what they have.
+    columns = ["test_error", "train_error", "test_nll", "train_objective", "norm"]
+    for place in (0, length):
+        found = table[np.isclose(table["distance"], place) & (table["kind"] != "stored")]
+        assert len(found) == 2
+        assert found[columns].iloc[0].tolist() == pytest.approx(found[columns].iloc[1].tolist(), rel=1e-4)
+
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    _, again, errors = drawn("line", *arguments, cwd=tmp_path)
+    assert again == seen
+    assert "point/s" not in errors
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_grid_goes_on(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    arguments = ["plane", str(runs["fge"]), "--grid", "3", *FEW, "--seed", "5", "--format", "svg"]
+    # Two test passes a point (test and training images), seven rows of marks ahead: in the third row of the grid.
+    process = start_figure(*arguments, cwd=tmp_path, HALT="test 28", HALT_FILE=str(tmp_path / "halted"))
+    try:
+        until((tmp_path / "halted").exists, process)
+        process.send_signal(signal.SIGTERM)
+        go_on(tmp_path)
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 75
+    assert errors.splitlines()[-1] == "broadopt-figure: stopped by SIGTERM: the same command goes on"
+    assert [path.name for path in tmp_path.iterdir()] == ["plane.partial.csv"]
+    kept = partial(tmp_path / "plane").read_text().splitlines()[2:]
+    assert 7 < len(kept) < 7 + 9
+
+    code, _, errors = said("broadopt-figure", *arguments, cwd=tmp_path)
+    assert code == 0
+    assert f"{len(kept) - 7}/9" in errors
+    finished = (tmp_path / "plane.csv").read_text()
+    assert all(line in finished for line in kept)
+    code, _, _ = said("broadopt-figure", *arguments, "--output", "undisturbed", cwd=tmp_path)
+    assert code == 0
+    assert (tmp_path / "undisturbed.csv").read_text() == finished
+    assert (tmp_path / "undisturbed.svg").read_bytes() == (tmp_path / "plane.svg").read_bytes()
+
+
+def test_plane_through_snapshots_and_their_mean(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    table, _, _ = drawn("plane", runs["fge"], "--grid", 2, "--at", 0, 1, 2, *FEW, cwd=tmp_path)
+    files = snapshots.files(runs["fge"])
+    points = [flat(predictor.read(file.path, trust="own_network").model) for file in files if file.step in (0, 45, 90)]
+    marks = table[table["kind"] == "mark"].set_index("label")[["x", "y"]]
+    assert list(marks.index) == ["start", "FGE, epoch 1", "FGE, epoch 2", "their mean"]
+    assert marks.loc["start"].tolist() == [0, 0]
+    sides = [float((points[0] - points[1]).norm()), float((points[1] - points[2]).norm())]
+    places = marks.to_numpy()
+    assert [np.hypot(*(places[0] - places[1])), np.hypot(*(places[1] - places[2]))] == pytest.approx(sides, rel=1e-5)
+    assert places[3] == pytest.approx(places[:3].mean(axis=0), abs=1e-4)
+    assert table[table["kind"] == "stored"]["label"].tolist() == list(marks.index)[:3]
+
+
+def test_plane_of_two_runs_has_the_start_of_the_collector(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    table, _, _ = drawn("plane", runs["sgd"], runs["swa"], "--grid", 2, "--no-caption", *FEW, cwd=tmp_path)
+    assert table[table["kind"] == "mark"]["label"].tolist() == ["SWA, epoch 2", "SGD", "SWA"]
+
+
+def test_rays_go_the_same_ways_from_each_run(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    options = ("--directions", 2, "--points", 3, "--distance", 2.5, *FEW)
+    table, seen, _ = drawn("rays", runs["sgd"], runs["swa"], *options, cwd=tmp_path)
+    assert len(table) == 2 * (1 + 2 * 2)
+    assert sorted(table["distance"].unique()) == [0, 1.25, 2.5]
+    assert "(mean over 2 directions ± its standard error)" in seen
+    # |w + t d|^2 - |w|^2 - t^2 = 2 t <w, d>, which a direction has in common for both lengths.
+    sgd = table[table["run"] == "SGD"].set_index(["direction", "distance"])["norm"] ** 2
+    for direction in (0, 1):
+        slopes = [(sgd[direction, t] - sgd[-1, 0.0] - t * t) / (2 * t) for t in (1.25, 2.5)]
+        assert slopes[0] == pytest.approx(slopes[1], abs=1e-4)
+    own, _, _ = drawn("rays", runs["swa"], *options, cwd=tmp_path)
+    columns = ["direction", "distance", "test_error", "train_loss", "norm"]
+    whole = table.loc[table["run"] == "SWA", columns].sort_values(["direction", "distance"])
+    pandas.testing.assert_frame_equal(
+        whole.reset_index(drop=True), own[columns].sort_values(["direction", "distance"]).reset_index(drop=True)
+    )
+
+
+def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    sgd, swa, fge, bare = (runs[name] for name in ("sgd", "swa", "fge", "bare"))
+    assert refused("plane", bare, "--at", 0, 1, 2, *FEW, cwd=tmp_path) == (
+        f"{bare} has kept no snapshots; broadopt-run repeat={bare} keep=snapshots force=true keeps them"
+    )
+    assert refused("line", swa, bare, *FEW, cwd=tmp_path) == (
+        f"{bare} has kept no predictor.safetensors; "
+        f"broadopt-run repeat={bare} checkpoint.predictor=true force=true keeps it"
+    )
+    assert refused("line", sgd, fge, *FEW, cwd=tmp_path) == (
+        f"{fge}: an ensemble (fge) is not one network; expected another run"
+    )
+    assert refused("line", sgd, swa, "--device", "cpu", cwd=tmp_path) == (
+        f"{sgd}: it names own_network.Small, which is not broadopt's: trust=own_network runs that code, once you have "
+        "read it"
+    )
+    assert refused("plane", sgd, *FEW, cwd=tmp_path) == (
+        f"{sgd}: sgd collects no weights; expected a run of SWA or FGE"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan"], 'figure "plan" is none of plane, rays, line, schematic; did you mean "plane"?'),
+        (["--images", "3"], "expected a figure ahead of all else, one of plane, "),
+        (["line"], "line needs 2 runs: name run folders, or select them as method=sgd,swa seed=1"),
+        (["line", "{sgd}"], "line needs 2 runs; found 1: {sgd}"),
+        (["line", "{sgd}", "{sgd}"], "the two points are equal: expected two that span a line"),
+        (["rays", "{sgd}", "{sgd}"], "rays: a run was named twice; expected different runs"),
+        (["schematic", "{sgd}"], "{sgd}: schematic is drawn without runs; expected options alone"),
+        (["line", "{sgd}", "{swa}", "--points", "1"], "argument --points: 1: expected a whole number from 2 to 2001"),
+        (["line", "{sgd}", "{swa}", "--margin", "x"], "argument --margin: x: expected a number > 0; see"),
+        (["line", "{sgd}", "{swa}", "--at", "1"], "unknown option --at"),
+        (["plane", "{sgd}", "{swa}", "--at", "1", "2", "3"], "--at names snapshots of one run; expected one RUN"),
+        (["plane", "{sgd}", "--start", "1"], "--start names the third point beside two runs; expected two RUNs"),
+        (["schematic", "--format", "jpg"], '--format "jpg" is none of png, svg, pdf'),
+        (["schematic", "--style", "none"], "--style none: expected a matplotlib style file; there is no such file"),
+        (["schematic", "--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_one_line(arguments: list[str], message: str, runs: Mapping[str, Path], tmp_path: Path) -> None:
+    words = [word.format(**runs) for word in arguments]
+    trusted = FEW[-3:] if "{sgd}" in arguments and arguments[0] != "schematic" else ()
+    assert refused(words[0], *words[1:], *trusted, cwd=tmp_path).startswith(message.format(**runs))
+
+
+def test_levels_double_their_distance_to_the_least() -> None:
+    found = levels(np.array([[1.0, 3.0], [np.nan, 2.0]]))
+    assert found == [1 + 2 / 2**power for power in range(7, 0, -1)]
+    assert levels(np.array([[1.0, 1.0]])) == []
+
+
+def test_a_grid_is_square_around_its_points() -> None:
+    assert square([(0, 0), (4, 0), (1, 2)], 0.25) == [(-1, 5), (-2, 4)]

@@ -1,0 +1,79 @@
+"""Which runs are chosen by folders and by selectors, in which order and under which labels."""
+
+from pathlib import Path
+
+import pytest
+from stored import RESNET20, record, store
+
+from broadopt.analysis.landscape.runs import chosen
+from broadopt.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The results folder, and the folders of its runs by what they are."""
+    root = tmp_path_factory.mktemp("runs") / "results"
+    return {
+        "results": root,
+        "sgd": store(root, record(RESNET20, "method=sgd")),
+        "sgd 2": store(root, record(RESNET20, "method=sgd", seed=2)),
+        "sam": store(root, record(RESNET20, "method=sam", "step.rho=0.05")),
+        "sam 0.5": store(root, record(RESNET20, "method=sam", "step.rho=0.5")),
+        "asam": store(root, record(RESNET20, "method=asam"), state="failed"),
+    }
+
+
+def labels(words: list[str], folders: dict[str, Path], **options) -> list[str]:
+    return [run.label for run in chosen(words, [folders["results"]], **options)]
+
+
+def test_folders_stay_in_their_order(folders: dict[str, Path]) -> None:
+    found = chosen([str(folders["sam"]), str(folders["sgd"])], [Path("nowhere")])
+    assert [run.folder for run in found] == [folders["sam"], folders["sgd"]]
+    assert [(run.label, run.recipe.method) for run in found] == [("SAM", "sam"), ("SGD", "sgd")]
+    assert found[0].recipe.identity == found[0].result["identity"]
+
+
+def test_selected_runs_are_in_the_order_of_the_values(folders: dict[str, Path]) -> None:
+    *first, last = labels(["method=sam,sgd", "seed=1"], folders)
+    assert (set(first), last) == ({"SAM, rho 0.05", "SAM, rho 0.5"}, "SGD")
+    assert labels(["step.rho=0.5,0.05"], folders) == ["SAM, rho 0.5", "SAM, rho 0.05"]
+    assert labels(["seed=2,1", "method=sgd"], folders) == ["SGD, seed 2", "SGD, seed 1"]
+
+
+def test_a_label_has_what_differs_within_a_method_alone(folders: dict[str, Path]) -> None:
+    assert labels([str(folders["sgd"]), str(folders["sgd 2"]), str(folders["sam"])], folders) == [
+        "SGD, seed 1",
+        "SGD, seed 2",
+        "SAM",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere: expected a run folder, or KEY=VALUE, which selects runs; there is no such folder"),
+        (["method=swa"], "method=swa: no run has this value; they have sam, sgd"),
+        (["step.roh=1"], 'step.roh: no run has a key of this name; did you mean "step.rho"?'),
+        (["method="], "method=: expected KEY=VALUE or KEY=VALUE,VALUE"),
+        (
+            ["method=sam", "seed=2"],
+            "method=sam seed=2: no finished run below {results} fits (--results names the folder)",
+        ),
+        (["{asam}"], "{asam}: this run is failed; expected one that is finished"),
+        (["{results}"], "{results}: holds no result.json; expected the folder of a finished run"),
+    ],
+)  # fmt: skip
+def test_what_is_no_run_is_named(words: list[str], message: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError) as raised:
+        chosen([word.format(**folders) for word in words], [folders["results"]])
+    assert str(raised.value) == message.format(**folders)
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    folder = store(tmp_path, record(RESNET20, "method=sgd"))
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace("70.0", "71.0"))
+    with pytest.raises(InputError) as raised:
+        chosen([str(folder)], [])
+    assert str(raised.value) == f"{path}: its checksum does not fit: edited or damaged"
