@@ -70,7 +70,8 @@ def nearest(word: str, valid: Iterable[str], *, prefix: str = "", cutoff: float 
     """A hint for an unknown `word`: `; did you mean "x"?`, up to three where several are equally near, each behind
     `prefix`; nothing where no valid name is close, since a wrong guess is worse than none.
 
-    A name that is the same but for letter case and dashes is nearer than all others, then one of another group.
+    A name that is the same but for letter case and dashes is nearer than all others, then comes one of another group,
+    then one that begins with the word.
     """
     import difflib
 
@@ -80,6 +81,8 @@ def nearest(word: str, valid: Iterable[str], *, prefix: str = "", cutoff: float 
             return 2
         if typed == re.split("[./]", whole)[-1]:
             return 1
+        if len(typed) >= 3 and whole.startswith(typed):
+            return 0.9
         return difflib.SequenceMatcher(None, typed, whole).ratio()
 
     scores = {name: likeness(name) for name in valid}

@@ -61,7 +61,7 @@ def test_a_finished_run_leaves_its_result_its_history_and_its_config(five_runs: 
         group, _, leaf = key.rpartition(".")
         node = config[group] if group else config
         if node.get(leaf) == value:
-            node.pop(leaf)
+            node.pop(leaf, None)
     assert {key: config[key] for key in recorded} == recorded
 
 

@@ -14,6 +14,9 @@ from in_process import said
 from PIL import Image
 
 # Told from the config alone, in the fraction of a second that comes before torch is imported.
+METHODS = "asam, fge, friendly_sam, gsam, late_sam, looksam, msam, sam, sam_on, sgd, swa"
+STEPS = "asam, friendly_sam, gsam, late_sam, looksam, msam, sam, sam_on, sgd"
+
 OF_THE_CONFIG = {
     # keys
     ("sed=2",): 'unknown key sed; did you mean "seed"?',
@@ -21,7 +24,7 @@ OF_THE_CONFIG = {
     ("-m", "sed=1,2"): 'unknown key sed; did you mean "seed"?',
     ("label_noise=0.4",): 'unknown key label_noise; did you mean "dataset.label_noise"?',
     ("method=sam", "step.roh=1"): 'unknown key step.roh; did you mean "step.rho"?',
-    ("step.rho=1",): "unknown key step.rho; step=asam or sam has it",
+    ("step.rho=1",): "unknown key step.rho; step=asam or friendly_sam or gsam or looksam or msam or sam has it",
     ("dataset.path=x",): "unknown key dataset.path; dataset=image_folder has it",
     ("step.rh=1",): "unknown key step.rh",
     ("hydra/launcher=local",): "hydra/launcher distributes the runs of a sweep: expected -m as well",
@@ -54,17 +57,17 @@ OF_THE_CONFIG = {
         "dataset=cifar11",
     ): 'dataset=cifar11: expected one of cifar10, cifar100, digits, image_folder; did you mean "cifar10"?',
     ("model=resnet57",): '; did you mean "resnet56"?',
-    ("method=smg",): 'method=smg: expected one of asam, fge, sam, sgd, swa; did you mean "sam" or "sgd"?',
-    ("step=asma",): 'step=asma: expected one of asam, sam, sgd; did you mean "asam"?',
-    ("collect=swo",): 'collect=swo: expected one of fge, none, swa, swa_paper; did you mean "swa"?',
+    ("method=smg",): f'method=smg: expected one of {METHODS}; did you mean "sam" or "sgd"?',
+    ("step=asma",): f'step=asma: expected one of {STEPS}; did you mean "asam"?',
+    ("collect=swo",): 'collect=swo: expected one of ema, fge, lawa, none, swa, swa_paper, swag; did you mean "swa"?',
     ("schedule=cosin",): '; did you mean "cosine"?',
     ("protocol=asam2012",): 'protocol=asam2012: expected one of asam2021, swa2018; did you mean "asam2021"?',
     ("experiment=table3/resnet21",): '; did you mean "table3/resnet20"?',
     (
         "-m",
         "experiment=glob(table4/*)",
-    ): "experiment=glob(table4/*): no experiment matches; expected some of quickstart, ",
-    ("-m", "method=sgd,asma"): 'method=asma: expected one of asam, fge, sam, sgd, swa; did you mean "asam"?',
+    ): "experiment=glob(table4/*): no experiment matches; expected some of label_noise/resnet32, quickstart, ",
+    ("-m", "method=sgd,asma"): f'method=asma: expected one of {METHODS}; did you mean "asam"?',
     # types and ranges
     ("method=fge", "collect.cycle=null"): "collect.cycle=null: expected a share of the budget above 0",
     ("dataset=image_folder", "dataset.path=null"): "dataset.path=null: expected a folder",
@@ -115,7 +118,7 @@ OF_THE_PARTS = {
     ): 'unknown key step.roh; did you mean "step.rho"? (broadopt.methods.sam.sam has no such',
     (
         "+collect.start=1",
-    ): "collect=fge or swa or swa_paper has it (broadopt.methods.collect.Nothing has no such argument)",
+    ): "collect=ema or fge or swa or swa_paper or swag has it (broadopt.methods.collect.Nothing has no such argument)",
     ("model.depth=21",): "model.depth=21: a ResNet has depth 6n + 2 with n >= 1; nearest: 20",
 }
 

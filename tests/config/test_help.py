@@ -14,7 +14,7 @@ import broadopt
 from broadopt.config.shipped import config_dir
 
 GROUPS = (
-    *("collect", "dataset", "experiment", "experiment/table1", "experiment/table3"),
+    *("collect", "dataset", "experiment", "experiment/label_noise", "experiment/table1", "experiment/table3"),
     *("method", "model", "optimizer", "protocol", "schedule", "step"),
 )
 INTERNAL = {"augmentation._target_", "dataset.name", "model.name", "method.name", "method.step", "method.collect"}

@@ -102,8 +102,8 @@ LINES = {
     ("--batch-size", "32"): "unknown option --batch-size: a key is given without dashes, batch_size=32",
     ("--wd", "0.1"): "unknown option --wd: a key is given without dashes, weight_decay=0.1",
     ("--epochs", "3"): f"unknown option --epochs{LENGTH}",
-    ("method=ema",): "expected one of asam, fge, sam, sgd, swa; it goes with any step: collect=ema",
-    ("step=SWAG",): "expected one of asam, sam, sgd; it goes with any step: collect=swag",
+    ("method=ema",): f"{LIST}; it goes with any step: collect=ema",
+    ("step=SWAG",): "late_sam, looksam, msam, sam, sam_on, sgd; it goes with any step: collect=swag",
     ("method=sam+swa",): "; a step and what it is averaged by are two choices: method=sam collect=swa",
     ("collect=polyak",): '; did you mean "ema"?',
     (

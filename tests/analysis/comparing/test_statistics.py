@@ -155,6 +155,7 @@ def test_seeds_needed_are_unknown_without_spread_or_beyond_any_number_of_seeds()
 )
 def test_a_run_at_chance_has_diverged(dataset: str, accuracy: float, diverged: bool) -> None:
     result = {"state": "finished", "dataset": dataset, "metrics": {"last": {"test_accuracy": accuracy}}}
+    result["config"] = {"dataset": {"name": dataset}}
     assert has_diverged(result) is diverged
     assert has_diverged({**result, "state": "failed"}) is True
     assert has_diverged({**result, "state": "interrupted"}) is False

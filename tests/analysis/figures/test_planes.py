@@ -16,6 +16,7 @@ from in_process import said
 from PIL import Image
 
 from broadopt import predictor, snapshots
+from broadopt.analysis.figures.catalogue import FIGURES
 from broadopt.analysis.figures.output import read_csv
 from broadopt.analysis.figures.planes import levels, square
 from broadopt.analysis.landscape.networks import flat
@@ -197,7 +198,7 @@ def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mappi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan"], 'figure "plan" is none of plane, rays, line, schematic; did you mean "plane"?'),
+        (["plan"], 'figure "plan" is none of {names}; did you mean "plane"?'),
         (["--images", "3"], "expected a figure ahead of all else, one of plane, "),
         (["line"], "line needs 2 runs: name run folders, or select them as method=sgd,swa seed=1"),
         (["line", "{sgd}"], "line needs 2 runs; found 1: {sgd}"),
@@ -217,7 +218,8 @@ def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mappi
 def test_bad_usage_is_one_line(arguments: list[str], message: str, runs: Mapping[str, Path], tmp_path: Path) -> None:
     words = [word.format(**runs) for word in arguments]
     trusted = FEW[-3:] if "{sgd}" in arguments and arguments[0] != "schematic" else ()
-    assert refused(words[0], *words[1:], *trusted, cwd=tmp_path).startswith(message.format(**runs))
+    expected = message.format(**runs, names=", ".join(FIGURES))
+    assert refused(words[0], *words[1:], *trusted, cwd=tmp_path).startswith(expected)
 
 
 def test_levels_double_their_distance_to_the_least() -> None:

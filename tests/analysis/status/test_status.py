@@ -489,7 +489,7 @@ def test_the_other_formats_show_the_same(name: str, tmp_path: Path) -> None:
         (["table3", "--status", "--tflops", "many"], "--tflops many: expected a number > 0"),
         (["table3", "--missing", "--format", "csv"],
          "--format does not go with --missing; see broadopt-table --help"),
-        (["runs", "--missing"], "--missing is for table1 and table3: no paper says what runs there should be"),
+        (["runs", "--missing"], "--missing is for the papers' tables: no paper says what runs there should be"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], line: str) -> None:

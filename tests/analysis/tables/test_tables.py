@@ -490,13 +490,13 @@ def test_what_is_left_out_is_said_on_stderr_where_the_table_goes_to_a_file_or_is
         (["table3", "--format", "latx"],
          '--format "latx" is none of markdown, latex, csv, html; did you mean "latex"?'),
         (["table3", "--metric", "lst"], '--metric "lst" is none of last, best, collected; did you mean "last"?'),
-        (["runs", "--metric", "last"], "--metric is for table1 and table3: runs shows last, best and collected"),
+        (["runs", "--metric", "last"], "--metric is for the papers' tables: runs shows last, best and collected"),
         (["table3", "--results", "nowhere"],
          "results folder nowhere does not exist: --results names the folder that holds runs/"),
         (["table3", "--output", "no/such/folder/t.md"],
          "--output no/such/folder/t.md cannot be written: No such file or directory"),
         ([], "the following arguments are required: TABLE; see broadopt-table --help"),
-        (["table3", "--colour"], 'unknown option --colour; did you mean "--columns"?'),
+        (["table3", "--colour"], "unknown option --colour; see broadopt-table --help"),
     ],
 )  # fmt: skip
 def test_bad_usage_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
