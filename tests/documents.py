@@ -105,7 +105,7 @@ def prepared(folder: Path) -> Path:
     """`folder` as a checkout in which README was followed: its files are written, with a few images beside them."""
     (folder / "results").mkdir()
     (folder / "scripts").symlink_to(CHECKOUT / "scripts")
-    for committed in ("cifar10_resnet20_5epochs", "cifar10_resnet20_rho"):
+    for committed in ("cifar10_resnet20_5epochs", "cifar10_resnet20_10epochs", "cifar10_resnet20_rho"):
         (folder / "results" / committed).symlink_to(CHECKOUT / "results" / committed)
     for split in ("train", "test"):
         for number, name in enumerate(("cats", "dogs")):

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 import yaml
 from command import SMALL, folders, run
 from documents import CHECKOUT, DOCUMENTS, section, text
-from PIL import Image
 
 import broadopt
 from broadopt import table as tables
@@ -27,14 +25,14 @@ from broadopt.config.compose import compose, run_config
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.devices import rates
+from broadopt.figure import draw as draw_figure
 from broadopt.runs import checkpoint, heartbeat, results
 from broadopt.training.plan import price
 
-sys.path.append(str(CHECKOUT / "scripts"))
-import draw_curves
-
 PAGES = [*DOCUMENTS, Path("CONTRIBUTING.md"), Path("CHANGELOG.md")]
 COMMITTED = CHECKOUT / "results/cifar10_resnet20_5epochs"
+GALLERY = CHECKOUT / "results/cifar10_resnet20_10epochs"
+PICTURES = CHECKOUT / "results/figures" / GALLERY.name
 REFERENCE = text("docs/reference.md")
 NAMED = set(re.findall(r"`([^`\n]+)`", REFERENCE))
 """All that stands in the reference as code."""
@@ -48,7 +46,8 @@ def test_readme_takes_a_minute() -> None:
 
 
 def test_readme_prints_what_the_committed_runs_print() -> None:
-    printed, _ = tables.make(parse(["runs", "--results", str(COMMITTED), "--where", "precision=fp32"]))
+    words = ["--where", "budget=10", "dataset.label_noise=0"]
+    printed, _ = tables.make(parse(["runs", "--results", str(GALLERY), *words]))
     quoted = re.findall(r"^\*\*cifar10.*?\*\*\n\n(?:[^|\n].*\n)*\n?(?:\|.*\n)+", text("README.md"), flags=re.MULTILINE)
     assert len(quoted) == 1
     for table in quoted:
@@ -60,12 +59,30 @@ def unpadded(table: str) -> str:
     return re.sub("-+", "-", re.sub(" +", " ", table))
 
 
-def test_the_picture_shows_the_committed_runs() -> None:
-    picture = CHECKOUT / draw_curves.OUTPUT
-    assert f"]({draw_curves.OUTPUT})" in text("README.md")
-    assert picture.stat().st_size < 80_000
-    with Image.open(picture) as opened:
-        assert opened.text["Curves"] == draw_curves.digest(draw_curves.curves(COMMITTED)), "scripts/draw_curves.py"
+@pytest.mark.parametrize("name", ["curves", "noise"])
+def test_pictures_that_need_no_network_show_the_committed_runs(name: str, tmp_path: Path) -> None:
+    page = text("docs/figures.md")
+    (words,) = re.findall(rf"`{name} ([^`]+)`", page)
+    assert f"(../results/figures/{GALLERY.name}/{name}.png)" in page
+    draw_figure(parse_figure([name, *words.split(), "--results", str(GALLERY), "-o", str(tmp_path / name)]))
+    found, committed = (
+        numbers_of(folder / f"{name}.csv") for folder in (tmp_path, CHECKOUT / "results/figures" / GALLERY.name)
+    )
+    assert found == committed
+
+
+def numbers_of(path: Path) -> list[str]:
+    """The lines of a figure's CSV, without those that say where its runs lie."""
+    return [line for line in path.read_text().splitlines() if not line.startswith("# run ")]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_in_the_gallery_and_small(name: str) -> None:
+    assert f"![{name}](../results/figures/{GALLERY.name}/{name}.png)" in text("docs/figures.md")
+    assert (PICTURES / f"{name}.png").stat().st_size < 200_000
+    numbers = (PICTURES / f"{name}.csv").read_text()
+    assert numbers.startswith(f"# broadopt-figure {name}\n")
+    assert not re.search(r"^# run .*: /", numbers, flags=re.MULTILINE), "drawn with another folder's path"
 
 
 def test_readme_states_what_the_runs_have_cost() -> None:
