@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The first rows on a GPU, within a time limit: the most wanted first, three runs at a time on the card, each with its
-# checkpoints. A signal ends what is on its way ahead of the limit, with the state saved; given again, all goes on.
+# checkpoints. The limit, Ctrl-C, TERM and HUP end what is on its way with the state saved; given again, all goes on.
 #
 #   scripts/first_rows.sh HOURS [KEY=VALUE ...]     what is given goes to broadopt-run: results_dir=, data_dir=, device=
 #   scripts/first_rows.sh 12 plan=true              what it would train, and cost
@@ -18,11 +18,30 @@ limit=$(awk -v hours="$1" -v reserve="${RESERVE:-120}" 'BEGIN { print int(hours 
 end=$((SECONDS + limit))
 shift
 
-rows() { # broadopt-run's arguments of a sweep; timeout's TERM has the runs save their states
-  local left=$((end - SECONDS)) ended=0
+# timeout has a process group of its own, which a terminal's signals do not reach, and bash deals with a signal to itself
+# only between commands: so the sweep is in the background, where `wait` ends at once, and the signal is passed on.
+child='' stopped='' woken=''
+# shellcheck disable=SC2317,SC2329 # called by the trap
+stop() {
+  stopped=yes woken=yes
+  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
+}
+trap stop INT TERM HUP
+
+rows() { # broadopt-run's arguments of a sweep; TERM, timeout's too, has the runs save their states
+  local left=$((end - SECONDS)) ended
+  [ -z "$stopped" ] || exit 75
   ((left > 0)) || { echo "first_rows.sh: the time is up: give it again to go on" >&2; exit 75; }
-  timeout --signal=TERM "$left" broadopt-run -m hydra/launcher=local "hydra.launcher.per_gpu=${PER_GPU:-3}" "$@" || ended=$?
-  case $ended in 2 | 75) exit "$ended" ;; 124) exit 75 ;; esac
+  timeout --signal=TERM "$left" broadopt-run -m hydra/launcher=local "hydra.launcher.per_gpu=${PER_GPU:-3}" "$@" &
+  child=$!
+  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # the signal came just before
+  while :; do
+    woken='' ended=0
+    wait "$child" || ended=$?
+    [ -n "$woken" ] || break # else it was a signal that ended the waiting: the exit code is still to come
+  done
+  child=''
+  case $ended in 2 | 75) exit "$ended" ;; 124 | 143) exit 75 ;; esac # 143: before the sweep could deal with TERM
   [ "$ended" = 0 ] || code=$ended
 }
 

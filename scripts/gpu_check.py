@@ -44,6 +44,7 @@ from broadopt.config.shipped import options
 from broadopt.devices.device import choose_device, choose_precision, device_name
 from broadopt.devices.graphs import CalledGraph, CudaGraph
 from broadopt.errors import InputError, Interrupted
+from broadopt.methods.schedule import Schedule
 from broadopt.runs import checkpoint
 from broadopt.signals import Stop
 from broadopt.training.loop import Training
@@ -57,6 +58,7 @@ METHODS = {
     "swa": ("method=swa", "collect.budgets=[1]"),
     "fge": ("method=fge",),
     "sam+swa": ("method=sam", "collect=swa", "collect.budgets=[1]"),
+    "sgd+adamw": ("method=sgd", "optimizer=adamw"),
 }
 NOISY = {"dropout": "vgg16", "Shake-Shake": "shakeshake26_2x64d", "ShakeDrop": "pyramidnet272_shakedrop"}
 SHORT = ("batch_size=16", "budget=2", "evaluate_every=1", "precision=fp32")  # 2 epochs of 3 steps, the last of 8 images
@@ -121,8 +123,18 @@ def doubled(*keys: str, device: str) -> Training:
     """A short training of ResNet-8, its network in float64."""
     small = ("model=resnet20", "model.depth=8", *SHORT, f"device={device}")
     parts = parts_of(*small, *keys, dataset=random_dataset(40, 20, classes=10))
+    # A GPU takes the learning rate from a float32 tensor: the CPU's training is given the same one.
+    parts = replace(parts, schedule=Rounded(**vars(parts.schedule)))
     parts.model.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
     return trained(parts)
+
+
+class Rounded(Schedule):
+    """Its learning rates as float32 has them."""
+
+    def __call__(self, epochs: float, *, step: float = 0.0) -> float:
+        """See Schedule."""
+        return torch.tensor(super().__call__(epochs, step=step), dtype=torch.float32).item()
 
 
 def figures(training: Training) -> dict[str, float]:
@@ -242,9 +254,11 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            for images, labels in parts.data.train(0):
-                training.train_on(images, labels)
-            torch.cuda.set_sync_debug_mode("default")
+            try:
+                for images, labels in parts.data.train(0):
+                    training.train_on(images, labels)
+            finally:  # a step that fails or comes to the limit leaves the other parts as they are
+                torch.cuda.set_sync_debug_mode("default")
         waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
         yield checked(f"{method}: waits for the device in 10 steps", len(waits), 0)
 
@@ -292,7 +306,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--limit", type=float, default=1.0, metavar="X", help="each part's time limit, times X (1)")
     made.add_argument("--batch", type=int, default=measure.BATCH, help="images a step where rates are measured (128)")
-    made.add_argument("--steps", type=int, default=20, help="steps a turn where rates are measured (20)")
+    made.add_argument(
+        "--steps", type=int, default=20, help="steps a turn where rates are measured, after the first ones (20)"
+    )
     made.add_argument("--rounds", type=int, default=3, help="turns, after one that is not counted (3)")
     made.add_argument("--runs", type=int, default=4, help="together: the most runs on the card (4)")
     made.add_argument("--compile", action="store_true", help="rates: with torch.compile as well")

@@ -8,14 +8,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import measure
 import torch
-from measure import interleaved, parts_of, random_dataset, ratio, seconds, trained
+from measure import interleaved, parts_of, random_dataset, ratio, seconds, steady, wait
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -23,7 +22,6 @@ from broadopt.config.compose import compose, run_config
 from broadopt.devices.device import choose_device, choose_precision, peak_memory
 from broadopt.devices.sharing import PER_GPU, keep_to_share
 from broadopt.models.build import network
-from broadopt.training.parts import Parts
 
 TOGETHER = ("resnet20", "vgg16")
 BF16 = 2e-2
@@ -32,7 +30,7 @@ Rows = Iterator[dict[str, Any]]
 
 
 def of_rates(arguments: argparse.Namespace) -> Rows:
-    """Whole epochs of the loop, of a few steps each, by SGD in the precision that auto takes."""
+    """A few steps of the loop at a time, by SGD in the precision that auto takes."""
     device = choose_device(arguments.device)
     fastest = product_rate(device, choose_precision("auto", device))
     variants: dict[str, tuple[str, ...]] = {"plain steps": ("graphs=false",)}
@@ -61,9 +59,8 @@ def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Nam
     """One network's row."""
     before = allocated(arguments.device)
     parts = parts_of(*fixed(name, arguments), *keys, "method=sgd", dataset=dataset)
-    trained(parts)
+    measured = interleaved({"sgd": steady(parts, arguments.steps)}, rounds=arguments.rounds)
     memory = peak_memory(parts.device) - before if parts.device.type == "cuda" else None
-    measured = interleaved({"sgd": partial(train_seconds, parts)}, rounds=arguments.rounds)
     images_per_second = len(dataset.train.labels) / median(row["sgd"] for row in measured)
     return {
         "network": name,
@@ -78,7 +75,7 @@ def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Nam
 
 
 def of_ascent(arguments: argparse.Namespace) -> Rows:
-    """Seconds of SAM's and ASAM's epochs over SGD's, in turns."""
+    """Seconds of SAM's and ASAM's steps over SGD's, in turns."""
     for name in arguments.networks:
         dataset = random_dataset(arguments.batch * arguments.steps, 2)
         made = {
@@ -86,15 +83,10 @@ def of_ascent(arguments: argparse.Namespace) -> Rows:
             for method in ("sgd", "sam", "asam")
         }
         measured = interleaved(
-            {method: partial(train_seconds, parts) for method, parts in made.items()}, rounds=arguments.rounds
+            {method: steady(parts, arguments.steps) for method, parts in made.items()}, rounds=arguments.rounds
         )
         ratios = {f"{method} / sgd, seconds": ratio(measured, method, "sgd")["ratio"] for method in ("sam", "asam")}
         yield {"network": name, **ratios}
-
-
-def train_seconds(parts: Parts) -> float:
-    """Seconds in the steps of one training."""
-    return trained(parts).progress.train_seconds
 
 
 def allocated(device: str) -> int:
@@ -148,14 +140,17 @@ def together(name: str, runs: int, arguments: argparse.Namespace) -> list[float]
 
 
 def one_of_several(arguments: argparse.Namespace) -> None:
-    """A process of `together`: trains once, then, when all are ready, so many rounds, and prints its images/s."""
+    """A process of `together`: makes its first steps, then, when all are ready, so many rounds of the next ones, and
+    prints its images/s.
+    """
     keep_to_share(choose_device(arguments.device))
     dataset = random_dataset(arguments.batch * arguments.steps, 2)
     parts = parts_of(*fixed(arguments.one_of_several, arguments), "method=sgd", dataset=dataset)
-    trained(parts)
+    measured = steady(parts, arguments.rounds * arguments.steps)
+    wait(parts.device)
     print("ready", flush=True)
     sys.stdin.readline()
-    spent = seconds(lambda: [trained(parts) for _ in range(arguments.rounds)], parts.device)
+    spent = measured()
     print(arguments.rounds * len(dataset.train.labels) / spent, flush=True)
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
 from broadopt.devices.device import choose_device, choose_precision, set_flags
+from broadopt.devices.graphs import WARM_UP
 from broadopt.devices.provenance import environment
 from broadopt.errors import InputError
 from broadopt.models.build import network
@@ -65,6 +67,21 @@ def trained(parts: Parts) -> Training:
     training = Training(parts, stop=Stop(), reporter=Silent())
     training.run(lambda: None, minutes=float("inf"))
     return training
+
+
+def steady(parts: Parts, steps: int) -> Callable[[], float]:
+    """Seconds of the next `steps` steps of one training, however often it is called. The steps in which libraries
+    choose their algorithms and the step is recorded are made here: none of them is among those that are measured.
+    """
+    training = Training(parts, stop=Stop(), reporter=Silent())
+    inputs = chain.from_iterable(parts.data.inputs(epoch) for epoch in count())
+
+    def make(number: int) -> None:
+        for one in islice(inputs, number):
+            training.train_on(*one)
+
+    make(WARM_UP + 2)
+    return lambda: seconds(lambda: make(steps), parts.device)
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:

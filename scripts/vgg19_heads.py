@@ -9,7 +9,7 @@ import argparse
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,23 @@ import torch
 from broadopt.runs.results import read_all
 
 HEADS, METHODS, SEEDS = ("torchvision", "hidden4096"), ("sgd", "sam", "asam"), (1, 2, 3, 4, 5)
-CHANCE = 1.0
-"""Percent, of CIFAR-100's classes."""
+PRECISION, CHANCE = "fp32", 1.0
+"""CHANCE in percent, of CIFAR-100's classes."""
 
 
-def counts(results: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Of each head and method the runs above three times chance, and all that have come to their end."""
+def counts(
+    results: Iterable[Mapping[str, Any]], *, budget: float, seeds: Collection[int]
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Of each head and method the runs above three times chance, and all that have come to their end; results of
+    another budget, seed or precision, as a rehearsal leaves them in the same folder, are not counted.
+    """
     above, ended = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for result in results:
-        if result["state"] not in ("finished", "failed"):
+        config = result["config"]
+        asked = config["budget"] == budget and config["seed"] in seeds and config["precision"] == PRECISION
+        if not asked or result["state"] not in ("finished", "failed"):
             continue
-        place = (result["config"]["model"]["head"], result["method"])
+        place = (config["model"]["head"], result["method"])
         ended[place] += 1
         above[place] += result["state"] == "finished" and result["metrics"]["last"]["test_accuracy"] > 3 * CHANCE
     return {place: (above[place], ended[place]) for place in product(HEADS, METHODS)}
@@ -41,7 +47,7 @@ def command(arguments: argparse.Namespace) -> list[str]:
     return [
         *(sys.executable, "-m", "broadopt.run", "-m", "experiment=table3/vgg19_bn"),
         *(f"{key}={','.join(map(str, values))}" for key, values in swept.items()),
-        *(f"budget={arguments.budget:g}", "precision=fp32", f"device={arguments.device}"),
+        *(f"budget={arguments.budget:g}", f"precision={PRECISION}", f"device={arguments.device}"),
         *(f"results_dir={arguments.results}", *arguments.overrides),
     ]
 
@@ -61,7 +67,7 @@ def main() -> None:
     code = subprocess.run(command(arguments)).returncode
     if "plan=true" in arguments.overrides or code in (2, 75):
         sys.exit(code)
-    found = counts(read_all(arguments.results)[0])
+    found = counts(read_all(arguments.results)[0], budget=arguments.budget, seeds=arguments.seeds)
     for (head, method), (above, ended) in found.items():
         print(f"{head:12} {method:5} {above} of {ended} runs above three times chance")
 

@@ -2,14 +2,18 @@
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import PATIENCE, until
 
 from broadopt.config.compose import compose, run_config
 
@@ -73,6 +77,37 @@ def test_the_time_limit_has_to_be_given(arguments: tuple[str, ...], line: str, t
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"first_rows.sh: {line}\n")
 
 
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
+def test_a_signal_to_the_script_has_the_sweep_save_its_state(signal_: signal.Signals, tmp_path: Path) -> None:
+    """What runs in the place of broadopt-run says when it is there and that it was asked to end; SIGINT comes to the
+    whole process group, as from a terminal.
+    """
+    scripts, ready, saved = tmp_path / "scripts", tmp_path / "ready", tmp_path / "saved"
+    scripts.mkdir()
+    for name in ("first_rows.sh", "reproduce.sh"):
+        shutil.copy(SCRIPTS / name, scripts)
+    (tmp_path / "broadopt-run").write_text(
+        f"#!/bin/bash\ntrap 'echo TERM >> {saved}; exit 75' TERM\necho $$ > {ready}.part\n"
+        f"mv {ready}.part {ready}\nwhile :; do sleep 0.1; done\n"
+    )
+    (tmp_path / "broadopt-run").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen([scripts / "first_rows.sh", "1"], env=environment, start_new_session=True)
+    try:
+        until(ready.exists, process)
+        (os.killpg if signal_ == signal.SIGINT else os.kill)(process.pid, signal_)
+        assert process.wait(PATIENCE) == 75
+        assert saved.read_text() == "TERM\n"
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(ready.read_text()), 0)
+    finally:
+        process.kill()
+        process.wait()
+        if ready.exists():
+            with suppress(ProcessLookupError):
+                os.kill(int(ready.read_text()), signal.SIGKILL)
+
+
 def test_the_heads_are_trained_by_the_recipe_of_the_row() -> None:
     given = Namespace(seeds=[1, 2], budget=2.0, device="cuda", results=Path("heads"), overrides=["data_dir=/data"])
     words = vgg19_heads.command(given)
@@ -88,7 +123,8 @@ def test_the_heads_are_trained_by_the_recipe_of_the_row() -> None:
 
 def ended(head: str, method: str, accuracy: float, state: str = "finished") -> dict[str, Any]:
     last = {"test_accuracy": accuracy} if state == "finished" else {}
-    return {"state": state, "method": method, "config": {"model": {"head": head}}, "metrics": {"last": last}}
+    config = {"model": {"head": head}, "budget": 2.0, "seed": 1, "precision": "fp32"}
+    return {"state": state, "method": method, "config": config, "metrics": {"last": last}}
 
 
 def test_the_runs_above_three_times_chance_are_counted() -> None:
@@ -99,7 +135,10 @@ def test_the_runs_above_three_times_chance_are_counted() -> None:
         ended("torchvision", "sgd", 0.0, "interrupted"),
         ended("hidden4096", "asam", 20.0),
     ]
-    found = vgg19_heads.counts(results)
+    rehearsed = [ended("torchvision", "sgd", 9.0) for _ in range(3)]
+    for result, (key, value) in zip(rehearsed, {"budget": 0.1, "seed": 6, "precision": "bf16"}.items(), strict=True):
+        result["config"][key] = value
+    found = vgg19_heads.counts([*results, *rehearsed], budget=2, seeds=[1, 2, 3, 4, 5])
     assert found["torchvision", "sgd"] == (1, 3)
     assert found["hidden4096", "asam"] == (1, 1)
     assert len(found) == 6

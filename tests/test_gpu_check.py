@@ -23,9 +23,9 @@ def test_the_gpu_check_passes_on_a_cpu(tmp_path: Path) -> None:
     few = ("--batch", "4", "--steps", "1", "--rounds", "1", "--limit", "1000", "--networks", "resnet20")
     done = check("--device", "cpu", "--parts", *parts, *few, "--json", str(path))
     assert done.returncode == 0, done.stderr
-    assert "15 checks, 0 failed, " in done.stdout
+    assert "17 checks, 0 failed, " in done.stdout
     content = json.loads(path.read_text())
-    counts = {"gradients": 2, "training": 6, "resume": 6, "rates": 2, "convolutions": 1}
+    counts = {"gradients": 2, "training": 7, "resume": 7, "rates": 2, "convolutions": 1}
     assert [row["part"] for row in content["rows"]] == [part for part, count in counts.items() for _ in range(count)]
     assert content["environment"]["machine"].startswith(f"torch {torch.__version__}, ")
     for line in ("waiting: there is nothing to wait for on a CPU", "rates: a CPU records nothing"):
@@ -50,7 +50,7 @@ def test_a_resumed_run_that_differs_fails_the_gpu_check() -> None:
     forgetful += "Training.state_dict = broken"
     done = check("--device", "cpu", "--parts", "resume", "--networks", "resnet20", "--limit", "1000", before=forgetful)
     assert done.returncode == 1, done.stderr
-    assert "6 checks, 6 failed, " in done.stdout
+    assert "7 checks, 7 failed, " in done.stdout
 
 
 def test_no_gpu_is_one_line() -> None:

@@ -170,7 +170,7 @@ RULES = {
     "schedule.replay_from": _number(0, "a number of budgets >= 0", optional=True),
     "schedule.high": _number(0, "a number >= 0", optional=True),
     "schedule.low": _number(0, "a number >= 0", optional=True),
-    "schedule.warmup": _number(0, "a number of budgets >= 0"),
+    "schedule.warmup": _number(0, "a number of budgets from 0 to 1", high=1),
     "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
 }
 

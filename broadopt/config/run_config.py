@@ -202,6 +202,7 @@ class RunConfig:
             raise InputError("nesterov=true: expected momentum > 0 with it, or nesterov=false")
         if values["objective"].startswith("validation") and not values["dataset"]["validation"]:
             raise InputError(f"objective={values['objective']}: expected dataset.validation=5000, or as many, with it")
+        _check_schedule(values)
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
         own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])  # a config.yaml of before has no such key
@@ -267,3 +268,16 @@ def _check_shape(values: Mapping[str, Any]) -> None:
         for name in own:
             if name not in node:
                 raise InputError(f"{group}.{name} is missing")
+
+
+def _check_schedule(values: Mapping[str, Any]) -> None:
+    """Raise InputError where another optimizer than SGD would be trained at a protocol's learning rates for SGD."""
+    if values["optimizer"] == AS_WITHOUT["optimizer"]:
+        return
+    for key in ("high", "decay_to"):
+        given = values["schedule"].get(key)
+        if given is not None and given > values["lr"]:
+            raise InputError(
+                f"schedule.{key}={given:g}: the protocol's is SGD's; expected schedule.high= and schedule.decay_to= "
+                f"of at most lr={values['lr']:g} with another optimizer"
+            )

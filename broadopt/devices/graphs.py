@@ -71,10 +71,12 @@ class CudaGraph:
         try:
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 work()
-        except Exception:
-            # A recording that fails leaves the generator believing that it is recorded still: it gets a new state.
+        except BaseException:  # that of a time limit too: what comes after it draws from the same generator
+            # A recording that fails leaves the generator believing that it is recorded still: it gets a new state, with
+            # the seed that was set for this step, which is then made without a recording.
             index = torch.cuda.current_device() if self._device.index is None else self._device.index
             fresh = torch.Generator(self._device)
+            fresh.manual_seed(torch.cuda.default_generators[index].initial_seed())
             torch.cuda.default_generators[index].graphsafe_set_state(fresh.graphsafe_get_state())
             raise
 

@@ -162,31 +162,53 @@ def claim(
     given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[int | str, list[int]] | None:
     """Wait for a GPU that no other run of this machine has claimed, or, with `per_gpu` above 1, fewer runs than that
-    which share it as well; its number, and the descriptors that hold it. None where the waiting was `given_up`.
+    which share it as well; its number, and the descriptors that hold it. None where the waiting was `given_up`. Runs of
+    another number do not share it: each takes its part of the memory by its own.
     """
     folder = folder or Path(tempfile.gettempdir())
     while not given_up():
         for slot in range(per_gpu):  # the GPUs take one run each before any takes a second
             for gpu in gpus:
-                wanted = [(f"broadopt-gpu-{gpu}.lock", fcntl.LOCK_EX if per_gpu == 1 else fcntl.LOCK_SH)]
-                wanted += [(f"broadopt-gpu-{gpu}-{slot}.lock", fcntl.LOCK_EX)] * (per_gpu > 1)
-                if (held := _locked([(folder / name, kind) for name, kind in wanted])) is not None:
+                whole, part = folder / f"broadopt-gpu-{gpu}.lock", folder / f"broadopt-gpu-{gpu}-{slot}.lock"
+                if per_gpu == 1:
+                    held = _locked(whole, fcntl.LOCK_EX)
+                elif held := _shared(whole, per_gpu):
+                    held += (own := _locked(part, fcntl.LOCK_EX))
+                    if not own:
+                        _release(held)
+                        continue
+                if held:
                     return gpu, held
         time.sleep(0.2)
     return None
 
 
-def _locked(wanted: Sequence[tuple[Path, int]]) -> list[int] | None:
-    """Descriptors that hold the locks, each of its kind, on all of these files; None where one of them is taken."""
-    held: list[int] = []
-    for path, kind in wanted:
-        held.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
-        try:
-            fcntl.flock(held[-1], kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _release(held)
-            return None
+def _shared(path: Path, per_gpu: int) -> list[int]:
+    """The descriptor that holds a GPU's file together with runs of the same `per_gpu`; none where others have it.
+
+    The file holds their number. It is written under the exclusive lock, which nobody gets while a run has the GPU, and
+    read under the shared one, since another may come between the two.
+    """
+    if first := _locked(path, fcntl.LOCK_EX):
+        os.ftruncate(first[0], 0)
+        os.pwrite(first[0], str(per_gpu).encode(), 0)
+        _release(first)
+    held = _locked(path, fcntl.LOCK_SH)
+    if held and os.pread(held[0], 20, 0) != str(per_gpu).encode():
+        _release(held)
+        return []
     return held
+
+
+def _locked(path: Path, kind: int) -> list[int]:
+    """The descriptor that holds a lock of this kind on the file; none where it is taken."""
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(held, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return []
+    return [held]
 
 
 def _release(descriptors: Sequence[int]) -> None:

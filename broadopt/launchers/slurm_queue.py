@@ -25,9 +25,10 @@ class Task:
     def code(self) -> int | None:
         """The exit code of its run; None where it was cancelled or lost."""
         try:
-            return int((self.folder / f"{self.place}.exit").read_text())
+            text = (self.folder / f"{self.place}.exit").read_text()
         except FileNotFoundError:
             return None
+        return int(text) if text.endswith("\n") else None  # without its end it is being written
 
 
 def in_queue(root: Path) -> dict[str, Task]:

@@ -86,6 +86,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         processes=_sharing(processes, run, data, step),
         settings=_settings(run, processes, memory_format) | {"graphs": recorded},
         graph=partial(graphs.CudaGraph, device) if recorded else None,
+        graphs=execution.graphs,
         size={
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "macs": forward,

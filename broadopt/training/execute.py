@@ -1,5 +1,6 @@
 """One run, from its checked config to its result."""
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -53,6 +54,9 @@ def execute(
 
     Raises InputError, RunFailed, Interrupted, and LeftToAnother where another process is on the run.
     """
+    # Steps and recordings refer to each other in cycles, and broadopt-run lets Python look for cycles rarely: without
+    # this the runs of a sweep keep the networks and the GPU memory of those before them.
+    gc.collect()
     execution = run.execution
     check_installed(execution.tracker)
     device = choose_device(distributed.device_of(execution.device))

@@ -39,6 +39,8 @@ class Parts:
     """Collectors beside the run's own, by name: evaluated in columns of their own."""
     graph: Callable[[], Graph] | None = None
     """What makes the graph that steps are recorded in; None where they are not recorded."""
+    graphs: str = "true"
+    """What was asked for where there is a graph: auto or true."""
     size: Mapping[str, float] = field(default_factory=dict)
     """What estimates of cost need, for its result: parameters, macs (multiply-adds of a forward pass on one image),
     images_per_epoch, passes (gradients a step, in the mean over the whole training).

@@ -1,7 +1,8 @@
 """One step of a training: a batch, its learning rate and its noise; and the sums of an epoch's losses and hits."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from broadopt.devices.graphs import Recorder, say_why_not
 from broadopt.methods.batch import Batch
-from broadopt.methods.steps.optimizers import is_fused
+from broadopt.methods.steps.optimizers import is_fused, recordable
 from broadopt.training.parts import Parts
 
 
@@ -48,9 +49,10 @@ class Stepper:
         self.images = 0
         self._number = self._seen = 0
         self._lr = self._lr_on_device()
-        self._step: Callable[[Sequence[Tensor]], float] = self._make_step
+        self._recorder: Recorder | None = None
         if parts.graph is not None:
-            self._step = Recorder(self._make_step, parts.graph(), size=parts.data.batch_size, failed=self._not_recorded)
+            size, failed = parts.data.batch_size, self._not_recorded
+            self._recorder = Recorder(self._make_step, parts.graph(), size=size, failed=failed)
 
     def _lr_on_device(self) -> Tensor | None:
         """What holds the learning rate where a step may be recorded: a number would be recorded as it is. All steps on
@@ -66,7 +68,7 @@ class Stepper:
 
     def _not_recorded(self, reason: str) -> None:
         self.parts.settings["graphs"] = False
-        say_why_not("true", reason)
+        say_why_not(self.parts.graphs, reason)
 
     def reset_sums(self) -> None:
         """Begin an epoch."""
@@ -87,7 +89,7 @@ class Stepper:
         share = parts.processes.share(len(inputs[0]))
         # A step that is not replayed says itself how many images its loss is of, and may ask for its number.
         self._number, self._seen = step, share.stop - share.start
-        passes = self._step(inputs)
+        passes = self._make_step(inputs) if self._recorder is None else self._recorder(inputs)
         self.images += self._seen
         for group in parts.step.optimizer.param_groups:
             group["lr"] = self.lr  # a plain number in every checkpoint
@@ -111,7 +113,9 @@ class Stepper:
             steps_per_budget=parts.budget * parts.data.steps_per_epoch,
             curvature=self._curvature,
         )
-        loss = parts.step(batch)
+        is_recording = parts.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        with recordable(parts.step.optimizer) if is_recording else nullcontext():
+            loss = parts.step(batch)
         self.loss_sum += loss.double() * batch.images_seen
         self._seen = batch.images_seen
         self.last_loss.copy_(torch.where(loss.isfinite(), loss, self.last_loss))

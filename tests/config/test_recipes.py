@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import AS_WITHOUT, SEMANTICS, identity_of
+from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import EXECUTION, Recipe
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError
+from broadopt.methods.steps.occasions import Occasions
 
 # The recipes, typed from the papers and the authors' repositories and not from the configuration: the one is to be
 # held against the other.
@@ -424,6 +428,19 @@ def test_a_key_that_came_later_is_recorded_only_where_it_changes_the_run(key: st
     default = "null" if AS_WITHOUT[key] is None else AS_WITHOUT[key]
     assert recipe_of([*overrides, f"++{key}={default}"]) == plainly
     assert recipe_of([*overrides, f"++{key}={value}"]) == plainly | {group: plainly[group] | {leaf: value}}
+
+
+def test_a_looksam_of_every_step_is_another_run_and_is_built_from_its_record() -> None:
+    often, seldom = (recipe_of(["method=looksam", f"step.every={every}"]) for every in (1, 5))
+    assert "every" not in often["step"]
+    assert seldom["step"]["every"] == 5
+    assert recipe_of(["method=looksam"]) == seldom
+    assert identity_of(often) != identity_of(seldom)
+    model = nn.Linear(2, 2)
+    for record, every in ((often, 1), (seldom, 5)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = instantiated("step", Recipe.of_record(record).step, model, optimizer)
+        assert step.ascents == Occasions(every=every)
 
 
 def test_the_optimizer_of_the_papers_is_not_recorded_and_another_is() -> None:

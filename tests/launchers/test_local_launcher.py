@@ -124,7 +124,7 @@ def test_a_gpu_is_shared_by_as_many_runs_as_are_asked_for_and_by_none_that_wants
     held = [claimed(tmp_path, per_gpu=2) for _ in range(4)]
     assert [gpu for gpu, _ in held] == [0, 1, 0, 1]  # each has one before any has two
     assert is_taken(tmp_path, per_gpu=2)
-    assert not is_taken(tmp_path, per_gpu=3)
+    assert is_taken(tmp_path, per_gpu=3)  # a third of the memory beside two halves
     for gpu, descriptors in (held[1], held[3]):
         assert is_taken(tmp_path, per_gpu=1)
         assert gpu == 1
@@ -137,6 +137,21 @@ def test_a_gpu_is_shared_by_as_many_runs_as_are_asked_for_and_by_none_that_wants
     for _, descriptors in (held[0], held[2]):
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def test_runs_share_a_gpu_with_runs_of_the_same_number_alone(tmp_path: Path) -> None:
+    (two, of_two), (three, of_three) = claimed(tmp_path, per_gpu=2), claimed(tmp_path, per_gpu=3)
+    assert (two, three) == (0, 1)  # where GPU 0 has room for another half
+    beside = [claimed(tmp_path, per_gpu=per_gpu) for per_gpu in (3, 2, 3)]
+    assert [gpu for gpu, _ in beside] == [1, 0, 1]
+    assert is_taken(tmp_path, per_gpu=2)
+    for descriptors in (of_two, beside[1][1]):
+        for descriptor in descriptors:
+            os.close(descriptor)
+    again, descriptors = claimed(tmp_path, per_gpu=3)  # nobody has GPU 0 any more
+    assert again == 0
+    for descriptor in (*descriptors, *of_three, *beside[0][1], *beside[2][1]):
+        os.close(descriptor)
 
 
 def test_several_runs_share_a_gpu_at_the_same_time(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from command import until
 
 from broadopt.errors import InputError
 from broadopt.launchers.slurm import SlurmLauncher
+from broadopt.launchers.slurm_queue import Task
 
 SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("partition", "account", "qos")),
@@ -105,3 +106,12 @@ def test_what_cannot_be_shared_is_refused_in_a_line(settings: dict[str, Any], li
     with pytest.raises(InputError) as raised:
         SlurmLauncher(**{**SETTINGS, **settings})
     assert str(raised.value) == line
+
+
+@pytest.mark.parametrize(("text", "code"), [(None, None), ("", None), ("7", None), ("0\n", 0), ("3\n", 3)])
+def test_an_exit_code_is_there_once_it_is_written_to_its_end(
+    text: str | None, code: int | None, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "4.exit").write_text(text)
+    assert Task(tmp_path, 4).code() == code

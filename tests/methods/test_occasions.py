@@ -5,6 +5,7 @@ The oracle: formulas.py in float64, which is told step by step which gradient is
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,9 @@ from broadopt.errors import InputError
 from broadopt.methods.batch import Batch
 from broadopt.methods.sam import sam
 from broadopt.methods.step import Plain
+from broadopt.methods.steps.friendly import FriendlySAM
+from broadopt.methods.steps.looksam import LookSAM
+from broadopt.methods.steps.msam import MSAM
 from broadopt.methods.steps.occasions import Course, Occasions
 from broadopt.methods.steps.occasions import gradients as gradients_of
 
@@ -138,7 +142,7 @@ def by_hand(course: Course, occasions: Sequence[int], part: Callable[[int], int]
 @pytest.mark.parametrize("ascent", [1, 0.25, 0.37])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"from_": 0.43}, {"until": 0.5}, {"every": 3}, {"from_": 0.3, "until": 0.9, "every": 5}, {"from_": 9}],
+    [{}, {"from_": 0.43}, {"until": 0.5}, {"every": 3}, {"from_": 0.3, "until": 0.9, "every": 5}, {"from_": 1.4}],
 )
 def test_gradients_of_a_whole_training_are_counted_exactly(options: dict[str, float], ascent: float) -> None:
     course = Course.of(images=90, batch_size=32, budget=10, epochs=15)
@@ -151,6 +155,30 @@ def test_gradients_of_a_whole_training_are_counted_exactly(options: dict[str, fl
     assert counted == pytest.approx(by_hand(course, sharp, lambda size: round(ascent * size)), rel=1e-14)
     if ascent == 1:
         assert type(counted) is int
+
+
+@pytest.mark.parametrize("make", [sam, FriendlySAM, LookSAM, MSAM])
+@pytest.mark.parametrize(
+    ("start", "epochs", "message"),
+    [
+        (86, 200, "step.from=86: it is counted in budgets, and the training ends after 1; 0.43 are 86 of 200 epochs"),
+        (1, 200, "step.from=1: it is counted in budgets, and the training ends after 1; 0.005 are 1 of 200 epochs"),
+        (
+            1.5,
+            300,
+            "step.from=1.5: it is counted in budgets, and the training ends after 1.5; 0.0075 are 1.5 of 200 epochs",
+        ),
+        (250, 200, "step.from=250: it is counted in budgets, and the training ends after 1"),
+    ],
+)
+def test_a_start_that_the_training_never_comes_to_is_refused(
+    make: Callable[..., Any], start: float, epochs: float, message: str
+) -> None:
+    model = SmallNet()
+    step = make(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=RHO, from_=start)
+    with pytest.raises(InputError) as error:
+        gradients_of(step, Course.of(images=90, batch_size=32, budget=200, epochs=epochs))
+    assert str(error.value) == message
 
 
 def test_a_step_that_does_not_count_takes_what_it_says_each_time() -> None:

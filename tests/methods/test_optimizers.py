@@ -28,7 +28,7 @@ from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError
 from broadopt.methods.sam import sam
 from broadopt.methods.step import Plain
-from broadopt.methods.steps.optimizers import base_optimizer
+from broadopt.methods.steps.optimizers import base_optimizer, recordable
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,43 @@ def test_adamw_is_the_papers_formula() -> None:
         step(closure(model, batch))
         adamw_update(weights, gradients(weights, *batch), means, squares, number, lr=0.01, weight_decay=0.01)
     torch.testing.assert_close(weights_of(model), weights, **CLOSE)
+
+
+def test_an_update_may_be_recorded_within_and_its_groups_are_as_before_outside(recipe: Recipe) -> None:
+    model = SmallNet()
+    made = torch.optim.AdamW([{"params": [weight]} for weight in model.parameters()])
+    made.param_groups[0]["capturable"] = True
+    before = [True, *[False] * (len(made.param_groups) - 1)]
+    with recordable(made):
+        assert [group["capturable"] for group in made.param_groups] == [True] * len(before)
+    assert [group["capturable"] for group in made.param_groups] == before
+    sgd = base_optimizer(recipe, model.parameters())
+    with recordable(sgd):
+        assert "capturable" not in sgd.param_groups[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        (("collect=swa",), "high=0.05"),
+        (("collect=fge",), "high=0.05"),
+        (("collect=swa", "schedule.high=1e-3"), "decay_to=0.05"),
+    ],
+)
+def test_the_learning_rates_of_a_protocol_are_for_sgd(keys: tuple[str, ...], key: str) -> None:
+    assert run_config(compose(["method=sgd", *keys])).recipe.schedule["high"] <= 0.05
+    with pytest.raises(InputError) as error:
+        run_config(compose(["method=sgd", "optimizer=adamw", *keys]))
+    assert str(error.value) == (
+        f"schedule.{key}: the protocol's is SGD's; expected schedule.high= and schedule.decay_to= of at most lr=0.001 "
+        "with another optimizer"
+    )
+
+
+def test_an_average_of_adamw_is_trained_at_learning_rates_of_its_own() -> None:
+    keys = ("optimizer=adamw", "collect=swa", "schedule.high=1e-3", "schedule.decay_to=5e-4")
+    schedule = run_config(compose(["method=sgd", *keys])).recipe.schedule
+    assert (schedule["lr"], schedule["high"], schedule["decay_to"]) == (1e-3, 1e-3, 5e-4)
 
 
 def test_an_optimizer_of_ones_own_is_given_what_it_takes(recipe: Recipe) -> None:

@@ -87,7 +87,13 @@ class Waiting(CalledGraph):
 
 
 def training(
-    method: str, *, graph: Any = None, augmentation: str = "crop and flip", device: torch.device = CPU, stop: Any = None
+    method: str,
+    *,
+    graph: Any = None,
+    graphs: str = "true",
+    augmentation: str = "crop and flip",
+    device: torch.device = CPU,
+    stop: Any = None,
 ) -> Training:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (78, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -115,6 +121,7 @@ def training(
         device=device,
         settings={"graphs": graph is not None},
         graph=graph,
+        graphs=graphs,
     )
     return Training(parts, stop=stop or Stop(), reporter=EpochLines())
 
@@ -198,6 +205,7 @@ def test_a_run_goes_on_with_recorded_steps_from_whatever_steps_it_was_made_of(me
     assert [type(group["lr"]) for group in groups] == [float]
 
 
+@pytest.mark.parametrize("graphs", ["auto", "true"])
 @pytest.mark.parametrize(
     ("graph", "reason"),
     [
@@ -206,11 +214,11 @@ def test_a_run_goes_on_with_recorded_steps_from_whatever_steps_it_was_made_of(me
     ],
 )
 def test_what_cannot_be_recorded_is_said_once_and_trained_without(
-    graph: Any, reason: str, caplog: pytest.LogCaptureFixture
+    graph: Any, reason: str, graphs: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorded = run(training("asam", graph=graph))
+    recorded = run(training("asam", graph=graph, graphs=graphs))
     assert_same(run(training("asam")), recorded)
-    assert caplog.messages == [f"graphs=true: steps are not recorded as a CUDA graph: {reason}"]
+    assert caplog.messages == [f"graphs={graphs}: steps are not recorded as a CUDA graph: {reason}"]
     assert recorded.parts.settings == {"graphs": False}
 
 

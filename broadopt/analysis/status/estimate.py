@@ -25,6 +25,7 @@ PASSES = {
     "broadopt.methods.asam.asam": 2,
     "broadopt.methods.steps.friendly.FriendlySAM": 2,
     "broadopt.methods.steps.gsam.gsam": 2,
+    "broadopt.methods.steps.looksam.LookSAM": 2,
     "broadopt.methods.steps.msam.MSAM": 1,
 }
 """Gradients that each of broadopt's own steps takes; known here without torch, which takes seconds to import."""
@@ -75,32 +76,31 @@ class Estimates:
         for record, numbers in _sizes(folder):
             for known, node, name in (
                 (self._images, record["dataset"], "images_per_epoch"),
-                (self._passes, record["step"], "passes"),
+                (self._passes, _cost_of_step(record), "passes"),
                 (self._macs, [record["model"], record["dataset"]["name"]], "macs"),
             ):
                 if numbers.get(name):
                     known[_key(node)] = numbers[name]
         for dataset, images in _images_by_rate(folder):
             self._images.setdefault(dataset, images)
-        self._rates: dict[str, list[tuple[str, float | None, Rate]]] = defaultdict(list)
-        """By network: target and gradients of a step, and the rate that it was measured at."""
-        for (network, step), measured in _measured(folder).items():
-            self._rates[network].append((_target(step), self._gradients(step), _usual(measured)))
+        self._rates: dict[str, list[tuple[str, Rate]]] = defaultdict(list)
+        """By network: the cost of a step, and the rate that it was measured at."""
+        for (network, cost), measured in _measured(folder).items():
+            self._rates[network].append((cost, _usual(measured)))
 
     def of(self, record: Record) -> Estimate:
         """By runs of the same network and step, else of the same network with another step (in proportion to the
         gradients of a step), else by what is known of the network elsewhere.
         """
         images, found = self._epoch(record), self._rates.get(_key(record["model"]), [])
-        own = _key(record["step"])
-        wanted = _target(own)
+        own = _key(_cost_of_step(record))
         gradients = self._gradients(own)
-        same = [rate for target, passes, rate in found if target == wanted and len({passes, gradients} - {None}) < 2]
+        same = [rate for cost, rate in found if self._is_same(cost, own)]
         if same and images:
             rate = max(same, key=lambda rate: rate.runs)
             words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
             return Estimate(images / rate.images_per_second, "measured", words)
-        others = [(rate, passes) for _, passes, rate in found if passes]
+        others = [(rate, passes) for cost, rate in found if (passes := self._gradients(cost))]
         if others and images and gradients:
             rate, passes = max(others, key=lambda other: other[0].runs)
             speed = rate.images_per_second * passes / gradients
@@ -137,18 +137,46 @@ class Estimates:
             return self._images.get(_key(dataset))
         return max(1, published - dataset.get("validation", 0))
 
-    def _gradients(self, step: str) -> float | None:
-        """Gradients that a step takes, None where they are unknown; `step` is a config's node as JSON."""
-        varies = VARYING & json.loads(step).keys()
-        return self._passes.get(step) or (None if varies else PASSES.get(public(_target(step))))
+    def _is_same(self, cost: str, other: str) -> bool:
+        """Whether two steps take the same time: the same step with as many gradients. Where these are unknown, only one
+        that varies may take others.
+        """
+        if cost == other or _target(cost) != _target(other):
+            return cost == other
+        gradients = (self._gradients(cost), self._gradients(other))
+        if None in gradients:
+            return not any(_varies(json.loads(one)["step"]) for one in (cost, other))
+        return gradients[0] == gradients[1]
+
+    def _gradients(self, cost: str) -> float | None:
+        """Gradients that a step takes in the mean, None where they are unknown; `cost` is what _cost_of_step gives, as
+        JSON.
+        """
+        varies = _varies(json.loads(cost)["step"])
+        return self._passes.get(cost) or (None if varies else PASSES.get(public(_target(cost))))
 
     def _flops(self, record: Record, images: int | None, known: Mapping[str, int]) -> float | None:
         """Operations of a whole run, by the multiply-adds that are known."""
         macs = known.get(_key([record["model"], record["dataset"]["name"]]))
-        passes = self._gradients(_key(record["step"]))
+        passes = self._gradients(_key(_cost_of_step(record)))
         if not macs or not passes or not images:
             return None
         return 2.0 * macs * GRADIENT * passes * images * total_epochs(record)
+
+
+def _varies(step: Mapping[str, Any]) -> bool:
+    """Whether a step takes other numbers of gradients at different times of a training."""
+    return bool(VARYING & step.keys())
+
+
+def _cost_of_step(record: Record) -> dict[str, Any]:
+    """What the mean number of gradients of a step hangs on: where it varies, also on how long the training goes on
+    after its budget, and on how many steps it has.
+    """
+    cost = {"step": record["step"]}
+    if _varies(record["step"]):
+        cost |= {"budgets": total_epochs(record) / float(record["budget"]), "batch_size": record["batch_size"]}
+    return cost
 
 
 def _sizes(folder: Folder) -> Iterator[tuple[Record, Mapping[str, Any]]]:
@@ -170,18 +198,23 @@ Measured = list[tuple[str, float, str]]
 
 
 def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
-    """What every run has measured, by network and step."""
+    """What every run has measured, by network and cost of a step; of a step that varies finished runs alone, since late
+    SAM is twice as fast in its first half.
+    """
     found: dict[tuple[str, str], Measured] = defaultdict(list)
     for result in folder.results.values():
+        if _varies(result["config"]["step"]) and result["state"] != "finished":
+            continue
         _add(found, result["config"], result["environment"].get("device"), result["cost"]["images_per_second"])
     for _, progress in folder.progress.values():
-        _add(found, progress["config"], progress["device"], progress.get("images_per_second"))
+        if not _varies(progress["config"]["step"]):
+            _add(found, progress["config"], progress["device"], progress.get("images_per_second"))
     return found
 
 
 def _add(found: dict[tuple[str, str], Measured], record: Record, device: str | None, rate: float | None) -> None:
     if rate:
-        found[_key(record["model"]), _key(record["step"])].append(
+        found[_key(record["model"]), _key(_cost_of_step(record))].append(
             (f"{device} {record['precision']}", rate, record["method"])
         )
 
@@ -199,5 +232,5 @@ def _key(node: Any) -> str:
     return json.dumps(node, sort_keys=True)
 
 
-def _target(step: str) -> str:
-    return str(json.loads(step).get("_target_", ""))
+def _target(cost: str) -> str:
+    return str(json.loads(cost)["step"].get("_target_", ""))

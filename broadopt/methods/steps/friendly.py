@@ -60,7 +60,7 @@ class FriendlySAM:
             ascent=ascent,
             layers=layers,
         )
-        self.one_process = self.sharp.one_process
+        self.one_process, self.occasions = self.sharp.one_process, self.sharp.occasions
         self._means: dict[Tensor, Tensor] = {}
 
     def gradients(self, course: Course) -> float:

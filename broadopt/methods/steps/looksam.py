@@ -23,7 +23,8 @@ class LookSAM:
 
     Norms are those of all parameters together, over all groups of the optimizer. g_v is part of the optimizer's state,
     so a resumed run goes on with it; steps before the first ascent, and those outside of from_ and until, are plain.
-    alpha >= 0 (0.7 in the paper), every = k >= 1; rho and p are SAM's, bn, noise and ascent SharpnessAware's. Raises
+    alpha >= 0 (0.7 in the paper); every = k >= 1, 5 in configs/step/looksam.yaml, by default 1 as for other steps, so
+    that a record without it means the same for all; rho and p are SAM's, bn, noise and ascent SharpnessAware's. Raises
     InputError for values outside.
     """
 
@@ -37,7 +38,7 @@ class LookSAM:
         rho: float,
         p: float | str = 2,
         alpha: float = 0.7,
-        every: int = 5,
+        every: int = 1,
         bn: str = "both",
         noise: str = "fresh",
         from_: float = 0.0,

@@ -92,10 +92,23 @@ ALWAYS = Occasions()
 
 def gradients(step: Any, course: Course) -> float:
     """Gradients of a batch in a whole training: as the step counts them itself, by a method `gradients(course)`, else
-    `passes` a step.
+    `passes` a step. Raises InputError for a step.from of one budget or more that the training never comes to.
     """
+    occasions = getattr(step, "occasions", None)
+    if isinstance(occasions, Occasions) and occasions.start >= 1 and occasions.count(course) == 0:
+        raise InputError(_never_begins(occasions.start, course))
     own = getattr(step, "gradients", None)
     return course.steps * step.passes if own is None else own(course)
+
+
+def _never_begins(start: float, course: Course) -> str:
+    epochs = course.steps_per_budget / course.steps_per_epoch
+    words = (
+        f"step.from={start:g}: it is counted in budgets, and the training ends after "
+        f"{course.steps / course.steps_per_budget:.3g}"
+    )
+    # Whoever gives more than one budget means epochs, where the budget has as many.
+    return words + (f"; {start / epochs:.3g} are {start:g} of {epochs:g} epochs" if start < epochs else "")
 
 
 def gradients_a_step(step: Any, course: Course) -> float:

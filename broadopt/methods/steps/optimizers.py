@@ -1,7 +1,8 @@
 """The optimizers below the steps. Each is a plain torch optimizer; steps and schedules work over any."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from hydra.utils import get_object
@@ -46,6 +47,22 @@ def bound_gradients(optimizer: torch.optim.Optimizer, bound: float) -> None:
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:
     """Whether its update is one kernel for all parameters, which takes the learning rate as a tensor too."""
     return all(bool(group.get("fused")) for group in optimizer.param_groups)
+
+
+@contextmanager
+def recordable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within it updates may be recorded: torch refuses those of a group that is not `capturable`. A fused update is the
+    same with it. Outside the groups are as they were, since torch warns of what is capturable and not recorded, and a
+    checkpoint may be resumed on a CPU.
+    """
+    groups = [group for group in optimizer.param_groups if group.get("capturable") is False]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["capturable"] = False
 
 
 def _arguments(target: object) -> Sequence[str]:

@@ -24,6 +24,8 @@ from filelock import FileLock
 from stored import RESNET20, record, run, store
 
 from broadopt.analysis.status import state as standing
+from broadopt.analysis.status.estimate import Estimates
+from broadopt.analysis.status.state import look
 from broadopt.analysis.tables import published
 from broadopt.analysis.tables.stored_recipes import StoredRecipes
 from broadopt.config.compose import compose, recipe_of, run_config
@@ -370,6 +372,23 @@ def test_hours_needed_are_worked_out_from_what_the_same_network_has_measured(tmp
     # 126 MMACs x 2 x 3 x 50,000 images x 400 epochs at a tenth of 989.4 TFLOP/s
     assert other["estimated_from"] == "flops"
     assert float(other["device_hours_needed"]) == pytest.approx(15.09e15 / 98.94e12 / 3600, rel=1e-3)
+
+
+def test_a_step_that_varies_is_estimated_by_finished_runs_of_the_same_length(tmp_path: Path) -> None:
+    """Late SAM is sharp in the last 57 % of one budget, and in 71 % of the 1.5 that SWA trains."""
+    late = [RESNET20, "method=late_sam"]
+    short, long, other = (record(*late, *keys) for keys in ([], ["collect=swa"], ["batch_size=64"]))
+    store(tmp_path, short, cost={"passes": 1.57, "images_per_second": 3000.0})
+    store(tmp_path, record(*late, seed=2), state="interrupted", cost={"passes": 1.57, "images_per_second": 5000.0})
+    found = Estimates(look(tmp_path), tflops=None)
+    assert (found.of(short).source, found.of(short).seconds_per_epoch) == ("measured", 50_000 / 3000)
+    assert found.of(long).source == "unknown"
+    assert found.of(other).source == "unknown"
+    sam = found.of(record(RESNET20, "method=sam"))
+    assert (sam.source, sam.seconds_per_epoch) == ("other method", pytest.approx(50_000 / (3000 * 1.57 / 2)))
+    store(tmp_path, record(*late, "collect=swa", seed=3), cost={"passes": 1.71, "images_per_second": 2800.0})
+    found = Estimates(look(tmp_path), tflops=None)
+    assert [found.of(one).seconds_per_epoch for one in (short, long)] == [50_000 / 3000, 50_000 / 2800]
 
 
 def test_every_hour_is_called_measured_or_derived(tmp_path: Path) -> None:
