@@ -11,18 +11,17 @@ import pandas
 import pytest
 import torch
 from command import OWN, SMALL, folders, result, run
-from in_process import said
+from in_process import read_csv, said
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from broadopt.analysis.figures.curvature.normalisation import crossing
 from broadopt.analysis.figures.curvature.sharpness import agreement, gaps
-from broadopt.analysis.figures.output import read_csv
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import Ball, sharpness_in
 from broadopt.analysis.landscape.images import Images
-from broadopt.analysis.landscape.networks import reported, snapshots
+from broadopt.analysis.landscape.networks import reported, snapshot
 from broadopt.analysis.landscape.runs import chosen
 from broadopt.methods.asam import asam_perturbation, scale_of
 
@@ -95,8 +94,7 @@ def test_spectra_are_those_of_the_snapshots_hessians_and_are_drawn_again_from_th
     assert list(table.groupby(["run", "epoch"], sort=False).size()) == [30] * 4
     assert set(zip(table["run"], table["epoch"], strict=True)) == {(m, e) for m in ("SGD", "SAM") for e in (1.0, 2.0)}
     (one,) = chosen([str(runs["sam"])], [], trust=["own_network"])
-    ((_, _, network),) = snapshots(one, steps=[45])
-    expected = largest(network.model, *measured(runs["sam"])[1:], count=5)
+    expected = largest(snapshot(one, 45).model, *measured(runs["sam"])[1:], count=5)
     own = table[(table["run"] == "SAM") & (table["epoch"] == 1)]
     assert own["eigenvalue"].head(5).tolist() == pytest.approx(expected, rel=1e-3)
     assert own["eigenvalue"].iloc[0] == pytest.approx(expected[0], rel=1e-5)

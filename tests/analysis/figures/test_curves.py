@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from in_process import said
+from in_process import read_csv, said
 from stored import RESNET20, record, store
 
-from broadopt.analysis.figures.output import read_csv, spread
+from broadopt.analysis.figures.output import spread
 
 SAM = (RESNET20, "method=sam")
 

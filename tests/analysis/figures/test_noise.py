@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-from in_process import said
+from in_process import read_csv, said
 from stored import record, store
-
-from broadopt.analysis.figures.output import read_csv
 
 ROW = "experiment=label_noise/resnet32"
 

@@ -12,11 +12,10 @@ import numpy as np
 import pandas
 import pytest
 from command import BIN, OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, until
-from in_process import said
+from in_process import read_csv, said
 from PIL import Image
 
 from broadopt import predictor, snapshots
-from broadopt.analysis.figures.output import read_csv
 from broadopt.analysis.figures.planes import levels, square
 from broadopt.analysis.landscape.networks import flat
 from broadopt.analysis.landscape.store import partial
