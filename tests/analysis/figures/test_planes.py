@@ -24,9 +24,11 @@ from broadopt import predictor, snapshots
 from broadopt.analysis.figures.output import Drawing, End, name_lines, styled, write
 from broadopt.analysis.figures.planes import levels, square
 from broadopt.analysis.figures.request import Request
-from broadopt.analysis.landscape.networks import flat
+from broadopt.analysis.landscape.networks import flat, mark_at
+from broadopt.analysis.landscape.runs import chosen
 from broadopt.analysis.landscape.store import partial
 from broadopt.config.identity import identity_of
+from broadopt.errors import InputError
 
 FEW = ("--images", "60", "--train-images", "64", "trust=own_network", "--device", "cpu")
 
@@ -171,6 +173,20 @@ def test_plane_through_snapshots_and_their_mean(runs: Mapping[str, Path], tmp_pa
 def test_plane_of_two_runs_has_the_start_of_the_collector(runs: Mapping[str, Path], tmp_path: Path) -> None:
     table, _, _ = drawn("plane", runs["sgd"], runs["swa"], "--grid", 2, "--no-caption", *FEW, cwd=tmp_path)
     assert table[table["kind"] == "mark"]["label"].tolist() == ["SWA, epoch 2", "SGD", "SWA"]
+
+
+def test_of_the_snapshots_only_the_one_that_is_marked_is_read(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path.joinpath(*runs["fge"].parts[-6:])
+    shutil.copytree(runs["fge"], copy)
+    first, *_, last = snapshots.files(copy)
+    weights = flat(predictor.read(last.path, trust="own_network").model)
+    for file in snapshots.files(copy)[:-1]:
+        file.path.write_bytes(b"damaged")
+    (run_,) = chosen([str(copy)], [], trust=["own_network"])
+    assert torch.equal(mark_at(run_, 2.0).vector, weights)
+    with pytest.raises(InputError) as raised:
+        mark_at(run_, 0.0)
+    assert str(raised.value).startswith(f"{first.path}: ")
 
 
 def test_rays_go_the_same_ways_from_each_run(runs: Mapping[str, Path], tmp_path: Path) -> None:
