@@ -1,9 +1,11 @@
 """broadopt-figure: figures of finished runs, with the numbers behind them and one line that says what is seen."""
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from broadopt import streams
+from broadopt.analysis.figures.catalogue import FIGURES
 from broadopt.analysis.figures.request import Request, parse
 from broadopt.devices.threads import let_waiting_threads_sleep
 from broadopt.errors import InputError, Interrupted, RunFailed, printable
@@ -18,7 +20,7 @@ def main() -> None:
         with streams.complete_output("broadopt-figure", closed_pipe=0), Stop():
             print(draw(parse(sys.argv[1:])))
     except Interrupted as signal:
-        _leave(f"stopped by {signal}: the same command goes on", 75)
+        _leave(f"stopped by {signal}: the same command {_then(sys.argv[1:])}", 75)
     except InputError as error:
         _leave(str(error), 2)
     except RunFailed as error:
@@ -29,18 +31,24 @@ def draw(request: Request) -> str:
     """Measure and draw a figure and write its files; the line that says what is seen. Raises InputError, RunFailed and
     Interrupted.
     """
-    from broadopt.analysis.figures.catalogue import FIGURES, function_of
+    from broadopt.analysis.figures.catalogue import function_of
     from broadopt.analysis.figures.output import styled, write
 
     function = function_of(FIGURES[request.figure])
     with styled(request.style):
         try:
             drawing = function(request)
+            paths = write(drawing, request)
         except (RuntimeError, MemoryError) as error:  # torch's, where memory is short or a network fails
             raise RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
-        paths = write(drawing, request)
     print(f"broadopt-figure: wrote {', '.join(map(str, paths))}", file=sys.stderr)
     return drawing.seen
+
+
+def _then(arguments: Sequence[str]) -> str:
+    """What the command does when it is given again."""
+    entry = FIGURES.get(arguments[0]) if arguments else None
+    return "goes on" if entry is not None and entry.resumes else "begins anew"
 
 
 def _leave(line: str, code: int) -> NoReturn:

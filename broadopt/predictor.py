@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from broadopt.config.identity import identity_of
 from broadopt.config.own_code import refuse_foreign
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.errors import InputError
-from broadopt.files import replacing
+from broadopt.files import MEBIBYTE, open_regular, read_yaml, replacing
 from broadopt.models.build import network
 
 NAME = "predictor.safetensors"
@@ -92,6 +91,7 @@ def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
     """
     trusted = [trust] if isinstance(trust, str) else list(trust)
     try:
+        open_regular(path).close()  # safetensors would wait at a FIFO for ever
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
             metadata = dict(file.metadata() or {})
@@ -99,11 +99,11 @@ def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
         refuse_foreign(dict(recipe.model.target), trusted=trusted, place=path)
         model = network(recipe.model, len(classes))
         model.load_state_dict(tensors)
+        return _predictor(model, recipe, classes)
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:300]}") from error
-    return _predictor(model, recipe, classes)
 
 
 def _predictor(model: nn.Module, recipe: Recipe, classes: Sequence[str]) -> Predictor:
@@ -114,7 +114,7 @@ def _predictor(model: nn.Module, recipe: Recipe, classes: Sequence[str]) -> Pred
 def _described(path: Path, metadata: Mapping[str, str]) -> tuple[Recipe, list[str]]:
     """The recipe and the classes' names, as the file itself records them; an older file leaves that to config.yaml."""
     if "recipe" not in metadata:
-        values: Any = OmegaConf.to_container(OmegaConf.load(path.with_name("config.yaml")))
+        values: Any = read_yaml(path.with_name("config.yaml"), limit=MEBIBYTE)
         return RunConfig.of(values).recipe, [str(number) for number in range(int(metadata["classes"]))]
     record = json.loads(metadata["recipe"])
     if identity_of(record) != metadata.get("identity"):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -47,6 +48,11 @@ def _forget() -> None:
     """Make Hydra what it is in a process of its own."""
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
+
+
+def read_csv(path: Path) -> pandas.DataFrame:
+    """The rows that a figure has written, below its lines of `#`."""
+    return pandas.read_csv(path, comment="#")
 
 
 def said(program: str, *arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:

@@ -10,15 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from broadopt.analysis.figures.output import Drawing, End, look, name_lines
+from broadopt.analysis.figures.output import Drawing, End, look, name_lines, seeds
 from broadopt.analysis.figures.request import Request, whole_number
 from broadopt.analysis.landscape import distances, probabilities
 from broadopt.analysis.landscape.distances import PowerLaw, power_law
 from broadopt.analysis.landscape.grid import progress
 from broadopt.analysis.landscape.images import Images
-from broadopt.analysis.landscape.networks import collection_start, flat, members, snapshots
+from broadopt.analysis.landscape.networks import collection_start, flat, member_moments, moments, snapshot
 from broadopt.analysis.landscape.probabilities import Predictions
 from broadopt.analysis.landscape.runs import Run
+from broadopt.devices.device import set_flags
 from broadopt.errors import InputError
 from broadopt.files import reason
 from broadopt.predictor import Predictor
@@ -27,7 +28,8 @@ from broadopt.runs import history
 SHARES = 7
 """Spreads, each 1 / sqrt(2) of the one before."""
 
-Snapshots = Sequence[tuple[int, float, Predictor]]
+Moments = Sequence[tuple[int, float]]
+"""(step, epochs trained) of snapshots."""
 
 
 # Ensembles and averages
@@ -48,11 +50,11 @@ def ensemble_options(parser: argparse.ArgumentParser) -> None:
 def ensemble(request: Request) -> Drawing:
     """Distances of predictions over the spread of the weights, on log axes with fitted slopes. Raises InputError."""
     (run,) = request.runs
-    taken = _evenly(members(run), request.options.members)
+    taken = _evenly(member_moments(run), request.options.members)
     if len(taken) < 2:
         raise InputError(f"{run.folder} has one snapshot of a collection point; expected two at least")
-    predictor = _predictions(run, taken[0][2], request)
-    weights = torch.stack([flat(network.model) for _, _, network in taken])
+    weights = _weights(run, taken)
+    predictor = _predictions(run, snapshot(run, taken[0][0]), request)
     shares = [2 ** (-k / 2) for k in range(request.options.shares)]
     rows = pandas.DataFrame(
         [
@@ -64,13 +66,19 @@ def ensemble(request: Request) -> Drawing:
     return Drawing(
         figure=_drawn(rows, laws),
         rows=rows,
-        caption=_caption(run, taken, predictor),
+        caption=_caption(run, taken, predictor, request),
         seen=_seen(rows, laws),
     )
 
 
+def _weights(run: Run, taken: Moments) -> torch.Tensor:
+    """The parameters of the snapshots of these moments, float32 [n, P]; one network at a time is held beside them."""
+    return torch.stack([flat(snapshot(run, step).model) for step, _ in taken])
+
+
 def _predictions(run: Run, network: Predictor, request: Request) -> Predictions:
     images = Images(run, device=request.device, seed=request.seed, data_dir=request.data_dir)
+    set_flags("fp32", deterministic=False)  # Images set torch's switches for what the run was trained in
     network.model.to(device=images.device, memory_format=images.memory_format)  # type: ignore[call-overload]
     return Predictions(
         model=network.model,
@@ -81,7 +89,7 @@ def _predictions(run: Run, network: Predictor, request: Request) -> Predictions:
     )
 
 
-def _evenly(found: Snapshots, count: int) -> Snapshots:
+def _evenly(found: Moments, count: int) -> Moments:
     """`count` of them, the first and the last included; all where there are no more."""
     if len(found) <= count:
         return found
@@ -108,7 +116,7 @@ def _drawn(rows: pandas.DataFrame, laws: Sequence[PowerLaw]) -> Figure:
     return figure
 
 
-def _caption(run: Run, taken: Snapshots, predictor: Predictions) -> str:
+def _caption(run: Run, taken: Moments, predictor: Predictions, request: Request) -> str:
     bn = (
         f"BN re-estimated at all weights on {len(predictor.train):,} augmented training images"
         if predictor.has_bn
@@ -118,8 +126,8 @@ def _caption(run: Run, taken: Snapshots, predictor: Predictions) -> str:
         f"{run.label} on {run.recipe.dataset.name}: {len(taken)} snapshots w_i of collection points, epochs "
         f"{taken[0][1]:.4g} to {taken[-1][1]:.4g}, contracted towards their mean, w_i(t) = mean + t (w_i - mean), for "
         "a range of t; SWA is the network at the mean, the ensemble the mean of the probabilities. "
-        f"{len(predictor.test):,} test images, float32; {bn}; seed {predictor.seed}. Expected from a Taylor "
-        "expansion: slopes 1 and 2."
+        f"{len(predictor.test):,} test images; {bn}; fp32 on {predictor.test.device.type}; "
+        f"{seeds(request.runs, request.seed)}. Expected from a Taylor expansion: slopes 1 and 2."
     )
 
 
@@ -155,7 +163,7 @@ def trajectory(request: Request) -> Drawing:
     for axes, table, run in zip(panels, tables, request.runs, strict=True):
         ends = _draw_course(axes, table)
         if len(tables) > 1:
-            axes.set_title(run.label)
+            axes.set_title(run.label, parse_math=False)
         if axes is panels[0]:
             name_lines(axes, ends)
     panels[-1].set_xlabel("epochs trained")
@@ -164,16 +172,16 @@ def trajectory(request: Request) -> Drawing:
 
 
 def _course(run: Run, start: float | None) -> pandas.DataFrame:
-    found = snapshots(run)
+    found = moments(run)
     begin = start if start is not None else collection_start(run) or found[-1][1] / 2
-    taken = [(epochs, flat(network.model)) for _, epochs, network in found if epochs >= begin - 1e-9]
+    taken = [(step, epochs) for step, epochs in found if epochs >= begin - 1e-9]
     if len(taken) < 3:
         raise InputError(
             f"{run.folder} has {len(taken)} snapshots from epoch {begin:g} on; expected three at least "
             f"(--from EPOCH, of {found[0][1]:g} to {found[-1][1]:g})"
         )
-    found_ = distances.around_mean(torch.stack([vector for _, vector in taken]))
-    return pandas.DataFrame({"run": run.label, "epoch": [epochs for epochs, _ in taken], **found_})
+    around = distances.around_mean(_weights(run, taken))
+    return pandas.DataFrame({"run": run.label, "epoch": [epochs for _, epochs in taken], **around})
 
 
 WORDS = {
@@ -203,7 +211,8 @@ def _described(runs: Sequence[Run], tables: Sequence[pandas.DataFrame]) -> str:
     ]
     return (
         f"{'; '.join(parts)}. Euclidean distances of all parameters, without BN's running statistics; the mean is "
-        "that of these snapshots. Iterates independent of each other on a shell of radius r around it lie √2 r apart."
+        "that of these snapshots; float64 on cpu; "
+        f"{seeds(runs)}. Iterates independent of each other on a shell of radius r around it lie √2 r apart."
     )
 
 

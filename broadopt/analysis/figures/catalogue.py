@@ -35,6 +35,8 @@ class Entry:
     """Whether it takes runs that are going on as well."""
     needs: str = "runs"
     """What these are, in words."""
+    resumes: bool = False
+    """Whether a measurement that was interrupted goes on from its rows; others take minutes and begin anew."""
     train_images: int = TRAIN_IMAGES
     """Where --train-images is not given: fewer where each image costs much."""
 
@@ -48,12 +50,14 @@ ENTRIES = (
         function="broadopt.analysis.figures.planes:plane",
         most=3,
         needs="runs (one: three of its snapshots; two: with the start of the second's collector)",
+        resumes=True,
     ),
     Entry(
         name="rays",
         shows="test error and train loss along random directions from each run's weights",
         source="SWA Fig. 4",
         function="broadopt.analysis.figures.lines:rays",
+        resumes=True,
     ),
     Entry(
         name="line",
@@ -62,6 +66,7 @@ ENTRIES = (
         function="broadopt.analysis.figures.lines:line",
         fewest=2,
         most=2,
+        resumes=True,
     ),
     Entry(
         name="spectrum",
@@ -71,6 +76,7 @@ ENTRIES = (
         most=6,
         needs="runs with snapshots",
         train_images=1000,
+        resumes=True,
     ),
     Entry(
         name="sharpness",
@@ -78,6 +84,7 @@ ENTRIES = (
         source="SAM section 2, ASAM section 3",
         function="broadopt.analysis.figures.curvature.sharpness:sharpness",
         train_images=1000,
+        resumes=True,
     ),
     Entry(
         name="normalisation",
@@ -87,6 +94,7 @@ ENTRIES = (
         most=1,
         needs="run",
         train_images=1000,
+        resumes=True,
     ),
     Entry(
         name="schematic",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from broadopt.analysis.comparing.keys import recipe_id
-from broadopt.analysis.figures.output import Drawing, End, look, name_lines
+from broadopt.analysis.figures.output import Drawing, End, name_lines, seeds, styles
 from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.runs import Run, labels
 from broadopt.analysis.tables.options import one_of
@@ -18,6 +18,7 @@ from broadopt.analysis.tables.summary import summarise, text
 from broadopt.errors import InputError, nearest
 from broadopt.files import reason
 from broadopt.runs import history
+from broadopt.runs.schema import evaluation_point
 
 UNITS = {"accuracy": "%", "nll": "nats", "loss": "nats"}
 BANDS = {"minmax": "from the lowest to the highest seed", "sd": "one sample standard deviation (n - 1) on both sides"}
@@ -122,7 +123,7 @@ def points(line: Line, quantity: str, *, band: str) -> pandas.DataFrame:
         for row in rows:
             if quantity in row:
                 values.setdefault(("weights", row["epoch"]), []).append(row[quantity])
-        for seen in _collected(run.result) if quantity in COLLECTED else []:
+        for seen in _collected(run) if quantity in COLLECTED else []:
             values.setdefault(("collected", seen["epochs"]), []).append(seen[quantity])
     return pandas.DataFrame(
         [
@@ -133,8 +134,10 @@ def points(line: Line, quantity: str, *, band: str) -> pandas.DataFrame:
     )
 
 
-def _collected(result: Mapping[str, Any]) -> list[Mapping[str, float]]:
-    return list((result["metrics"].get("collected") or {}).values())
+def _collected(run: Run) -> list[Mapping[str, float]]:
+    """At each evaluation point of the run's own collector, not of those beside it."""
+    collected = run.result["metrics"].get("collected") or {}
+    return [figures for key, figures in collected.items() if not evaluation_point(key)[0]]
 
 
 def _band(values: Sequence[float], band: str) -> dict[str, Any]:
@@ -149,9 +152,10 @@ def _band(values: Sequence[float], band: str) -> dict[str, Any]:
 def _draw(axes: Axes, quantity: str, lines: Sequence[Line], rows: pandas.DataFrame) -> list[End]:
     """The lines of one panel; returns their ends."""
     ends = []
-    for number, line in enumerate(lines):
+    looks = styles({line.label: line.method for line in lines})
+    for line in lines:
         own = rows[rows["line"] == line.label]
-        style = _style(line, number, lines)
+        style = looks[line.label]
         weights, collected = own[own["of"] == "weights"], own[own["of"] == "collected"]
         if weights.empty:
             raise InputError(f"{line.runs[0].folder}: none of its epochs has {quantity} (yet)")
@@ -172,14 +176,6 @@ def _draw(axes: Axes, quantity: str, lines: Sequence[Line], rows: pandas.DataFra
     return ends
 
 
-def _style(line: Line, number: int, lines: Sequence[Line]) -> dict[str, Any]:
-    """The look of the method; lines of the same method differ in their dashes."""
-    same = [other for other in lines if other.method == line.method]
-    dashes = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-    style = look(line.method, number)
-    return style if len(same) == 1 else style | {"linestyle": dashes[same.index(line) % len(dashes)]}
-
-
 def _words(line: Line) -> str:
     states = ", ".join(sorted({str(run.result["state"]) for run in line.unfinished}))
     return line.label.replace(", ", "\n") + (f"\n({states})" if states else "")
@@ -187,15 +183,16 @@ def _words(line: Line) -> str:
 
 def _caption(lines: Sequence[Line], rows: pandas.DataFrame, band: str) -> str:
     counts = sorted({len(line.runs) for line in lines})
-    seeds = (
+    over = (
         "one seed a line"
         if counts == [1]
         else f"the mean over {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") + " seeds"
     )
-    parts = [f"As history.csv has it, once an epoch: {seeds}."]
+    parts = [f"As history.csv has it, once an epoch: {over}; {seeds([run for line in lines for run in line.runs])}."]
     if counts[-1] > 1:
         parts.append(f"Bands: {BANDS[band]}.")
-    parts.append("Test figures: the whole test set, plain weights. lr: of an epoch's last step.")
+    precisions = ", ".join(sorted({run.recipe.precision for line in lines for run in line.runs}))
+    parts.append(f"Test figures: the whole test set, plain weights, {precisions}. lr: of an epoch's last step.")
     if (rows["of"] == "collected").any():
         parts.append("Stars: what SWA's average or FGE's ensemble predicts at its evaluation points.")
     going = [

@@ -16,8 +16,8 @@ from broadopt.analysis.figures.request import Request, number_above, whole_numbe
 from broadopt.analysis.landscape.geometry import Line, directions, distance, evenly
 from broadopt.analysis.landscape.grid import measure
 from broadopt.analysis.landscape.networks import Mark, mark_of
+from broadopt.analysis.landscape.runs import check_different
 from broadopt.analysis.landscape.store import Point, Store
-from broadopt.errors import InputError
 from broadopt.seeds import derive
 
 SE = {"test_error": "test_error_se", "train_objective": "train_loss_se"}
@@ -37,8 +37,7 @@ def rays(request: Request) -> Drawing:
     """A line a run and direction, their mean in bold; the directions are the same from each run. Raises InputError."""
     setting, marks = Setting.of(request), [mark_of(run) for run in request.runs]
     options, device = request.options, setting.images.device
-    if len({mark.label for mark in marks}) < len(marks):
-        raise InputError("rays: a run was named twice; expected different runs")
+    check_different(request.runs, "rays")
     first = marks[0].vector
     length = options.distance or float(first.norm()) / 2
     drawn = [
@@ -96,7 +95,7 @@ def _drawn_rays(table: pandas.DataFrame, marks: Sequence[Mark]) -> Figure:
             axes.plot(mean.index, mean, **form, linewidth=1.4)
             if axes is panels[-1]:
                 axes.annotate(mark.label, (mean.index[-1], mean.iloc[-1]), xytext=(4, 0), textcoords="offset points",
-                              va="center", color=form["color"], annotation_clip=False)  # fmt: skip
+                              va="center", color=form["color"], annotation_clip=False, parse_math=False)  # fmt: skip
         axes.set(title=words, xlabel="distance from the run's weights, ‖·‖₂")
         axes.grid(axis="y")
     return figure
@@ -171,9 +170,10 @@ def _drawn_line(table: pandas.DataFrame, marks: Sequence[Mark]) -> Figure:
             axes.plot(row["distance"], row[column], color=form["color"], marker=form["marker"], markersize=4.5)
             if axes is panels[0]:
                 axes.annotate(mark.label, (row["distance"], 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                              textcoords="offset points", ha="center", color=form["color"])  # fmt: skip
+                              textcoords="offset points", ha="center", color=form["color"],
+                              parse_math=False)  # fmt: skip
         axes.set_ylabel(words)
-    panels[1].set_xlabel(f"signed distance from {marks[0].label}, ‖·‖₂")
+    panels[1].set_xlabel(f"signed distance from {marks[0].label}, ‖·‖₂", parse_math=False)
     return figure
 
 

@@ -3,7 +3,7 @@
 import io
 import logging
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 
 from broadopt.analysis.figures.request import Request
+from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import KEY, partial
 from broadopt.errors import InputError, printable
 from broadopt.files import write_output
@@ -29,6 +30,8 @@ COLOURS = {"sgd": "#000000", "swa": "#0072B2", "fge": "#009E73", "sam": "#D55E00
 MARKERS = {"sgd": "o", "swa": "s", "fge": "^", "sam": "D", "asam": "v"}
 LINES = {"sgd": "-", "swa": "-", "fge": "--", "sam": "-.", "asam": ":"}
 OTHERS = ("#56B4E9", "#E69F00", "#999999")
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+"""Of lines of the same method."""
 
 CAPTION_SIZE = 5.0
 """Points."""
@@ -58,6 +61,32 @@ def look(method: str, number: int = 0) -> dict[str, Any]:
     if not known:
         return {"color": OTHERS[number % len(OTHERS)], "marker": "X", "linestyle": (0, (3, 1, 1, 1, 1, 1))}
     return {"color": COLOURS[known[0]], "marker": MARKERS[known[0]], "linestyle": LINES[known[0]]}
+
+
+def styles(methods: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The look of each line, by its name, from its method; lines of the same method differ in their dashes."""
+    found, listed = {}, list(methods.values())
+    for number, (name, method) in enumerate(methods.items()):
+        found[name] = look(method, number)
+        if listed.count(method) > 1:
+            found[name]["linestyle"] = DASHES[listed[:number].count(method) % len(DASHES)]
+    return found
+
+
+def seeds(runs: Sequence[Run], figure: int | None = None) -> str:
+    """What a caption says of the seeds of the runs, and of that of the figure's own draws where it makes any."""
+    own = ", ".join(map(str, sorted({run.recipe.seed for run in runs})))
+    return f"seed of the runs {own}" + ("" if figure is None else f", of the figure {figure}")
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Inside, what matplotlib cannot set (a style without its LaTeX, an image without end) raises InputError."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        words = printable(" ".join(str(error).split())[:300])
+        raise InputError(f"the figure cannot be rendered: {words}; another --style may help") from error
 
 
 @contextmanager
@@ -113,9 +142,10 @@ def write(drawing: Drawing, request: Request) -> list[Path]:
     Raises InputError where one cannot be written.
     """
     contents = {"csv": csv_of(drawing, request).encode()}
-    if request.caption:
-        _put_caption(drawing)
-    contents |= {kind: _rendered(drawing, kind) for kind in request.formats}
+    with rendering():
+        if request.caption:
+            _put_caption(drawing)
+        contents |= {kind: _rendered(drawing, kind) for kind in request.formats}
     paths = []
     for kind, content in contents.items():
         path = request.output.with_name(f"{request.output.name}.{kind}")
@@ -139,18 +169,14 @@ def csv_of(drawing: Drawing, request: Request) -> str:
     return head + drawing.rows.to_csv(index=False, lineterminator="\n")
 
 
-def read_csv(path: Path) -> pandas.DataFrame:
-    """The rows of a figure's CSV. Raises OSError and ValueError."""
-    return pandas.read_csv(path, comment="#")
-
-
 def _put_caption(drawing: Drawing) -> None:
     """Write the caption below the axes; the figure grows by its lines, so that the axes keep their size."""
     figure = drawing.figure
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(drawing.caption, width=max(40, int(width * 72 / (0.55 * CAPTION_SIZE))))
     figure.set_size_inches(width, height + (len(lines) + 0.5) * 1.3 * CAPTION_SIZE / 72)
-    figure.supxlabel("\n".join(lines), fontsize=CAPTION_SIZE, color="0.35", x=0.01, ha="left", linespacing=1.3)
+    form: dict[str, Any] = {"fontsize": CAPTION_SIZE, "color": "0.35", "x": 0.01, "ha": "left", "linespacing": 1.3}
+    figure.supxlabel("\n".join(lines), parse_math=False, **form)  # names may hold $
 
 
 def _rendered(drawing: Drawing, kind: str) -> bytes:
@@ -186,15 +212,16 @@ class End:
 
 
 def name_lines(axes: "Axes", ends: Sequence[End]) -> None:
-    """Name the lines of `axes`, the uppermost of its figure, whose limits have to be final."""
+    """Name the lines of `axes`, the uppermost of its figure, whose limits have to be final. Raises InputError."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # the layout decides where on the page the ends lie
+    with rendering():
+        figure.draw_without_rendering()  # the layout decides where on the page the ends lie
     at = [axes.transAxes.inverted().transform(axes.transData.transform((end.x, end.y))) for end in ends]
     if len(ends) > MOST_LABELS or min(float(x) for x, _ in at) < RIGHT_EDGE:
         texts = [end.text.replace("\n", " ") for end in ends]
         columns = 1 if max(map(len, texts)) > 24 else 2 if max(map(len, texts)) > 9 else 5
-        figure.legend([end.artist for end in ends], texts, loc="outside upper left", ncols=columns, fontsize=LABEL_SIZE)
+        place_legend(figure, [end.artist for end in ends], texts, ncols=columns, fontsize=LABEL_SIZE)
         return
     height = axes.get_window_extent().height * 72 / figure.dpi
     lines = [1 + end.text.count("\n") for end in ends]
@@ -210,8 +237,15 @@ def name_lines(axes: "Axes", ends: Sequence[End]) -> None:
             color=end.colour,
             va="center",
             annotation_clip=False,
+            parse_math=False,
             arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 0},
         )
+
+
+def place_legend(figure: "Figure", artists: Sequence[Any], names: Sequence[str], **options: Any) -> None:
+    """A legend above the axes, its names as they are: they may hold $."""
+    for text in figure.legend(artists, names, loc="outside upper left", **options).get_texts():
+        text.set_parse_math(False)
 
 
 def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:

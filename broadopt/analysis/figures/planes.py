@@ -13,13 +13,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from broadopt.analysis.figures.output import Drawing, look
+from broadopt.analysis.figures.output import Drawing, look, seeds
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.geometry import Plane, distance, evenly
 from broadopt.analysis.landscape.grid import Landscape, measure
 from broadopt.analysis.landscape.images import Images, check_same
-from broadopt.analysis.landscape.networks import Mark, collection_start, mark_at, mark_of, mark_of_snapshot, members
-from broadopt.analysis.landscape.store import Point, Row, Store, key_of
+from broadopt.analysis.landscape.networks import (
+    Mark,
+    collection_start,
+    mark_at,
+    mark_of,
+    mark_of_snapshot,
+    member_moments,
+)
+from broadopt.analysis.landscape.store import Point, Row, Store, device_fact, key_of
 from broadopt.errors import InputError
 
 PANELS = {"test_error": "test error, %", "train_objective": "train loss with L2, nats"}
@@ -57,7 +64,7 @@ class Setting:
             "network": first.recipe.model.values(),
             "computation": [self.landscape.weight_decay, self.landscape.batch_size, first.recipe.precision],
         }
-        return key_of(own | dict(facts), vectors)
+        return key_of(own | device_fact(self.images.device) | dict(facts), vectors)
 
     @property
     def caption(self) -> str:
@@ -70,12 +77,12 @@ class Setting:
             f"in batches of {land.batch_size}"
         )
         noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
-        seeds = ", ".join(map(str, sorted({one.recipe.seed for one in self.request.runs})))
         return (
             f"{run.recipe.dataset.name}, {run.recipe.model.name}; test error on {tested} test images; train loss: "
-            f"cross-entropy on {trained} training images, not augmented{noise}, plus {land.weight_decay / 2:g} ‖w‖²; "
-            f"{bn if land.has_bn else 'a network without BN'}; {run.recipe.precision} on {images.device.type}; seed of "
-            f"the runs {seeds}, of the figure {self.request.seed}."
+            f"cross-entropy without label smoothing on {trained} training images, not augmented{noise}, plus "
+            f"{land.weight_decay / 2:g} ‖w‖²; "
+            f"{bn if land.has_bn else 'a network without BN'}; {run.recipe.precision} on {images.device.type}; "
+            f"{seeds(self.request.runs, self.request.seed)}."
         )
 
 
@@ -155,7 +162,7 @@ def _corners(request: Request) -> list[Mark]:
     if options.at:
         three = [mark_at(run, epochs) for epochs in options.at]
     else:
-        three = [mark_of_snapshot(run, *found) for found in members(run)[-3:]]
+        three = [mark_of_snapshot(run, *found) for found in member_moments(run)[-3:]]
     if len({mark.label for mark in three}) < 3:
         raise InputError(f"{run.folder}: {len(three)} different snapshots; expected three (--at E E E names others)")
     mean = sum((mark.vector.double() for mark in three[1:]), start=three[0].vector.double()) / 3
@@ -215,7 +222,8 @@ def _mark_point(axes: Axes, mark: Mark, row: pandas.Series, column: str, *, midd
     above = row["y"] >= middle
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75}
     axes.annotate(text, (row["x"], row["y"]), xytext=(0, 5 if above else -5), textcoords="offset points",
-                  fontsize=5.5, ha="center", va="bottom" if above else "top", bbox=box)  # fmt: skip
+                  fontsize=5.5, ha="center", va="bottom" if above else "top", bbox=box,
+                  parse_math=False)  # fmt: skip
 
 
 def _seen(table: pandas.DataFrame, corners: Sequence[Mark]) -> str:

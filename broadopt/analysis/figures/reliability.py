@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from broadopt.analysis.comparing.keys import recipe_id
 from broadopt.analysis.comparing.statistics import difference
-from broadopt.analysis.figures.output import Drawing, End, look, name_lines
+from broadopt.analysis.figures.output import Drawing, End, look, name_lines, place_legend, seeds
 from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.runs import Run, labels
 from broadopt.analysis.tables.options import one_of
-from broadopt.analysis.tables.summary import collected_keys, reading, summarise, text
+from broadopt.analysis.tables.summary import longest_key, reading, summarise, text
 from broadopt.config.run_config import KINDS_OF_NOISE
 from broadopt.errors import InputError
 
@@ -59,9 +59,8 @@ def calibration(request: Request) -> Drawing:
     upper.set(ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102))
     upper.text(99, 4, "below the diagonal: over-confident", fontsize=5.5, color="0.45", ha="right")
     lower.set(xlabel="confidence (highest probability), %", ylabel="images, %", yscale="log")
-    figure.legend([end.artist for end in ends], [end.text for end in ends], loc="outside upper left", ncols=1)
-    whole = request.images is None
-    return Drawing(figure=figure, rows=rows, caption=_said(measured, whole), seen=_seen_calibration(measured))
+    place_legend(figure, [end.artist for end in ends], [end.text for end in ends], ncols=1)
+    return Drawing(figure=figure, rows=rows, caption=_said(measured, request), seen=_seen_calibration(measured))
 
 
 def _measured(run: Run, request: Request) -> Measured:
@@ -71,7 +70,7 @@ def _measured(run: Run, request: Request) -> Measured:
     images = Images(run, device=request.device, seed=request.seed, data_dir=request.data_dir)
     inputs, targets = images.test(request.images)
     predictions = probabilities.of_run(run, inputs, memory_format=images.memory_format)
-    found, kept = probabilities.reliability(predictions, targets, seed=request.seed), probabilities.stored(run)
+    found, kept = probabilities.reliability(predictions, targets, seed=request.seed), run.reported
     if request.images is None and abs(found.accuracy - kept["test_accuracy"]) > SAME:
         raise InputError(
             f"{run.folder}: what it has kept reaches {found.accuracy:.2f} % on the test set, its result says "
@@ -102,12 +101,16 @@ def _draw_reliability(upper: Axes, lower: Axes, one: Measured, number: int) -> E
     return End(x[-1] if x else 0.0, y[-1] if y else 0.0, text_, drawn, style["color"])
 
 
-def _said(measured: Sequence[Measured], whole: bool) -> str:
+def _said(measured: Sequence[Measured], request: Request) -> str:
+    whole = request.images is None
     images = sum(each.images for each in measured[0].found.bins)
     data = ", ".join(sorted({one.run.recipe.dataset.name for one in measured}))
+    precisions = " and ".join(sorted({one.run.recipe.precision for one in measured}))
     parts = [
         f"What each run reports (last weights, SWA's average, the mean of FGE's members from their snapshots) on "
-        f"{images:,} test images of {data}{'' if whole else ', drawn by the seed'}, with the run's own BN statistics.",
+        f"{images:,} test images of {data}{'' if whole else ', drawn by the seed of the figure'}, the same for all "
+        f"runs of a data set, with the run's own BN statistics; {precisions} on {request.device.type}; "
+        f"{seeds(request.runs, request.seed)}.",
         f"15 bins of equal width, as in Guo et al. 2017; those of {FEWEST} images or more are drawn above, bars ± one "
         "binomial standard error.",
     ]
@@ -198,9 +201,9 @@ def _without(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _accuracy(run: Run, metric: str) -> float:
     result = dict(run.result)
-    keys = collected_keys([result]) if metric == "reported" else []
-    name = "collected" if keys else "last" if metric == "reported" else metric
-    value = reading(result, metric=name, key=keys[-1] if keys else None)
+    key = longest_key([result]) if metric == "reported" else None
+    name = "collected" if key is not None else "last" if metric == "reported" else metric
+    value = reading(result, metric=name, key=key)
     if value is None:
         raise InputError(f"{run.folder}: its result has no accuracy of {name}; expected a run with one")
     return value
@@ -231,7 +234,7 @@ def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str
     data = ", ".join(sorted({run.recipe.dataset.name for run in runs}))
     kinds = " and ".join(kind for kind in KINDS_OF_NOISE if kind in {run.recipe.dataset.noise for run in runs})
     counts = sorted({len(values) for course in courses for values in course.values.values()})
-    seeds = (
+    over = (
         "one seed a point"
         if counts == [1]
         else (
@@ -240,9 +243,9 @@ def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str
         )
     )
     return (
-        f"Test accuracy on the whole test set of {data}, whose labels are true, {METRICS[metric]}; {seeds}. Training "
-        f"labels: the given share, drawn by the seed, is wrong ({kinds}); methods of one seed have the same wrong "
-        "labels."
+        f"Test accuracy on the whole test set of {data}, whose labels are true, {METRICS[metric]}; {over}; "
+        f"{seeds(runs)}. Training labels: the given share, drawn by the seed, is wrong ({kinds}); methods of one seed "
+        "have the same wrong labels."
     )
 
 

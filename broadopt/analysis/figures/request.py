@@ -32,7 +32,8 @@ A figure is written as OUTPUT.png and OUTPUT.svg, its numbers as OUTPUT.csv, and
 
 tab completion:  eval "$(broadopt-figure --completion bash)"   (or zsh; broadopt-figure --completion fish | source)
 
-exit codes: 0 drawn; 1 a measurement failed; 2 bad usage or input; 75 interrupted: the same command goes on
+exit codes: 0 drawn; 1 a measurement failed; 2 bad usage or input; 75 interrupted: the same command
+goes on (plane, rays, line, spectrum, sharpness, normalisation) or begins anew
 """
 
 

@@ -97,8 +97,8 @@ def autocast(run: Run, device: torch.device) -> torch.autocast:
 
 
 def check_same(runs: tuple[Run, ...], *, networks: bool = True) -> None:
-    """Raise InputError unless the runs have the same images and normalisation and, with `networks`, the same network:
-    only then can one be evaluated between them.
+    """Raise InputError unless the runs have the same images and normalisation and, with `networks`, the same training
+    labels, network and precision: only then can one be evaluated between them.
     """
     first, *others = runs
     for other in others:
@@ -106,7 +106,7 @@ def check_same(runs: tuple[Run, ...], *, networks: bool = True) -> None:
             if values[0] != values[1]:
                 raise InputError(
                     f"{other.folder}: {name} {values[1]}, but {values[0]} in {first.folder}; expected runs on the same "
-                    f"images{' and network' if networks else ''}"
+                    f"images{', labels, network and precision' if networks else ''}"
                 )
 
 
@@ -119,6 +119,11 @@ def _compared(first: Run, other: Run, networks: bool) -> Mapping[str, tuple[Any,
         pairs[f"augmentation.{key}"] = (values[0], values[1])
     if networks:
         pairs["model"] = (first.recipe.model.values(), other.recipe.model.values())
+        for key in ("label_noise", "noise"):
+            pairs[f"dataset.{key}"] = (getattr(first.recipe.dataset, key), getattr(other.recipe.dataset, key))
+        if first.recipe.dataset.label_noise or first.recipe.dataset.validation:
+            pairs["seed, which draws wrong labels and held-out images,"] = (first.recipe.seed, other.recipe.seed)
+        pairs["precision"] = (first.recipe.precision, other.recipe.precision)
     return pairs
 
 

@@ -1,6 +1,5 @@
 """The networks of a run, and their parameters as one flat vector."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,21 +77,17 @@ def moments(run: Run) -> list[tuple[int, float]]:
     return [(file.step, file.step / per_epoch) for file in files]
 
 
-def snapshots(run: Run, *, steps: Collection[int] | None = None) -> list[tuple[int, float, Predictor]]:
-    """(step, epochs trained, network) of the snapshots of a run in order, or of those at `steps` alone. Raises
-    InputError where it has kept none, and where one is unreadable or not of this recipe.
+def snapshot(run: Run, step: int) -> Predictor:
+    """The network of the snapshot at a step of `moments`. Raises InputError where it is unreadable or not of this
+    recipe.
     """
-    paths = {file.step: file.path for file in kept.files(run.folder)}
-    return [
-        (step, epochs, _of_run(run, paths[step], option="keep=snapshots"))
-        for step, epochs in moments(run)
-        if steps is None or step in steps
-    ]
+    path = next(file.path for file in kept.files(run.folder) if file.step == step)
+    return _of_run(run, path, option="keep=snapshots")
 
 
-def members(run: Run) -> list[tuple[int, float, Predictor]]:
-    """Those snapshots that the run's collector took in: what SWA averages, FGE's ensemble. Raises InputError where the
-    run collects nothing or has kept none.
+def member_moments(run: Run) -> list[tuple[int, float]]:
+    """The moments of those snapshots that the run's collector took in: what SWA averages, FGE's ensemble. Raises
+    InputError where the run collects nothing or has kept none.
     """
     budget = run.recipe.budget
     calendar = Calendar.of({"": _collector(run)}, budget=budget, steps_per_epoch=steps_per_epoch(run))
@@ -100,7 +95,7 @@ def members(run: Run) -> list[tuple[int, float, Predictor]]:
         raise InputError(f"{run.folder}: {run.recipe.method} averages in every step; expected a run of SWA or FGE")
     if not calendar.collection_points[""]:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    return snapshots(run, steps=calendar.collection_points[""])
+    return [moment for moment in moments(run) if moment[0] in calendar.collection_points[""]]
 
 
 def is_ensemble(run: Run) -> bool:
@@ -122,13 +117,6 @@ def steps_per_epoch(run: Run) -> int:
     return -(-int(images) // run.recipe.batch_size)
 
 
-def error_recorded(run: Run) -> float:
-    """The test error, in percent, that a result has of the network that the run reports."""
-    found = run.result["metrics"]
-    collected = list(found["collected"].values())
-    return 100 - float((collected[-1] if collected else found["last"])["test_accuracy"])
-
-
 def mark_of(run: Run) -> Mark:
     """The network that a run reports. Raises InputError."""
     network = reported(run)
@@ -137,17 +125,18 @@ def mark_of(run: Run) -> Mark:
         method=run.recipe.method,
         vector=flat(network.model),
         network=network,
-        recorded=error_recorded(run),
+        recorded=100 - float(run.reported["test_accuracy"]),
     )
 
 
 def mark_at(run: Run, epochs: float) -> Mark:
     """The snapshot of a run that is next to an epoch. Raises InputError."""
-    return mark_of_snapshot(run, *min(snapshots(run), key=lambda found: abs(found[1] - epochs)))
+    return mark_of_snapshot(run, *min(moments(run), key=lambda found: abs(found[1] - epochs)))
 
 
-def mark_of_snapshot(run: Run, step: int, epochs: float, network: Predictor) -> Mark:
-    """A snapshot, named by its epoch."""
+def mark_of_snapshot(run: Run, step: int, epochs: float) -> Mark:
+    """The snapshot of a moment, named by its epoch. Raises InputError."""
+    network = snapshot(run, step)
     name = "start" if step == 0 else f"{run.label}, epoch {epochs:.4g}"
     return Mark(label=name, method=run.recipe.method, vector=flat(network.model), network=network)
 

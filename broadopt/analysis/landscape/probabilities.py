@@ -4,7 +4,7 @@ Predictions are log-probabilities as `training.evaluate` gives them: float64 [N,
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.analysis.landscape import distances
 from broadopt.analysis.landscape.images import autocast
-from broadopt.analysis.landscape.networks import is_ensemble, members, put, reported
+from broadopt.analysis.landscape.networks import is_ensemble, member_moments, put, reported, snapshot
 from broadopt.analysis.landscape.runs import Run
 from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.errors import InputError
@@ -48,21 +48,14 @@ def of_run(run: Run, images: Tensor, *, memory_format: torch.memory_format = tor
 
     if not is_ensemble(run):
         return predicted(reported(run).model)
-    found, expected = members(run), round(stored(run).get("members", 0))
-    if len(found) != expected:
+    steps, expected = [step for step, _ in member_moments(run)], round(run.reported.get("members", 0))
+    if len(steps) != expected:
         raise InputError(
-            f"{run.folder} has snapshots of {len(found)} members, its ensemble has {expected}; "
+            f"{run.folder} has snapshots of {len(steps)} members, its ensemble has {expected}; "
             f"broadopt-run repeat={run.folder} keep=snapshots force=true keeps all"
         )
-    return ensemble([predicted(network.model) for _, _, network in found])
-
-
-def stored(run: Run) -> Mapping[str, float]:
-    """The figures in a run's result of what it reports: `test_accuracy` (percent), `test_nll`, `test_ece`, ..."""
-    found = run.result["metrics"]
-    collected: Mapping[str, Mapping[str, float]] = found.get("collected") or {}
-    last: Mapping[str, float] = found["last"]
-    return collected[max(collected, key=float)] if collected else last
+    # One by one: all networks at once need many times the memory of their predictions.
+    return ensemble([predicted(snapshot(run, step).model) for step in steps])
 
 
 def distance(first: Tensor, second: Tensor) -> float:

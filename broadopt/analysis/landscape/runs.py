@@ -1,18 +1,21 @@
 """Which runs are measured: run folders, or what KEY=VALUE selects of results folders; and what tells them apart."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from broadopt.analysis.comparing import selection
 from broadopt.analysis.comparing.keys import ABSENT, completed, flat, label
+from broadopt.config.identity import identity_of
 from broadopt.config.rules import expanded
 from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError
 from broadopt.files import reason
 from broadopt.runs import results
+from broadopt.runs.schema import longest
 
 MOST_WORDS = 3
 """Keys that a label has beside the method."""
@@ -33,6 +36,23 @@ class Run:
     """What tells it from the others: the method, with the keys that differ among runs of the same method."""
     trust: tuple[str, ...] = ()
     """Modules beside broadopt's that its network and data may come from."""
+
+    @property
+    def reported(self) -> Mapping[str, float]:
+        """The figures in the result of what the run reports: of what its own collector, not one beside it, had at its
+        longest, else of its last weights.
+        """
+        metrics = self.result["metrics"]
+        collected = metrics.get("collected") or {}
+        key = longest(collected)
+        found: Mapping[str, float] = metrics["last"] if key is None else collected[key]
+        return found
+
+
+def check_different(runs: Sequence[Run], figure: str) -> None:
+    """Raise InputError where a run is named twice, be it in two results folders."""
+    if len({run.result["identity"] for run in runs}) < len(runs):
+        raise InputError(f"{figure}: a run was named twice; expected different runs")
 
 
 def chosen(
@@ -68,8 +88,8 @@ def _of_folder(folder: Path, unfinished: bool) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / results.NAME}: {reason(error)}") from error
     if result is None and unfinished:
-        root = folder.absolute().parents[3].parent  # <results>/runs/<dataset>/<model>/<method>/<run>
-        going = selection.going_on([root], ()) if (root / "runs").is_dir() else []
+        above = folder.absolute().parents[4:5]  # <results>/runs/<dataset>/<model>/<method>/<run>
+        going = selection.going_on(above, ()) if above and (above[0] / "runs").is_dir() else []
         result = next((one for one in going if Path(one["path"]).resolve() == folder.resolve()), None)
     if result is None:
         hint = "has not finished yet" if (folder / "config.yaml").exists() else f"holds no {results.NAME}"
@@ -79,9 +99,14 @@ def _of_folder(folder: Path, unfinished: bool) -> dict[str, Any]:
 
 
 def _check_state(result: Mapping[str, Any], folder: Path, unfinished: bool) -> None:
-    allowed = ("finished", "running", "interrupted") if unfinished else ("finished",)
+    allowed = _states(unfinished)
     if result["state"] not in allowed:
         raise InputError(f"{folder}: this run is {result['state']}; expected one that is {' or '.join(allowed)}")
+
+
+def _states(unfinished: bool) -> tuple[str, ...]:
+    """Those of the runs that are taken."""
+    return ("finished", "running", "interrupted") if unfinished else ("finished",)
 
 
 def _selected(words: Sequence[str], roots: Sequence[Path], unfinished: bool) -> list[dict[str, Any]]:
@@ -89,7 +114,7 @@ def _selected(words: Sequence[str], roots: Sequence[Path], unfinished: bool) -> 
     found, _ = selection.read(roots)
     if unfinished:
         found += selection.going_on(roots, {one["identity"] for one in found})
-    kept = selection.select([one for one in found if unfinished or one["state"] == "finished"], wanted, option="")
+    kept = selection.select([one for one in found if one["state"] in _states(unfinished)], wanted, option="")
     if not kept:
         where = " ".join(map(str, roots))
         state = "run" if unfinished else "finished run"
@@ -109,22 +134,42 @@ def _places(config: Mapping[str, Any], wanted: Sequence[selection.Condition]) ->
     ]
 
 
-def labels(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What tells runs of these recorded configs apart: the methods, each with the first keys in which runs of the same
-    method differ.
+    method differ, or with all of them where the first do not tell. Different configs have different labels.
     """
     filled = completed([flat(config) for config in configs])
-    for config in filled:
-        same = [other for other in filled if other["method"] == config["method"]]
-        differing = [
-            key
-            for key in config
-            if not key.endswith("_target_") and len({label(other.get(key, ABSENT)) for other in same}) > 1
-        ]
-        # A schedule's values follow from the budget and the lr, which say the same in fewer words.
-        own = [key for key in differing if not key.startswith("schedule.")] or differing
-        words = [f"{SHORT.get(key, key.rpartition('.')[2])} {label(config[key])}".strip() for key in own[:MOST_WORDS]]
-        yield ", ".join([_name(config["method"]), *words])
+    differing = [_differing(config, filled) for config in filled]
+    # A schedule's values follow from the budget and the lr, which say the same in fewer words.
+    own = [[key for key in keys if not key.startswith("schedule.")] or keys for keys in differing]
+    named = [_label(config, keys[:MOST_WORDS]) for config, keys in zip(filled, own, strict=True)]
+    counts = Counter(named)
+    named = [
+        _label(config, keys) if counts[short] > 1 else short
+        for short, config, keys in zip(named, filled, differing, strict=True)
+    ]
+    counts = Counter(
+        named
+    )  # what is left differs in code, in keys that only some have, or in digits that are not shown
+    return [
+        f"{name}, {identity_of(dict(config))[:8]}" if counts[name] > 1 else name
+        for name, config in zip(named, configs, strict=True)
+    ]
+
+
+def _differing(config: Mapping[str, Any], all_: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of a flat config in which those of the same method differ."""
+    same = [other for other in all_ if other["method"] == config["method"]]
+    return [
+        key
+        for key in config
+        if not key.endswith("_target_") and len({label(other.get(key, ABSENT)) for other in same}) > 1
+    ]
+
+
+def _label(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    words = [f"{SHORT.get(key, key.rpartition('.')[2])} {label(config[key])}".strip() for key in keys]
+    return ", ".join([_name(config["method"]), *words])
 
 
 def _name(method: str) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadopt.errors import InputError
-from broadopt.files import MEBIBYTE, read_bytes
+from broadopt.files import MEBIBYTE, read_bytes, replacing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-    from torch import Tensor
+    from torch import Tensor, device
 
 KEY = "measured: "
 """What the line of a CSV begins with that holds the key of its measurement."""
@@ -33,21 +34,31 @@ def key_of(facts: Mapping[str, Any], vectors: Sequence["Tensor"] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
+def device_fact(where: "device") -> dict[str, str]:
+    """What a key says of the device: nothing of a CPU, whose keys thereby are those of earlier versions."""
+    return {} if where.type == "cpu" else {"device": where.type}
+
+
 class Store:
     """The rows of a measurement, kept in `OUTPUT.partial.csv` while it goes on.
 
     A row is known by its `columns`, the coordinates of its point. Rows of an earlier start, and of a finished
-    `OUTPUT.csv`, are taken over where their key is the same; others are measured anew.
+    `OUTPUT.csv`, are taken over where their key is the same. A finished one of another key is replaced at the end.
     """
 
     def __init__(self, output: Path, *, key: str, columns: Sequence[str]) -> None:
-        """Read what is there. Raises InputError where the partial file cannot be written."""
+        """Read what is there. Raises InputError where the partial file is of another measurement, whose rows may have
+        taken hours.
+        """
         self.key, self.columns = key, tuple(columns)
         self.path = partial(output)
         self._rows: dict[tuple[str, ...], Row] = {}
         finished = output.with_name(f"{output.name}.csv")
         for path in (finished, self.path):
-            for row in _read(path, key):
+            found, rows = _read(path)
+            if path == self.path and found not in (key, None):
+                raise InputError(f"{path} holds another measurement; -o names another output, or remove it")
+            for row in rows if found == key else []:
                 if all(column in row for column in self.columns):
                     self._rows[self._name(row)] = row
         self._begun = False
@@ -67,23 +78,29 @@ class Store:
         return self._name(point) in self._rows
 
     def _name(self, point: Point) -> tuple[str, ...]:
-        return tuple(str(point.get(column, "")) for column in self.columns)
+        return tuple(_same(point.get(column, "")) for column in self.columns)
 
     def _append(self, row: Row) -> None:
         try:
             if not self._begun:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                known = list(self._rows.values())
-                header = list(dict.fromkeys([*(name for one in [*known, row] for name in one)]))
-                with self.path.open("w", newline="", encoding="utf-8") as file:
-                    file.write(f"# {KEY}{self.key}\n")
-                    self._writer(file, header).writeheader()
-                    self._writer(file, header).writerows(known)
-                self._header, self._begun = header, True
+                self._begin(row)
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 self._writer(file, self._header).writerow(row)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+    def _begin(self, row: Row) -> None:
+        """Write what is known, with room for the columns of `row`, in one move: a process that is killed loses none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        known = list(self._rows.values())
+        self._header = list(dict.fromkeys(name for one in [*known, row] for name in one))
+        text = io.StringIO()
+        text.write(f"# {KEY}{self.key}\n")
+        self._writer(text, self._header).writeheader()
+        self._writer(text, self._header).writerows(known)
+        with replacing(self.path) as file:
+            file.write(text.getvalue().encode())
+        self._begun = True
 
     @staticmethod
     def _writer(file: Any, header: Sequence[str]) -> "csv.DictWriter[str]":
@@ -95,22 +112,28 @@ def partial(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial.csv")
 
 
-def _read(path: Path, key: str) -> list[Row]:
-    """The whole rows of a CSV with this key; none of a file that is missing, damaged or of another measurement."""
+def _read(path: Path) -> tuple[str | None, list[Row]]:
+    """The key of a CSV and its whole rows; none of a file that is missing or damaged."""
     try:
         text = read_bytes(path, limit=LIMIT).decode("utf-8")
     except (OSError, ValueError):  # it is measured anew
-        return []
+        return None, []
     whole = text[: text.rfind("\n") + 1].splitlines()  # a process may have been killed within a line
-    comments = [line for line in whole if line.startswith("#")]
-    if f"# {KEY}{key}" not in comments:
-        return []
+    keys = [line.removeprefix(f"# {KEY}") for line in whole if line.startswith(f"# {KEY}")]
     rows = csv.DictReader(line for line in whole if not line.startswith("#"))
-    return [
+    return (keys[-1] if keys else None), [
         {name: _value(value) for name, value in row.items() if name is not None and value is not None}
         for row in rows
         if None not in row and None not in row.values()
     ]
+
+
+def _same(value: float | str) -> str:
+    """The same text for equal numbers: pandas writes 2 as 2.0 where its column holds inf."""
+    try:
+        return str(float(value))
+    except ValueError:
+        return str(value) or str(math.nan)  # as what an empty field is read as
 
 
 def _value(text: str) -> float | str:

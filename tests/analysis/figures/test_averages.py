@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from command import folders
-from in_process import said
+from in_process import read_csv, said
 from safetensors.torch import load_file
 
-from broadopt.analysis.figures.output import read_csv
 from broadopt.analysis.landscape.distances import power_law
 from broadopt.analysis.landscape.probabilities import at_spread
 
@@ -107,8 +106,8 @@ def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs
     assert (rows["among"].diff().dropna() < 0).all()
     assert output.startswith("Slopes ")
     assert (
-        "40 test images, float32; BN re-estimated at all weights on 64 augmented training images"
-        in (tmp_path / "ensemble.csv").read_text()
+        "40 test images; BN re-estimated at all weights on 64 augmented training images; fp32 on cpu; seed of the "
+        "runs 1, of the figure 1. " in (tmp_path / "ensemble.csv").read_text()
     )
 
 

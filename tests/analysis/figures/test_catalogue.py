@@ -1,6 +1,7 @@
 """The catalogue of figures: every entry has its function, and --help lists them all."""
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from in_process import said
 from PIL import Image
 
+from broadopt import figure
 from broadopt.analysis.figures.catalogue import ENTRIES, FIGURES, Entry, function_of, options_of
 
 
@@ -22,6 +24,27 @@ def test_every_entry_has_a_function_of_its_name(entry: Entry) -> None:
 
 def test_names_are_unique() -> None:
     assert len(FIGURES) == len(ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "then"),
+    [
+        (["plane", "run"], "goes on"),
+        (["sharpness"], "goes on"),
+        (["ensemble"], "begins anew"),
+        (["calibration"], "begins anew"),
+        (["trajectory"], "begins anew"),
+        ([], "begins anew"),
+    ],
+)
+def test_an_interrupted_command_says_what_it_does_when_given_again(arguments: list[str], then: str) -> None:
+    assert figure._then(arguments) == then
+
+
+def test_figures_that_resume_are_those_that_keep_their_rows() -> None:
+    for entry in ENTRIES:
+        module = sys.modules[function_of(entry).__module__]
+        assert entry.resumes == ("Store" in inspect.getsource(getattr(module, entry.name))), entry.name
 
 
 def test_help_lists_every_figure_with_its_source(tmp_path: Path) -> None:

@@ -11,18 +11,20 @@ import pandas
 import pytest
 import torch
 from command import OWN, SMALL, folders, result, run
-from in_process import said
+from in_process import read_csv, said
+from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from broadopt.analysis.figures.curvature.normalisation import crossing
+from broadopt.analysis.figures.curvature.normalisation import _seen_normalisation, crossing
 from broadopt.analysis.figures.curvature.sharpness import agreement, gaps
-from broadopt.analysis.figures.output import read_csv
+from broadopt.analysis.figures.curvature.spectrum import Moment, _over_epochs
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import Ball, sharpness_in
+from broadopt.analysis.landscape.curvature.spectrum import Nodes, Spectrum
 from broadopt.analysis.landscape.images import Images
-from broadopt.analysis.landscape.networks import reported, snapshots
+from broadopt.analysis.landscape.networks import reported, snapshot
 from broadopt.analysis.landscape.runs import chosen
 from broadopt.methods.asam import asam_perturbation, scale_of
 
@@ -95,8 +97,7 @@ def test_spectra_are_those_of_the_snapshots_hessians_and_are_drawn_again_from_th
     assert list(table.groupby(["run", "epoch"], sort=False).size()) == [30] * 4
     assert set(zip(table["run"], table["epoch"], strict=True)) == {(m, e) for m in ("SGD", "SAM") for e in (1.0, 2.0)}
     (one,) = chosen([str(runs["sam"])], [], trust=["own_network"])
-    ((_, _, network),) = snapshots(one, steps=[45])
-    expected = largest(network.model, *measured(runs["sam"])[1:], count=5)
+    expected = largest(snapshot(one, 45).model, *measured(runs["sam"])[1:], count=5)
     own = table[(table["run"] == "SAM") & (table["epoch"] == 1)]
     assert own["eigenvalue"].head(5).tolist() == pytest.approx(expected, rel=1e-3)
     assert own["eigenvalue"].iloc[0] == pytest.approx(expected[0], rel=1e-5)
@@ -193,6 +194,34 @@ def test_a_crossing_is_found_between_the_radii() -> None:
     assert crossing(radii, radii**2) == pytest.approx(math.sqrt(0.1), rel=1e-12)
     assert math.isnan(crossing(radii, radii + 1))
     assert math.isnan(crossing(radii, radii / 100))
+
+
+def test_radii_that_are_all_too_large_are_said_to_be_so() -> None:
+    rows = [
+        {"normalisation": kind, "p": p, "rho": rho, "rise": rise, "error": 0.0}
+        for kind, first in (("plain", 0.2), ("element", 0.001), ("filter", 0.01))
+        for p in (2, math.inf)
+        for rho, rise in ((0.1, first), (1.0, 10 * first))
+    ]
+    assert _seen_normalisation(pandas.DataFrame(rows)).startswith(
+        "ρ at which the loss rises by 0.1 nats, for p = 2: plain below the first radius, element at none of the radii, "
+        "filter 1; for p = ∞: "
+    )
+
+
+def test_a_ratio_of_eigenvalues_has_the_bound_of_both_and_none_need_be_positive() -> None:
+    def moment(values: list[float]) -> Moment:
+        bounds = np.full(5, 0.5)
+        nodes = Nodes(values=np.array(values), weights=np.full(5, 0.2), bounds=bounds)
+        return Moment(run="SGD", epoch=1.0, spectrum=Spectrum((nodes,)), parameters=10)
+
+    assert moment([2, 3, 4, 5, 6]).ratio == pytest.approx((3, 6.5 / 1.5 - 3), rel=1e-12)
+    assert moment([0.5, 3, 4, 5, 6]).ratio == (12, math.inf)
+    indefinite = moment([-1, 3, 4, 5, 6])
+    assert all(map(math.isnan, indefinite.ratio))
+    axes = Figure().subplots()
+    _over_epochs(axes, [indefinite], {"SGD": {"color": "k"}}, [indefinite.ratio[0]])
+    assert all(map(math.isfinite, axes.get_ylim()))
 
 
 def test_a_ball_in_which_the_loss_overflows_is_named(runs: Mapping[str, Path], tmp_path: Path) -> None:

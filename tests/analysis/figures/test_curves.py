@@ -1,5 +1,6 @@
 """Learning curves: the numbers behind them, worked out by hand, from stored runs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from in_process import said
+from in_process import read_csv, said
 from stored import RESNET20, record, store
 
-from broadopt.analysis.figures.output import read_csv, spread
+from broadopt.analysis.figures.output import spread, styles
+from broadopt.runs import results as results_
 
 SAM = (RESNET20, "method=sam")
 
@@ -47,6 +49,27 @@ def test_a_line_is_the_mean_over_seeds_with_its_lowest_and_highest(results: Path
         "SGD 60.50 ± 0.71 (2) at epoch 3.\n"
     )
     assert "Bands: from the lowest to the highest seed." in (tmp_path / "curves.csv").read_text()
+
+
+def test_stars_are_of_the_runs_own_collector_and_lines_of_a_method_differ(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    collected = {"1": 60.0, "1.5": 61.0, "ema 1": 62.0, "ema 1.5": 63.0}
+    folder = store(root, record(RESNET20, "method=swa", seed=3), history={1: 10.0, 2: 20.0}, collected=collected)
+    path = folder / "result.json"
+    result = json.loads(path.read_text())
+    for key, figures in result["metrics"]["collected"].items():
+        figures["epochs"] = 10.0 * float(key.split()[-1])
+    results_.write(folder, {key: value for key, value in result.items() if key != "checksum"})
+    _, rows = drawn(root, tmp_path, "method=swa", "--quantity", "test_accuracy")
+    stars = rows[rows["of"] == "collected"]
+    assert stars[["epoch", "mean", "seeds"]].values.tolist() == [[10.0, 60.0, 1], [15.0, 61.0, 1]]
+    assert "one seed a line; seed of the runs 3. " in (tmp_path / "curves.csv").read_text()
+
+
+def test_lines_of_a_method_differ_in_their_dashes() -> None:
+    looks = styles({"a": "sgd", "b": "swa", "c": "sgd"})
+    assert [looks[name]["linestyle"] for name in "abc"] == ["-", "-", "--"]
+    assert looks["a"]["color"] == looks["c"]["color"] == "#000000"
 
 
 def test_a_band_may_be_the_standard_deviation(results: Path, tmp_path: Path) -> None:

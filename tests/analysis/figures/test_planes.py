@@ -1,9 +1,11 @@
 """plane, rays and line on trained networks: the command, its files, and the numbers in them."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,16 +13,23 @@ import fork_server
 import numpy as np
 import pandas
 import pytest
+import torch
 from command import BIN, OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, until
-from in_process import said
+from in_process import read_csv, said
+from matplotlib.figure import Figure
 from PIL import Image
+from safetensors.torch import save_file
 
 from broadopt import predictor, snapshots
 from broadopt.analysis.figures.catalogue import FIGURES
-from broadopt.analysis.figures.output import read_csv
+from broadopt.analysis.figures.output import Drawing, End, name_lines, styled, write
 from broadopt.analysis.figures.planes import levels, square
-from broadopt.analysis.landscape.networks import flat
+from broadopt.analysis.figures.request import Request
+from broadopt.analysis.landscape.networks import flat, mark_at
+from broadopt.analysis.landscape.runs import chosen
 from broadopt.analysis.landscape.store import partial
+from broadopt.config.identity import identity_of
+from broadopt.errors import InputError
 
 FEW = ("--images", "60", "--train-images", "64", "trust=own_network", "--device", "cpu")
 
@@ -108,6 +117,18 @@ def test_line_writes_its_files_and_is_drawn_again_from_them(runs: Mapping[str, P
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as processes of their own have (command.py): another number rounds sums in another way, so that
+    rows, and the key with the grid's coordinates, are others.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_an_interrupted_grid_goes_on(runs: Mapping[str, Path], tmp_path: Path) -> None:
     arguments = ["plane", str(runs["fge"]), "--grid", "3", *FEW, "--seed", "5", "--format", "svg"]
     # Two test passes a point (test and training images), seven rows of marks ahead: in the third row of the grid.
@@ -126,7 +147,7 @@ def test_an_interrupted_grid_goes_on(runs: Mapping[str, Path], tmp_path: Path) -
     assert 7 < len(kept) < 7 + 9
 
     code, _, errors = said("broadopt-figure", *arguments, cwd=tmp_path)
-    assert code == 0
+    assert code == 0, errors
     assert f"{len(kept) - 7}/9" in errors
     finished = (tmp_path / "plane.csv").read_text()
     assert all(line in finished for line in kept)
@@ -153,6 +174,20 @@ def test_plane_through_snapshots_and_their_mean(runs: Mapping[str, Path], tmp_pa
 def test_plane_of_two_runs_has_the_start_of_the_collector(runs: Mapping[str, Path], tmp_path: Path) -> None:
     table, _, _ = drawn("plane", runs["sgd"], runs["swa"], "--grid", 2, "--no-caption", *FEW, cwd=tmp_path)
     assert table[table["kind"] == "mark"]["label"].tolist() == ["SWA, epoch 2", "SGD", "SWA"]
+
+
+def test_of_the_snapshots_only_the_one_that_is_marked_is_read(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path.joinpath(*runs["fge"].parts[-6:])
+    shutil.copytree(runs["fge"], copy)
+    first, *_, last = snapshots.files(copy)
+    weights = flat(predictor.read(last.path, trust="own_network").model)
+    for file in snapshots.files(copy)[:-1]:
+        file.path.write_bytes(b"damaged")
+    (run_,) = chosen([str(copy)], [], trust=["own_network"])
+    assert torch.equal(mark_at(run_, 2.0).vector, weights)
+    with pytest.raises(InputError) as raised:
+        mark_at(run_, 0.0)
+    assert str(raised.value).startswith(f"{first.path}: ")
 
 
 def test_rays_go_the_same_ways_from_each_run(runs: Mapping[str, Path], tmp_path: Path) -> None:
@@ -204,6 +239,7 @@ def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mappi
         (["line", "{sgd}"], "line needs 2 runs; found 1: {sgd}"),
         (["line", "{sgd}", "{sgd}"], "the two points are equal: expected two that span a line"),
         (["rays", "{sgd}", "{sgd}"], "rays: a run was named twice; expected different runs"),
+        (["curves", "/etc"], "/etc: holds no result.json; expected the folder of a finished run"),
         (["schematic", "{sgd}"], "{sgd}: schematic is drawn without runs; expected options alone"),
         (["line", "{sgd}", "{swa}", "--points", "1"], "argument --points: 1: expected a whole number from 2 to 2001"),
         (["line", "{sgd}", "{swa}", "--margin", "x"], "argument --margin: x: expected a number > 0; see"),
@@ -220,6 +256,46 @@ def test_bad_usage_is_one_line(arguments: list[str], message: str, runs: Mapping
     trusted = FEW[-3:] if "{sgd}" in arguments and arguments[0] != "schematic" else ()
     expected = message.format(**runs, names=", ".join(FIGURES))
     assert refused(words[0], *words[1:], *trusted, cwd=tmp_path).startswith(expected)
+
+
+def test_files_that_are_no_weights_are_one_line(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    """A FIFO, at which a reader would wait for ever, and weights whose recipe is no recipe."""
+    copy = tmp_path.joinpath(*runs["sgd"].parts[-6:])
+    shutil.copytree(runs["sgd"], copy, ignore=shutil.ignore_patterns("snapshots", "*.safetensors"))
+    (tmp_path / "cwd").mkdir()
+    os.mkfifo(copy / predictor.NAME)
+    assert refused("rays", copy, *FEW, cwd=tmp_path / "cwd") == (
+        f"{copy / predictor.NAME}: a device, a FIFO or a socket, not a regular file"
+    )
+    (copy / predictor.NAME).unlink()
+    for record in ("[]", "7", "{}"):
+        metadata = {"identity": identity_of(json.loads(record)), "recipe": record, "classes": "[0, 1]"}
+        save_file({"weight": torch.zeros(1)}, copy / predictor.NAME, metadata=metadata)
+        line = refused("rays", copy, *FEW, cwd=tmp_path / "cwd")
+        assert line.startswith(f"{copy / predictor.NAME}: ")
+
+
+def test_a_style_that_cannot_be_rendered_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "style").write_text("savefig.dpi: 100000000\n")
+    code, out, err = said("broadopt-figure", "schematic", "--style", "style", cwd=tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("broadopt-figure: the figure cannot be rendered: Image size of ")
+    assert [path.name for path in tmp_path.iterdir()] == ["style"]
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_names_that_are_no_mathtext_are_drawn_as_they_are(tmp_path: Path, count: int) -> None:
+    """At the ends of few lines, in the legend of many, and in the caption."""
+    request = Request(figure="rays", runs=(), options=Namespace(), output=tmp_path / "rays", formats=("svg",))
+    with styled(None):
+        figure = Figure()
+        axes = figure.subplots()
+        (line,) = axes.plot([0, 1], [0, 1])
+        axes.margins(0)
+        name_lines(axes, [End(1, 1, "own $run_$ of {mine", line, "k")] * count)
+        rows = pandas.DataFrame({"x": [1]})
+        write(Drawing(figure=figure, rows=rows, caption="of $run_$ {mine", seen=""), request)
+    assert (tmp_path / "rays.svg").stat().st_size > 0
 
 
 def test_levels_double_their_distance_to_the_least() -> None:

@@ -81,14 +81,50 @@ def test_cifar_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_runs_on_other_images_or_networks_are_not_put_together(tmp_path: Path) -> None:
     first, deeper = a_run(tmp_path), a_run(tmp_path, "model.depth=8")
     noisy, shifted = a_run(tmp_path, "dataset.label_noise=0.5"), a_run(tmp_path, "augmentation.mean=[0,0,0]")
-    check_same((first, noisy))
+    check_same((first, noisy), networks=False)
     with pytest.raises(InputError) as raised:
         check_same((first, deeper))
     assert str(raised.value).startswith(f"{deeper.folder}: model {{'name': 'resnet20', ")
-    assert str(raised.value).endswith("; expected runs on the same images and network")
+    assert str(raised.value).endswith("; expected runs on the same images, labels, network and precision")
     check_same((first, deeper), networks=False)
     with pytest.raises(InputError, match=r"augmentation\.mean \[0"):
         check_same((first, shifted))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "other", "difference"),
+    [
+        ((), ("dataset.label_noise=0.5",), "dataset.label_noise 0.5, but 0.0"),
+        (
+            ("dataset.label_noise=0.5",),
+            ("dataset.label_noise=0.5", "dataset.noise=asymmetric"),
+            "dataset.noise asymmetric, but symmetric",
+        ),
+        (("dataset.label_noise=0.5",), None, "seed, which draws wrong labels and held-out images, 2, but 1"),
+        (("dataset.validation=300",), None, "seed, which draws wrong labels and held-out images, 2, but 1"),
+    ],
+)
+def test_networks_with_other_training_labels_are_not_put_together(
+    tmp_path: Path, overrides: tuple[str, ...], other: tuple[str, ...] | None, difference: str
+) -> None:
+    first = a_run(tmp_path, *overrides)
+    second = a_run(tmp_path, *overrides, seed=2) if other is None else a_run(tmp_path, *other)
+    with pytest.raises(InputError) as raised:
+        check_same((first, second))
+    assert str(raised.value) == (
+        f"{second.folder}: {difference} in {first.folder}; expected runs on the same images, labels, network and "
+        "precision"
+    )
+    check_same((first, second), networks=False)
+
+
+def test_networks_of_another_seed_or_precision(tmp_path: Path) -> None:
+    first, second = a_run(tmp_path), a_run(tmp_path, seed=2)
+    check_same((first, second))
+    config = record(QUICK, precision="bf16")
+    (rounded,) = chosen([str(store(tmp_path, config))], [])
+    with pytest.raises(InputError, match="precision bf16, but fp32 in "):
+        check_same((first, rounded))
 
 
 def test_code_of_strangers_is_not_run(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from stored import RESNET20, record, store
 
-from broadopt.analysis.landscape.runs import chosen
+from broadopt.analysis.landscape.runs import check_different, chosen
 from broadopt.errors import InputError
 
 
@@ -47,6 +47,45 @@ def test_a_label_has_what_differs_within_a_method_alone(folders: dict[str, Path]
         "SGD, seed 2",
         "SAM",
     ]
+
+
+def test_runs_with_the_same_first_differences_are_told_apart_by_all(tmp_path: Path) -> None:
+    three = ("weight_decay=0.001", "lr=0.2", "batch_size=64")
+    found = [
+        store(tmp_path, record(RESNET20, "method=sgd")),
+        store(tmp_path, record(RESNET20, "method=sgd", *three)),
+        store(tmp_path, record(RESNET20, "method=sgd", *three, seed=2)),
+        store(tmp_path, record(RESNET20, "method=sgd", *three, precision="bf16")),
+    ]
+    names = [run.label for run in chosen(list(map(str, found)), [])]
+    assert len(set(names)) == 4
+    assert "precision bf16" in names[3]
+    assert "seed 2" in names[2]
+
+
+def test_a_run_in_two_results_folders_is_one_run(tmp_path: Path) -> None:
+    folders = [store(tmp_path / name, record(RESNET20, "method=sgd")) for name in ("here", "there")]
+    with pytest.raises(InputError, match=r"^rays: a run was named twice; expected different runs$"):
+        check_different(chosen(list(map(str, folders)), []), "rays")
+
+
+def test_a_run_reports_its_own_collector_and_not_one_beside_it(tmp_path: Path) -> None:
+    collected = {"1": 71.0, "1.5": 72.0, "ema 1": 75.0, "ema 1.5": 76.0}
+    (swa,) = chosen([str(store(tmp_path, record(RESNET20, "method=swa"), collected=collected))], [])
+    assert swa.reported["test_accuracy"] == 72.0
+    (sgd,) = chosen([str(store(tmp_path, record(RESNET20, "method=sgd"), collected={"ema 1": 75.0}))], [])
+    assert sgd.reported["test_accuracy"] == 70.0
+
+
+def test_failed_runs_have_no_curves(folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match=r"method=asam: no run has this value; they have sam, sgd"):
+        chosen(["method=asam"], [folders["results"]], unfinished=True)
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_folder_near_the_root_is_no_run(unfinished: bool) -> None:
+    with pytest.raises(InputError, match=r"^/etc: holds no result\.json; expected the folder of a finished run$"):
+        chosen(["/etc"], [], unfinished=unfinished)
 
 
 @pytest.mark.parametrize(

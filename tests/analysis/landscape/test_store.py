@@ -1,10 +1,15 @@
 """Rows of a measurement on the disk: taken over by the same measurement, by no other."""
 
+import math
+import os
 from pathlib import Path
 
+import pandas
+import pytest
 import torch
 
-from broadopt.analysis.landscape.store import Store, key_of, partial
+from broadopt.analysis.landscape.store import Store, device_fact, key_of, partial
+from broadopt.errors import InputError, Interrupted
 
 
 def counted(calls: list[float], value: float):
@@ -31,7 +36,47 @@ def test_rows_are_measured_once(tmp_path: Path) -> None:
         "# measured: k\nkind,x,loss\ngrid,0.1,0.30000000000000004\ngrid,1.0,2.0\ngrid,1e-09,nan\n"
     )
     assert filled(tmp_path / "plane") == []
+
+
+def test_rows_of_another_measurement_are_not_overwritten(tmp_path: Path) -> None:
+    filled(tmp_path / "plane")
+    before = partial(tmp_path / "plane").read_bytes()
+    with pytest.raises(InputError) as raised:
+        Store(tmp_path / "plane", key="another", columns=("kind", "x"))
+    assert str(raised.value) == (
+        f"{partial(tmp_path / 'plane')} holds another measurement; -o names another output, or remove it"
+    )
+    assert partial(tmp_path / "plane").read_bytes() == before
+    partial(tmp_path / "plane").rename(tmp_path / "plane.csv")  # a finished one may be drawn anew
     assert len(filled(tmp_path / "plane", key="another")) == 3
+
+
+def test_a_whole_number_is_found_again_where_pandas_has_written_it_as_a_float(tmp_path: Path) -> None:
+    table = pandas.DataFrame({"p": [2, math.inf], "loss": [1.0, 3.0]})
+    (tmp_path / "plane.csv").write_text("# measured: k\n" + table.to_csv(index=False))
+    store = Store(tmp_path / "plane", key="k", columns=("p",))
+    assert [store.knows({"p": p}) for p in (2, math.inf, 3)] == [True, True, False]
+
+
+def test_known_rows_stay_whatever_happens_while_the_partial_file_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "plane")
+    before = partial(tmp_path / "plane").read_bytes()
+    store = Store(tmp_path / "plane", key="k", columns=("kind", "x"))
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(Interrupted):
+        store.row({"kind": "grid", "x": 5.0}, counted([], 1.0))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"plane.partial.csv": before}
+
+
+def interrupted(*paths: object) -> None:
+    raise Interrupted("SIGTERM")
+
+
+def test_a_key_names_the_device_unless_it_is_a_cpu() -> None:
+    assert device_fact(torch.device("cpu")) == {}
+    assert device_fact(torch.device("cuda", 1)) == {"device": "cuda"}
 
 
 def test_a_row_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:

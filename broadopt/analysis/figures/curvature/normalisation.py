@@ -146,7 +146,11 @@ def _seen_normalisation(table: pandas.DataFrame) -> str:
             error = own["error"].fillna(0)
             low, middle, high = (crossing(own["rho"], own["rise"] + sign * error) for sign in (1, 0, -1))
             around = f" ({low:.2g} to {high:.2g})" if low < high else ""
-            words.append(f"{kind} {middle:.2g}{around}" if math.isfinite(middle) else f"{kind} at none of the radii")
+            if math.isfinite(middle):
+                words.append(f"{kind} {middle:.2g}{around}")
+            else:
+                below = own["rise"].iloc[0] >= SMALL_RISE
+                words.append(f"{kind} {'below the first radius' if below else 'at none of the radii'}")
         parts.append(f"for p = {norm_words(p)}: {', '.join(words)}")
     return (
         f"ρ at which the loss rises by {SMALL_RISE:g} nats, {'; '.join(parts)} (in brackets: one standard error of the "

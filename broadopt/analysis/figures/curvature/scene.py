@@ -3,26 +3,23 @@
 import copy
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
-from broadopt.analysis.figures.output import look
+from broadopt.analysis.figures.output import seeds
 from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import rescale
 from broadopt.analysis.landscape.images import Images, autocast, check_same
 from broadopt.analysis.landscape.networks import reported
-from broadopt.analysis.landscape.runs import Run
-from broadopt.analysis.landscape.store import Point, Store, key_of
-from broadopt.errors import InputError
+from broadopt.analysis.landscape.runs import Run, check_different
+from broadopt.analysis.landscape.store import Point, Store, device_fact, key_of
+from broadopt.devices.device import set_flags
 from broadopt.training.evaluate import log_probabilities, metrics
-
-DASHES = ("-", "--", ":", "-.")
-"""Of runs of the same method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +34,14 @@ class Scene:
     def of(cls, request: Request) -> "Scene":
         """Read the images. Raises InputError for runs on different ones, and for a run that is named twice."""
         check_same(request.runs, networks=False)
-        if len({run.label for run in request.runs}) < len(request.runs):
-            raise InputError(f"{request.figure}: a run was named twice; expected different runs")
+        check_different(request.runs, request.figure)
         read: dict[tuple[object, ...], Images] = {}
         for run in request.runs:
             kind = _kind(run)
             if kind not in read:
                 read[kind] = Images(run, device=request.device, seed=request.seed, data_dir=request.data_dir)
+        # Images set torch's switches for the run that they are of, whereas curvature is always taken in float32.
+        set_flags("fp32", deterministic=False)
         return cls(request=request, images={run.label: read[_kind(run)] for run in request.runs})
 
     def train(self, run: Run, count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -73,7 +71,9 @@ class Scene:
         """Of all that decides the numbers. A run that was trained anew has other metrics."""
         runs = [[run.label, run.result["identity"], run.result["metrics"]] for run in self.request.runs]
         own = {"figure": self.request.figure, "runs": runs, "seed": self.request.seed}
-        return key_of(own | {"train images": self.request.train_images} | dict(facts))
+        return key_of(
+            own | {"train images": self.request.train_images} | device_fact(self.request.device) | dict(facts)
+        )
 
     @property
     def caption(self) -> str:
@@ -81,12 +81,11 @@ class Scene:
         first = self.request.runs[0]
         images = self.images[first.label]
         noise = {run.recipe.dataset.label_noise for run in self.request.runs} - {0, None}
-        seeds = ", ".join(map(str, sorted({run.recipe.seed for run in self.request.runs})))
         return (
             f"{first.recipe.dataset.name}. Train loss: cross-entropy, without weight decay or smoothing, on "
             f"{min(self.request.train_images, images.train_size):,} of {images.train_size:,} training images, not "
             f"augmented{', labels with the noise of the training' if noise else ''}; networks in evaluation mode; fp32 "
-            f"on {images.device.type}; seed of the runs {seeds}, of the figure {self.request.seed}."
+            f"on {images.device.type}; {seeds(self.request.runs, self.request.seed)}."
         )
 
 
@@ -124,23 +123,11 @@ class Subject:
         return self.scene.outcomes(self.run, self.loss.model)
 
 
-def styles(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """By label, the look of each run's method; runs of the same method differ in their dashes."""
-    found = {}
-    for number, run in enumerate(runs):
-        same = [other for other in runs if other.recipe.method == run.recipe.method]
-        style = look(run.recipe.method, number)
-        if len(same) > 1:
-            style["linestyle"] = DASHES[same.index(run) % len(DASHES)]
-        found[run.label] = style
-    return found
-
-
 def _kind(run: Run) -> tuple[object, ...]:
     """What decides a run's images and labels, beside what all runs have in common."""
     dataset = run.recipe.dataset
     seeded = bool(dataset.label_noise or dataset.validation)
-    return run.recipe.model.name, dataset.label_noise, run.recipe.seed if seeded else None
+    return run.recipe.model.name, dataset.label_noise, dataset.noise, run.recipe.seed if seeded else None
 
 
 def norm_words(p: float) -> str:

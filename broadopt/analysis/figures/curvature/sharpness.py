@@ -18,8 +18,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
-from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words, seconds_between, styles
-from broadopt.analysis.figures.output import Drawing
+from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words, seconds_between
+from broadopt.analysis.figures.output import Drawing, styles
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.curvature.sharpness import RESCALING, Ball, Sharpness, sharpness_in
 from broadopt.analysis.landscape.runs import Run
@@ -131,7 +131,7 @@ def _part(table: pandas.DataFrame, network: str, ball: str, p: float, *, all_ima
 
 
 def _drawn_sharpness(table: pandas.DataFrame, request: Request) -> Figure:
-    order, looks = gaps(table), styles(request.runs)
+    order, looks = gaps(table), styles({run.label: run.recipe.method for run in request.runs})
     places = {run: place for place, run in enumerate(order.index[::-1])}
     figure = Figure(figsize=(6.8, 1.7 + 0.34 * len(order)))
     panels = figure.subplots(2, 2, sharey=True)
@@ -141,7 +141,7 @@ def _drawn_sharpness(table: pandas.DataFrame, request: Request) -> Figure:
         words = f" · τ = {found[0]:.2f} (p = {found[1]:.2g})" if found else ""
         rho = float(table.loc[(table["ball"] == ball) & (table["p"] == p), "rho"].iloc[0])
         axes.set_title(f"{ball}, p = {norm_words(p)}, ρ = {rho:g}{words}")
-        axes.set_yticks(list(places.values()), [_row(run, order.loc[run]) for run in places])
+        axes.set_yticks(list(places.values()), [_row(run, order.loc[run]) for run in places], parse_math=False)
         axes.set_ylim(-0.6, len(order) - 0.4)
         axes.grid(axis="y")
     for axes in panels[1]:

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
-from broadopt.analysis.figures.curvature.scene import Scene, styles
-from broadopt.analysis.figures.output import Drawing, End, name_lines
+from broadopt.analysis.figures.curvature.scene import Scene
+from broadopt.analysis.figures.output import Drawing, End, name_lines, styles
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.spectrum import Nodes, Spectrum, hessian_spectrum
-from broadopt.analysis.landscape.networks import moments, snapshots
+from broadopt.analysis.landscape.networks import moments, snapshot
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.errors import InputError
@@ -47,10 +47,13 @@ class Moment:
         return self.spectrum.top(1)[0]
 
     @property
-    def ratio(self) -> float:
-        """lambda_max / lambda_5; nan unless both are positive."""
-        (first, _), *_, (fifth, _) = self.spectrum.top(TOP)
-        return first / fifth if fifth > 0 else math.nan
+    def ratio(self) -> tuple[float, float]:
+        """lambda_max / lambda_5, nan unless both are positive, and how far off it may be by their residuals."""
+        (first, near), *_, (fifth, around) = self.spectrum.top(TOP)
+        if not fifth > 0:
+            return math.nan, math.nan
+        most = (first + near) / (fifth - around) if around < fifth else math.inf
+        return first / fifth, most - first / fifth
 
 
 def spectrum_options(parser: argparse.ArgumentParser) -> None:
@@ -145,8 +148,7 @@ def _at(nodes: Callable[[], list[list[dict[str, float]]]], start: int, rank: int
 def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[dict[str, float]]]:
     """By start, the nodes of one spectrum from the largest on; nan where a start's space was exhausted before."""
     options, (inputs, labels) = scene.request.options, scene.train(run)
-    ((_, _, network),) = snapshots(run, steps=[step])
-    loss = Loss(scene.placed(run, network.model), inputs, labels)
+    loss = Loss(scene.placed(run, snapshot(run, step).model), inputs, labels)
     with tqdm(
         total=options.steps, desc=f"spectrum: {run.label}, epoch {epoch:g}", unit="step", file=sys.stderr,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
@@ -190,7 +192,7 @@ def moments_of(table: pandas.DataFrame) -> list[Moment]:
 
 
 def _drawn(found: Sequence[Moment], epochs: Sequence[float], request: Request) -> Figure:
-    looks = styles(request.runs)
+    looks = styles({run.label: run.recipe.method for run in request.runs})
     figure = Figure(figsize=(6.8, 3.4))
     rows = figure.add_gridspec(2, 1, height_ratios=(1.1, 1))
     panels = rows[0].subgridspec(1, len(epochs)).subplots(sharey=True, squeeze=False)[0]
@@ -206,7 +208,7 @@ def _drawn(found: Sequence[Moment], epochs: Sequence[float], request: Request) -
     left.errorbar([one.epoch for one in found], [one.largest[0] for one in found], [one.largest[1] for one in found],
                   fmt="none", ecolor="0.4", elinewidth=0.6, capsize=1.5, zorder=1)  # fmt: skip
     left.set_ylabel(r"$\lambda_\mathrm{max}$")
-    _over_epochs(right, found, looks, [one.ratio for one in found])
+    _over_epochs(right, found, looks, [one.ratio[0] for one in found])
     right.set_ylabel(r"$\lambda_\mathrm{max}\,/\,\lambda_5$")
     name_lines(left, ends)
     return figure
@@ -243,7 +245,8 @@ def _over_epochs(
         ends.append(End(*points[-1], run.replace(", ", "\n"), drawn, str(style["color"])))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
+    if 0 < axes.dataLim.ymax < math.inf:  # not where no spectrum has five positive eigenvalues
+        axes.set_ylim(0, 1.08 * axes.dataLim.ymax)
     axes.grid(axis="y")
     return ends
 
@@ -265,6 +268,7 @@ def _seen(found: Sequence[Moment]) -> str:
     parts = []
     for one in (one for one in found if one.epoch == last):
         value, bound = one.largest
-        ratio = f", λmax/λ5 {one.ratio:.3g}" if math.isfinite(one.ratio) else ""
+        quotient, off = one.ratio
+        ratio = f", λmax/λ5 {quotient:.3g} ± {off:.1g}" if math.isfinite(quotient) else ""
         parts.append(f"{one.run} λmax {value:.4g} ± {bound:.1g}{ratio}")
     return f"At epoch {last:g}: {'; '.join(parts)} (±: the residual of Lanczos on these images)."

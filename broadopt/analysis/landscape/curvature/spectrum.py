@@ -64,11 +64,6 @@ class Spectrum:
         """Smallest and largest Ritz value."""
         return min(float(n.values[0]) for n in self.starts), max(float(n.values[-1]) for n in self.starts)
 
-    @property
-    def negative(self) -> list[float]:
-        """The share of the spectrum below zero, by start; half of what lies at zero itself is of rounding's sign."""
-        return [float(nodes.weights[nodes.values < 0].sum()) for nodes in self.starts]
-
 
 def hessian_spectrum(
     loss: Loss, *, steps: int, starts: int, seed: int, advance: Callable[[], object] = lambda: None
