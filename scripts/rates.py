@@ -21,8 +21,8 @@ from broadopt.devices.rates import TABLE
 from broadopt.runs.results import read_all
 from broadopt.training.plan import price
 
-SHARED = ("cifar10_resnet20_10epochs",)
-"""Folders of runs beside which other programs were running: their seconds measure the machine's load, not its rate."""
+COUNTED = ("cifar10_resnet20_5epochs", "cifar10_resnet20_rho")
+"""Folders of runs that had their cores to themselves: the seconds of others measure the load of the machine."""
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 HEAD = "# Made by scripts/rates.py: rates, in images a second of one gradient, from the results that are named.\n"
@@ -31,8 +31,8 @@ HEAD = "# Made by scripts/rates.py: rates, in images a second of one gradient, f
 def measured(root: Path) -> list[tuple[dict[str, Any], float, str]]:
     """Of every run and every row of a GPU check below `root`: what was trained on what, its rate, and its source."""
     found = []
-    for folder in sorted(path.parent for path in root.glob("*/runs")):
-        for result in [] if folder.name in SHARED else read_all(folder)[0]:
+    for folder in (root / name for name in COUNTED):
+        for result in read_all(folder)[0]:
             config, cost, environment = (result[key] for key in ("config", "cost", "environment"))
             passes = cost.get("passes") or PASSES[public(config["step"]["_target_"])]
             threads = environment.get("threads") if environment["device"].startswith("CPU") else None
