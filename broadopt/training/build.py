@@ -61,15 +61,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     points = [one.evaluation_points(recipe.budget) for one in collectors.values()]
     epochs = max([recipe.budget, *(epoch for each in points for epoch in each.values())])
     course = Course.of(images=data.train_size, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
-    recorded = graphs.choose(
-        execution.graphs,
-        device,
-        processes=processes.count,
-        own_code=bool(recipe.code),
-        compiled=execution.compile,
-        is_repeatable=getattr(step, "is_repeatable", False),
-        is_fused=is_fused(optimizer),
-    )
+    recorded = _are_recorded(run, step, device, processes)
     return Parts(
         model=model,
         step=step,
@@ -93,6 +85,19 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
             "images_per_epoch": data.train_size,
             "passes": gradients_a_step(step, course),
         },
+    )
+
+
+def _are_recorded(run: RunConfig, step: Step, device: torch.device, processes: Processes) -> bool:
+    """Whether the steps of a run are recorded as a CUDA graph."""
+    return graphs.choose(
+        run.execution.graphs,
+        device,
+        processes=processes.count,
+        own_code=bool(run.recipe.code),
+        compiled=run.execution.compile,
+        is_repeatable=getattr(step, "is_repeatable", False),
+        is_fused=is_fused(step.optimizer),
     )
 
 

@@ -6,12 +6,14 @@ are those of a graph. What CUDA records is looked at where there is a GPU, here 
 
 import copy
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from broadopt.config.compose import compose, run_config
 from broadopt.data.augment import Augmentation
@@ -32,6 +34,9 @@ from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import EpochLines
 
+sys.path.append(str(Path(__file__).parents[1] / "methods"))
+from short_training import TinyNet
+
 CPU = torch.device("cpu")
 METHODS: dict[str, tuple[Callable[..., Any], Callable[[], Collector]]] = {
     "sgd": (Plain, Nothing),
@@ -47,18 +52,6 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "Cutout and CutMix": {"cutout": 8, "cutmix": 0.5},
     "AutoAugment": {"autoaugment": True},
 }
-
-
-class Network(nn.Module):
-    """BN and dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3))
-        self.classifier = nn.Linear(4 * 8 * 8, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images).flatten(1))
 
 
 class CountedGraph(CalledGraph):
@@ -104,7 +97,7 @@ def training(
     augment = Augmentation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **AUGMENTATIONS[augmentation])
     data = Data(dataset, batch_size=16, augmentation=augment, seed=1, device=device)
     torch.manual_seed(1)
-    model = Network().to(device)
+    model = TinyNet().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
     step, collector = METHODS[method]
     parts = Parts(
@@ -294,7 +287,7 @@ def test_a_graph_that_is_asked_for_needs_a_gpu() -> None:
 
 
 def test_a_replayed_draw_of_the_second_pass_is_not_recorded() -> None:
-    model = Network()
+    model = TinyNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert Plain.is_repeatable
     assert sam(model, optimizer, rho=0.1).is_repeatable
