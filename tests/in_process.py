@@ -66,3 +66,11 @@ def said(program: str, *arguments: str, cwd: Path, **environment: str) -> tuple[
         except SystemExit as end:
             code = end.code
     return (code if isinstance(code, int) else 0 if code is None else 1), output.getvalue(), errors.getvalue()
+
+
+def drawn(figure: str, *arguments: object, cwd: Path) -> tuple[pandas.DataFrame, str, str]:
+    """The rows of a figure's CSV, the line on stdout, and stderr."""
+    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return read_csv(cwd / f"{figure}.csv"), out, err

@@ -11,7 +11,7 @@ import pandas
 import pytest
 import torch
 from command import OWN, SMALL, folders, result, run
-from in_process import read_csv, said
+from in_process import drawn, said
 from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
@@ -43,14 +43,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(OWN))
         yield {**found, "bare": bare}
-
-
-def drawn(figure: str, *arguments: object, cwd: Path) -> tuple[pandas.DataFrame, str, str]:
-    """The rows of a figure's CSV, the line on stdout, and stderr."""
-    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
-    assert code == 0, err
-    assert out.count("\n") == 1
-    return read_csv(cwd / f"{figure}.csv"), out, err
 
 
 def refused(figure: str, *arguments: object, cwd: Path) -> str:

@@ -15,7 +15,7 @@ import pandas
 import pytest
 import torch
 from command import BIN, OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, until
-from in_process import read_csv, said
+from in_process import drawn, said
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
@@ -46,14 +46,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(OWN))
         yield {**found, "bare": bare}
-
-
-def drawn(figure: str, *arguments: object, cwd: Path) -> tuple[pandas.DataFrame, str, str]:
-    """The rows of a figure's CSV, the line on stdout, and stderr."""
-    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
-    assert code == 0, err
-    assert out.count("\n") == 1
-    return read_csv(cwd / f"{figure}.csv"), out, err
 
 
 def start_figure(*arguments: str, cwd: Path, **environment: str) -> Process:
