@@ -20,6 +20,7 @@ import fork_server
 Process: TypeAlias = "subprocess.Popen[str] | fork_server.Forked"
 BIN = Path(sys.executable).parent
 OWN = Path(__file__).parent / "own"
+STARTUP = Path(__file__).parent / "startup"
 SMALL = ("--config-dir", str(OWN), "experiment=quickstart", "model=small", "device=cpu", "precision=fp32")
 """Half a second of training an epoch: 45 steps of 32 digits."""
 PATIENCE = 600
@@ -37,7 +38,8 @@ class Sweep:
 
 def start(*arguments: str, cwd: Path, session: bool = False, **environment: str) -> Process:
     """Start broadopt-run in the folder `cwd`, in a `session` of its own where that is asked for."""
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
+    path = os.pathsep.join([environment.pop("PYTHONPATH", str(OWN)), str(STARTUP)])
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment | {"PYTHONPATH": path}
     command = [str(BIN / "broadopt-run"), *arguments]
     if fork_server.takes(variables):
         return fork_server.Forked(command, cwd=cwd, env=variables, start_new_session=session)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import SMALL, Sweep, folders, run
+from command import SMALL, STARTUP, Sweep, folders, run
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where it is passed on to children
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,6 +50,14 @@ def write_cifar(root: Path, name: str = "cifar10", per_file: int = 4, protocol: 
     listed = {names_key: names} | ({"coarse_label_names": names[:20]} if name == "cifar100" else {})
     (folder / meta).write_bytes(pickle.dumps(listed, protocol=protocol))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forks() -> Iterator[None]:
+    """Commands that tests, scripts and launchers start are forked where they can be: see fork_server.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(STARTUP))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,6 +47,12 @@ SUBSTITUTES = {
 }
 
 
+FORKED = re.compile(
+    r"(?P<path>PYTHONPATH=\. )?(?:(?P<program>broadopt-\w+)|python (?P<script>scripts/\w+\.py))(?P<arguments>[^|&;<>]*)"
+)
+"""Commands that need no shell."""
+
+
 @dataclass(frozen=True)
 class Block:
     """What stands between two fences, and the file that the line above says it is."""
@@ -139,11 +145,11 @@ def followed(document: str | Path, folder: Path) -> list[Ran]:
 
 
 def run(line: str, folder: Path) -> Ran:
-    """Run a line: in bash, or, where it is broadopt-run or broadopt-figure and nothing else, forked from the server
+    """Run a line: in bash, or, where it is one command or script of broadopt and nothing else, forked from the server
     that has torch imported. Raises AssertionError where it fails.
     """
     command = substituted(line, set())
-    match = re.fullmatch(r"(PYTHONPATH=\. )?(broadopt-run|broadopt-figure) ([^|&;<>]*)", command + " ")
+    match = FORKED.fullmatch(command)
     process = forked(match, folder) if match else in_bash(command, folder)
     try:
         output, errors = process.communicate(timeout=150)
@@ -163,13 +169,14 @@ def in_bash(command: str, folder: Path) -> Process:
 
 def forked(match: re.Match[str], folder: Path) -> Process:
     """A command. PYTHONPATH, which an interpreter reads when it starts, is put into the script instead."""
-    script = BIN / match[2]
-    if match[1] is not None:
-        script = folder / ".bin" / match[2]
-        script.parent.mkdir(exist_ok=True)
-        script.write_text(f'import sys\nsys.path.insert(1, "")\n{(BIN / match[2]).read_text()}')
+    script = folder / match["script"] if match["script"] else BIN / match["program"]
+    if match["path"]:
+        here = folder / ".bin" / script.name
+        here.parent.mkdir(exist_ok=True)
+        here.write_text(f'import sys\nsys.path.insert(1, "")\n{script.read_text()}')
+        script = here
     environment = fork_server.environment_of_server()
-    command = [str(script), *shlex.split(match[3])]
+    command = [str(script), *shlex.split(match["arguments"])]
     return fork_server.Forked(command, cwd=folder, env=environment, start_new_session=False)
 
 

@@ -1,20 +1,25 @@
-"""Real processes of broadopt-run without the seconds in which each would import torch.
+"""Real processes of broadopt's commands without the seconds in which each would import torch.
 
-A server that has imported what a run imports, and has done nothing else, forks for every command. The child takes the
-command's arguments, folder, environment and limits, runs the console script as __main__, and ends as an interpreter
+A server that has imported what the commands import, and has done nothing else, forks for every command. The child takes
+the command's arguments, folder, environment and limits, runs the console script as __main__, and ends as an interpreter
 does: signals, exit codes, streams, files and locks are those of a process of its own. What a process does before and
 while it imports torch is not seen through it: `takes` says which environments need a process that begins at the
-beginning, and FORK_SERVER=no in the tests' environment gives every command one.
+beginning, and FORK_SERVER=no in a command's environment gives it one.
+
+Commands of the tests themselves are forked as `Forked`. Those that launchers and scripts start come to the server by
+startup/sitecustomize.py, which an interpreter with tests/startup in its PYTHONPATH runs at its start.
 """
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import json
 import os
 import resource
 import runpy
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -34,6 +39,8 @@ READ_AT_START = (
 """Beginnings of the names of variables that an interpreter or a library looks at once, when it is loaded; those of
 torchrun (TORCHELASTIC_) are read by each run. PYTHONPATH is passed on, unless there is another broadopt in it.
 """
+DEFAULTS = tuple(one for one in signal.Signals if one not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE))
+"""Signals that may be ignored by a new process; SIGPIPE always is by Python."""
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 NUMBER = struct.Struct("i")
 
@@ -47,26 +54,14 @@ class Forked:
         self._readers: dict[TextIO, threading.Thread] = {}
         self._read: dict[TextIO, str] = {}
         (output, its_output), (errors, its_errors) = os.pipe(), os.pipe()
-        self._nanny, its_nanny = socket.socketpair()
-        request = {
-            "command": self.args,
-            "cwd": str(cwd),
-            "environment": dict(env),
-            "limits": [(limit, resource.getrlimit(limit)) for limit in LIMITS],
-            "session": start_new_session,
-        }
-        socket.send_fds(server(), [json.dumps(request).encode()], [its_output, its_errors, its_nanny.fileno()])
+        self._nanny = connected(server())
+        request = request_of(self.args, cwd=cwd, environment=env) | {"session": start_new_session}
+        pid = asked(self._nanny, request, {1: its_output, 2: its_errors})
+        assert pid is not None, "the fork server has another environment than takes() believes"
+        self.pid = pid
         os.close(its_output)
         os.close(its_errors)
-        its_nanny.close()
         self.stdout, self.stderr = os.fdopen(output), os.fdopen(errors)
-        self.pid = self._number()
-
-    def _number(self) -> int:
-        received = self._nanny.recv(NUMBER.size, socket.MSG_WAITALL)
-        assert len(received) == NUMBER.size, "the fork server has ended"
-        found: int = NUMBER.unpack(received)[0]
-        return found
 
     def poll(self) -> int | None:
         """The exit code, or None while the process runs."""
@@ -79,7 +74,7 @@ class Forked:
         if self.returncode is None:
             if not select.select([self._nanny], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = self._number()
+            self.returncode = number(self._nanny)
             self._nanny.close()  # from now on the number of the process may be another's
         return self.returncode
 
@@ -109,15 +104,64 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def request_of(command: Sequence[str], *, cwd: str | Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What the server has to know of a command: the path of a console script, or -m and a module; and its arguments."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return {
+        "command": list(command),
+        "cwd": str(cwd),
+        "environment": dict(environment),
+        "limits": [(limit, resource.getrlimit(limit)) for limit in LIMITS],
+        "ignored": [int(one) for one in DEFAULTS if signal.getsignal(one) is signal.SIG_IGN],
+        "umask": mask,
+        "session": False,
+        "prefix": sys.prefix,
+    }
+
+
+def connected(place: str) -> socket.socket:
+    """A connection to the server. Raises OSError where there is none."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(place)
+    return connection
+
+
+def asked(server: socket.socket, request: Mapping[str, Any], streams: Mapping[int, int]) -> int | None:
+    """Let the server fork; the number of the process, or None where it does not take the request. `streams`:
+    descriptors of this process, by what they are to be in the other.
+    """
+    message = json.dumps({**request, "streams": list(streams)}).encode()
+    socket.send_fds(server, [message], list(streams.values()))
+    return number(server) or None
+
+
+def number(nanny: socket.socket) -> int:
+    """The next number that the nanny of a process reports: its own, then its exit code. AssertionError without one."""
+    received = nanny.recv(NUMBER.size)
+    assert len(received) == NUMBER.size, "the fork server has ended"
+    found: int = NUMBER.unpack(received)[0]
+    return found
+
+
 def takes(environment: Mapping[str, str]) -> bool:
     """Whether a command with this environment can be forked."""
-    usable = sys.platform == "linux" and os.environ.get("FORK_SERVER") != "no"
-    return usable and _read_at_start(environment) == _read_at_start(environment_of_server())
+    if sys.platform != "linux" or "no" in (os.environ.get("FORK_SERVER"), environment.get("FORK_SERVER")):
+        return False
+    return is_like(environment, environment_of_server())
+
+
+def is_like(environment: Mapping[str, str], that_of_server: Mapping[str, str]) -> bool:
+    """Whether an interpreter that starts with one reads what one with the other has read."""
+    return _read_at_start(environment) == _read_at_start(that_of_server)
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, object]:
     found = {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
     path = found.pop("PYTHONPATH", "")
+    found.pop("TORCHINDUCTOR_CACHE_DIR", "")  # torch itself sets it when it is first used, in the process of the tests
+    if found.get("OMP_NUM_THREADS") == "1":  # one thread waits for none, so how they would wait does not matter
+        found = {name: value for name, value in found.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     return found | {"another broadopt": any((folder / "broadopt").exists() for folder in _folders(path))}
 
 
@@ -128,15 +172,19 @@ def _folders(path: str) -> list[Path]:
 @cache
 def environment_of_server() -> dict[str, str]:
     """As command.py gives it to every command."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    usual = {name: value for name, value in os.environ.items() if name != "FORK_SERVER"}
+    return usual | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
 @cache
-def server() -> socket.socket:
-    """Start the server of this process; it ends when the socket is closed, at the latest with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def server() -> str:
+    """Start the server of this process, and return its place, which FORK_SERVER_AT names for the commands' own; it ends
+    with this process at the latest.
+    """
+    ours, theirs = socket.socketpair()
+    place = Path(tempfile.mkdtemp(prefix="fork")) / "server"
     process = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno())],
+        [sys.executable, __file__, str(theirs.fileno()), str(place)],
         env=environment_of_server(),
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
@@ -144,76 +192,154 @@ def server() -> socket.socket:
         start_new_session=True,  # Ctrl-C of a terminal is for the tests
     )
     theirs.close()
-    atexit.register(lambda: (ours.close(), process.wait()))
-    return ours
+    assert ours.recv(1), "the fork server has failed"
+    os.environ["FORK_SERVER_AT"] = str(place)
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+        shutil.rmtree(place.parent)
+
+    atexit.register(end)
+    return str(place)
 
 
-def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork for every request; returns in the children alone, with the request of each."""
+def serve(owner: socket.socket, place: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Fork for every request until the owner closes its end; returns in the children alone, with the request of each.
+    Taken is what has the `environment` that this process has started with, as far as it is read at a start.
+    """
+    requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    requests.bind(place)
+    requests.listen(16)
+    owner.send(b"!")
     while True:
-        message, descriptors, *_ = socket.recv_fds(requests, 1 << 20, 3)
+        ready = select.select([owner, requests], [], [])[0]
         with contextlib.suppress(ChildProcessError):  # nannies that have ended
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if not message:
+        if owner in ready:
             os._exit(0)
-        if os.fork() == 0:
+        nanny = requests.accept()[0]
+        message, descriptors, *_ = socket.recv_fds(nanny, 1 << 20, 64)
+        request = json.loads(message or b"{}")
+        if not message or not is_carried_out_here(request, environment):
+            with contextlib.suppress(OSError):
+                nanny.send(NUMBER.pack(0))
+        elif os.fork() == 0:
+            owner.close()
             requests.close()
-            return nursed(json.loads(message), *descriptors)
+            return nursed(request, descriptors, nanny)
+        nanny.close()
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def nursed(request: dict[str, Any], output: int, errors: int, nanny: int) -> dict[str, Any]:
-    """Fork once more, and let this process report the number and the end of its child, which alone returns."""
+def is_carried_out_here(request: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
+    """Whether a new interpreter would read and import what this one, of that environment, has."""
+    ours, here = Path(__file__).parents[1] / "broadopt", Path(request["cwd"], "broadopt")
+    is_ours = request["command"][0] != "-m" or not here.exists() or here.samefile(ours)
+    return is_ours and request["prefix"] == sys.prefix and is_like(request["environment"], environment)
+
+
+def nursed(request: dict[str, Any], descriptors: Sequence[int], nanny: socket.socket) -> dict[str, Any]:
+    """Fork once more, and let this process report the number and the end of its child, which alone returns. The child
+    is killed where the other side ends first.
+    """
     child = os.fork()
     if child == 0:
-        os.close(nanny)
-        for descriptor, place in ((output, 1), (errors, 2)):
-            os.dup2(descriptor, place)
+        nanny.close()
+        above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000) for descriptor in descriptors]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for descriptor, target in zip(above, request["streams"], strict=True):
+            os.dup2(descriptor, target)
             os.close(descriptor)
         return request
-    os.close(output)
-    os.close(errors)
-    with socket.socket(fileno=nanny) as report:
-        report.send(NUMBER.pack(child))
+    for descriptor in (0, 1, 2, *descriptors):  # a pipe ends with the last process that has it
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    with nanny:
+        nanny.send(NUMBER.pack(child))
+        ended = os.pidfd_open(child)
+        ready: list[Any] = select.select([ended, nanny], [], [])[0]
+        if nanny in ready:
+            os.kill(child, signal.SIGKILL)
         # Not reaped before the other side knows of the end: until then the number is no other process's.
-        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        assert ended is not None
-        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        report.send(NUMBER.pack(code))
-        report.recv(1)
+        status = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        assert status is not None
+        code = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        with contextlib.suppress(OSError):
+            nanny.send(NUMBER.pack(code))
+            nanny.recv(1)
     os.waitpid(child, 0)
     os._exit(0)
 
 
 def become(request: dict[str, Any]) -> None:
-    """Make this process what a new interpreter is when it comes to the console script."""
+    """Make this process what a new interpreter is when it comes to the console script or the module."""
     if request["session"]:
         os.setsid()
     os.chdir(request["cwd"])
+    os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
     tempfile.tempdir = None  # what TMPDIR was for the server
     for limit, values in request["limits"]:
         resource.setrlimit(limit, tuple(values))
+    for one in request["ignored"]:
+        signal.signal(one, signal.SIG_IGN)
     # The server's streams can be sought in, a pipe cannot: they are made anew, as an interpreter makes them.
     sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-    sys.argv = request["command"]
     folders = _folders(os.environ.get("PYTHONPATH", ""))
-    sys.path[:1] = [str(Path(sys.argv[0]).parent), *map(str, folders)]
-    hidden = {file.stem for folder in folders for file in folder.glob("*")} & set(sys.modules)
+    hidden = {file.stem for folder in folders for file in folder.glob("*")} & set(sys.modules) - {"sitecustomize"}
     assert not hidden, f"PYTHONPATH has {hidden}, which the server has imported from elsewhere"
+    first = request["command"][0]
+    sys.path[:1] = [request["cwd"] if first == "-m" else str(Path(first).parent), *map(str, folders)]
+    sys.argv = request["command"][first == "-m" :]
+
+
+def carry_out(command: Sequence[str]) -> None:
+    """Run a console script or a module and end as an interpreter does, but for the objects of the libraries, which are
+    not taken apart one by one: that would copy every page that is shared with the server, and take longer than most
+    commands.
+
+    Where something is left to say (a traceback, a message as exit code, a stream that cannot be flushed), the
+    interpreter's own end says it.
+    """
+    try:
+        if command[0] == "-m":
+            sys.modules.pop(command[1], None)
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(command[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        code = end.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as an interpreter does first
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    import torch._inductor  # noqa: F401 - by set_flags in every run
+    at_start = dict(os.environ)  # what is imported may add to it
+    # All that the commands import, much of it when they first need it.
+    import pandas  # noqa: F401
+    import torch._inductor  # noqa: F401
+    from scipy import stats  # noqa: F401
 
-    import broadopt.run
-    import broadopt.training.execute
-    import broadopt.training.plan  # noqa: F401 - all that runs and plans import
+    from broadopt.analysis.comparing import difference_blocks, runs_table  # noqa: F401
+    from broadopt.analysis.reporting import page, papers, repeating, runs, sweeps  # noqa: F401
+    from broadopt.analysis.tables import paper_table, published, stored_recipes  # noqa: F401
 
     gc.freeze()
-    become(serve(socket.socket(fileno=int(sys.argv[1]))))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    taken = serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], at_start)
+    become(taken)
+    carry_out(taken["command"])

@@ -3,12 +3,26 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import OWN, SMALL, finish, folders, outcome, result, run, same_outcome, start, stopped, until
-from fork_server import Forked, environment_of_server, takes
+from command import (
+    OWN,
+    SMALL,
+    STARTUP,
+    finish,
+    folders,
+    outcome,
+    result,
+    run,
+    same_outcome,
+    start,
+    stopped,
+    until,
+)
+from fork_server import Forked, environment_of_server, server, takes
 
 import broadopt
 
@@ -80,5 +94,61 @@ def test_what_is_read_at_the_start_of_a_process_gets_a_new_one() -> None:
     assert takes(usual | {"HALT": "train 1"})
     assert takes(usual | {"PYTHONPATH": str(OWN)})
     assert not takes(usual | {"PYTHONPATH": str(Path(broadopt.__file__).parents[1])})
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"):
+    assert takes(usual | {"OMP_WAIT_POLICY": "PASSIVE"})
+    assert not takes(usual | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"})
+    assert not takes(usual | {"FORK_SERVER": "no"})
+    for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"):
         assert not takes(usual | {name: "2"})
+
+
+def by_others(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    """A run as launchers and scripts start it, by a process that knows nothing of the server."""
+    path = os.pathsep.join(map(str, (OWN, STARTUP)))
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
+    command = [sys.executable, "-m", "broadopt.run", *arguments]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=variables, **streams)
+
+
+def test_a_run_that_others_start_is_forked_and_ends_as_it_would_by_itself(both: Both) -> None:
+    """Finished, refused and stopped by a signal; the run that is forked has another number than what stands for it."""
+
+    def act(place: Path) -> "subprocess.CompletedProcess[str]":
+        server()
+        refused = finish(by_others("sed=1", cwd=place))
+        process = by_others(*SMALL, "budget=1", cwd=place, HALT="train 20", HALT_FILE=str(place / "halted-PID"))
+        until(lambda: list(place.glob("halted-*")), process)
+        (halted,) = place.glob("halted-*")
+        forked.append(halted.name != f"halted-{process.pid}")
+        process.send_signal(signal.SIGTERM)
+        halted.unlink()
+        stopped = finish(process)
+        again = finish(by_others(*SMALL, "budget=1", cwd=place))
+        codes = f"{refused.returncode} {stopped.returncode} {again.returncode}"
+        return subprocess.CompletedProcess([], 0, codes, refused.stderr + stopped.stderr + again.stderr)
+
+    forked: list[bool] = []
+    (new,), (other,) = map(folders, both(act))
+    assert forked == [False, True]
+    assert same_outcome(new, other)
+
+
+def test_a_run_that_others_start_dies_with_what_stands_for_it(tmp_path: Path) -> None:
+    server()
+    process = by_others(*SMALL, cwd=tmp_path, HALT="train 1", HALT_FILE=str(tmp_path / "halted-PID"))
+    until(lambda: list(tmp_path.glob("halted-*")), process)
+    (halted,) = tmp_path.glob("halted-*")
+    run = Path("/proc", halted.name.removeprefix("halted-"))
+    assert run.exists()
+    assert run.name != str(process.pid)
+    process.kill()
+    assert finish(process).returncode == -signal.SIGKILL
+    until(lambda: not run.exists() or "State:\tZ" in (run / "status").read_text())
+
+
+def test_a_run_from_another_checkout_is_not_forked(tmp_path: Path) -> None:
+    (tmp_path / "broadopt").mkdir()
+    (tmp_path / "broadopt/__init__.py").write_text("")
+    (tmp_path / "broadopt/run.py").write_text("print('another one')")
+    server()
+    assert finish(by_others(cwd=tmp_path)).stdout == "another one\n"

@@ -17,6 +17,7 @@ FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
 TINY = (*SMALL, "budget=0.1")
 NO_SPACE = "cannot be written: No space left on device\n"
+NEW = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN), "FORK_SERVER": "no"}
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -25,7 +26,7 @@ def shell(
 ) -> "subprocess.CompletedProcess[bytes]":
     """A command with the redirections `to`, started by bash; what it leaves of stdout and stderr is read."""
     words = shlex.join([str(BIN / program), *arguments])
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
+    variables = os.environ | NEW | environment
     return subprocess.run(["bash", "-c", f"{ahead} {words} {to}"], cwd=cwd, env=variables, capture_output=True)
 
 
@@ -133,7 +134,7 @@ def test_a_closed_pipe_ends_a_command_quietly(words: tuple[str, str], tmp_path: 
     (tmp_path / "results").mkdir()
     reading, writing = os.pipe()
     os.close(reading)
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)}
+    variables = os.environ | NEW
     command = [str(BIN / words[0]), *words[1].split()]
     process = subprocess.run(command, cwd=tmp_path, env=variables, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)

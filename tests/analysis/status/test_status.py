@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command import BIN, OWN, PATIENCE, Process, finish, start, until
+from command import BIN, OWN, PATIENCE, STARTUP, Process, finish, start, until
 from filelock import FileLock
 from stored import RESNET20, record, run, store
 
@@ -126,7 +126,6 @@ def small_table(top: Path) -> Iterator[Place]:
         (top / path).write_text(content)
     (top / "cwd").mkdir()
     environment = {"PYTHONPATH": os.pathsep.join([str(top / "code"), str(OWN)]), "OMP_NUM_THREADS": "1"}
-    environment |= {"PATH": os.pathsep.join([str(BIN), os.environ["PATH"]])}
     yield Place(top / "cwd", environment)
 
 
@@ -265,6 +264,16 @@ def locks_are_looked_at(disturbed: Disturbed) -> None:
     assert not heartbeat.is_held(disturbed.place.folder("sgd", 1))
 
 
+def shell_of(place: Place) -> dict[str, str]:
+    """An environment in which broadopt-run has the experiment of the small table, as if it were one of its own."""
+    command = place.cwd.parent / "bin/broadopt-run"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{BIN}/broadopt-run" --config-dir "{place.cwd.parent}/own" "$@"\n')
+    command.chmod(0o755)
+    path = os.pathsep.join([str(command.parent), os.environ["PATH"]])
+    return {"PATH": path, "PYTHONPATH": os.pathsep.join([str(OWN), str(STARTUP)]), "OMP_NUM_THREADS": "1"}
+
+
 def the_printed_commands_and_nothing_else_complete_the_table(disturbed: Disturbed) -> None:
     place = disturbed.place
     (place.cwd / "halted-method=sgd-seed=2").unlink()
@@ -272,7 +281,7 @@ def the_printed_commands_and_nothing_else_complete_the_table(disturbed: Disturbe
         ["sh", "-e"],
         input="\n".join(disturbed.missing),
         cwd=place.cwd,
-        env=os.environ | place.environment,
+        env=os.environ | shell_of(place),
         text=True,
         capture_output=True,
     )

@@ -26,6 +26,7 @@ def slurm() -> Iterator[Path]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_CONF", str(home / "slurm.conf"))
+            patch.setenv("FORK_SERVER", "no")  # what Slurm cancels is what it has started
             yield home
     finally:
         subprocess.run([SCRIPT, "stop", home], check=True)
