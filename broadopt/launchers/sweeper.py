@@ -10,7 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.config_repository import IConfigRepository
@@ -23,9 +24,14 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from broadopt.config.compose import run_config
+from broadopt.config.run_config import RunConfig
 from broadopt.errors import InputError, RunFailed
 from broadopt.launchers.place import Sweep
 from broadopt.launchers.session import Session
+
+if TYPE_CHECKING:
+    from broadopt.training.trunks.sweep import SharedSweep
 
 
 class OnceSweeper(BasicSweeper):
@@ -83,9 +89,15 @@ class PlanningLauncher:
         self._launcher, self._config, self._context, self._session = launcher, config, context, session
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """As the other launcher. Nothing is returned: BasicSweeper would end a sweep by its first failure."""
+        """As the other launcher, trunks first. Nothing is returned: BasicSweeper would end a sweep by its first
+        failure.
+        """
         loader: Any = self._context.config_loader
         originals = [loader.original(self._config, list(overrides)) for overrides in job_overrides]
+        shared = self._shared(job_overrides, originals)
+        if shared is not None:
+            job_overrides = [job_overrides[run] for run in shared.order]
+            originals = [originals[run] for run in shared.order]
         if not all(original.plan is True for original in originals):
             self._launcher.launch(job_overrides, initial_job_idx)
             return []
@@ -95,15 +107,41 @@ class PlanningLauncher:
             seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
             if id(original) in plans and seed is not None and seed < 2**63:
                 self._session.plan_like(plans[id(original)], seed)
+                if shared is not None:
+                    shared.show(place, plans[id(original)])
                 continue
             # Its first run is the original itself; another one is worked out only where that one's plan is not its own.
             first = id(original) not in begun
             begun.add(id(original))
             composed = original if first else loader.load_sweep_config(self._config, list(overrides))
             planned = self._plan(composed, initial_job_idx + place)
+            if planned is not None and shared is not None:
+                shared.show(place, planned)
             if planned is not None and _is_free_of_the_seed(original):
                 plans[id(original)] = planned
+        if shared is not None:
+            shared.show_total()
         return []
+
+    def _shared(self, job_overrides: Sequence[Sequence[str]], originals: Sequence[DictConfig]) -> "SharedSweep | None":
+        """The runs as they share trunks; None where none of them does."""
+        if not any(OmegaConf.select(original, "trunk") == "share" for original in originals):
+            return None
+        from broadopt.training.trunks.sweep import SharedSweep  # imports torch
+
+        known: dict[int, RunConfig | None] = {}
+        runs = []
+        for overrides, original in zip(job_overrides, originals, strict=True):
+            if id(original) not in known or not _is_free_of_the_seed(original):
+                loader: Any = self._context.config_loader
+                known[id(original)] = _checked(loader.load_sweep_config(self._config, list(overrides)))
+            run = known[id(original)]
+            seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
+            if run is not None and seed is not None:
+                run = replace(run, recipe=replace(run.recipe, seed=seed))
+            runs.append(run)
+        sweep = self._session.sweep
+        return SharedSweep(runs, [" ".join(sweep.swept(one) if sweep else one) for one in job_overrides])
 
     def _plan(self, composed: DictConfig, number: int) -> Any:
         """Show the plan of one run and return it; None where it cannot be planned, which is kept for the summary."""
@@ -115,6 +153,18 @@ class PlanningLauncher:
         with suppress(InputError, RunFailed):
             self._session.task(composed)
         return self._session.latest
+
+
+def _checked(config: DictConfig) -> RunConfig | None:
+    """The run of a composed config; None where it is not one, which is said where it is to be carried out."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)
+        return run_config(config)
+    except InputError:
+        return None
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def _is_free_of_the_seed(config: DictConfig) -> bool:

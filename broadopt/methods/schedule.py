@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the epochs elapsed: nothing to step, nothing to store, nothing to resume."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broadopt.errors import InputError, nearest
 
@@ -97,10 +97,17 @@ class Schedule:
         whole = [*(epoch for epoch in whole if epoch < tail), *([] if tail == math.inf else [math.floor(tail + 1e-9)])]
         return sorted({epoch for epoch in whole if epoch > 0})
 
+    def without_tail(self) -> "Schedule":
+        """The schedule that has the same lr up to the start of the tail, and its decay from there on."""
+        return replace(self, tail=None, start=math.inf, high=None, low=None, cycle=None, replay_from=None)
+
     def is_constant_in(self, epoch: int) -> bool:
         """Whether all steps of epoch number `epoch`, from 0, have one lr for certain."""
-        ends_in_tail = self.tail is not None and epoch + 1 > self._epochs(self.start)
-        return not self.per_step and epoch >= self._epochs(self.warmup) and not ends_in_tail
+        return not self.per_step and epoch >= self._epochs(self.warmup) and self.is_before_tail(epoch)
+
+    def is_before_tail(self, epoch: int) -> bool:
+        """Whether epoch number `epoch`, from 0, is at its end when the tail begins."""
+        return self.tail is None or epoch + 1 <= self._epochs(self.start)
 
     def _without_warmup(self, epochs: float, step: float) -> float:
         if self.tail is not None and epochs >= self._epochs(self.start):

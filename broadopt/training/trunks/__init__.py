@@ -1,1 +1,1 @@
-"""Trunks: the first epochs that runs have in common, trained by one of them and begun from by the others (trunk=share)."""
+"""Trunks: the first epochs that runs have in common, which one of them trains for all (trunk=share)."""

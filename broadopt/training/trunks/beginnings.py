@@ -13,6 +13,7 @@ from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.own_code import own_code
 from broadopt.config.run_config import DatasetConfig, Recipe
 from broadopt.data.datasets import size
+from broadopt.methods.schedule import Schedule
 from broadopt.training.calendar import Calendar
 
 LEFT_OUT = ("method", "collect", "schedule", "code")
@@ -28,23 +29,40 @@ class Rates:
 
     def __init__(self, schedule: Any, steps_per_epoch: int) -> None:
         self._schedule, self._steps = schedule, steps_per_epoch
-        self._digests: list[str] = []
-        self._hash = hashlib.sha256()
+        self._hashes = [hashlib.sha256()]
 
     def digest(self, epochs: int) -> str:
         """SHA-256 (64 hex digits) of the lr of every step of the first `epochs` epochs, as little-endian float64."""
-        while len(self._digests) < epochs:
-            self._hash.update(self._epoch(len(self._digests)))
-            self._digests.append(self._hash.hexdigest())
-        return self._digests[epochs - 1]
+        while len(self._hashes) <= epochs:
+            self._hashes.append(self._with_epoch(len(self._hashes) - 1))
+        return self._hashes[epochs].hexdigest()
 
-    def _epoch(self, epoch: int) -> bytes:
-        steps, is_constant = self._steps, getattr(self._schedule, "is_constant_in", None)
-        if is_constant is not None and is_constant(epoch):  # else a large sweep would take minutes to put in order
+    def _with_epoch(self, epoch: int) -> "hashlib._Hash":
+        """The hash of all epochs up to number `epoch`, from 0. A sweep has many schedules that decay alike, and a
+        million steps take seconds: what is known of another one, or of a whole epoch, is not asked for once more.
+        """
+        if type(self._schedule) is Schedule and self._schedule.is_before_tail(epoch):
+            alike = _decay(self._schedule.without_tail(), self._steps)
+            if alike is not self:
+                alike.digest(epoch + 1)
+                return alike._hashes[epoch + 1]
+        found = self._hashes[epoch].copy()
+        found.update(self._lrs(epoch))
+        return found
+
+    def _lrs(self, epoch: int) -> bytes:
+        steps = self._steps
+        if type(self._schedule) is Schedule and self._schedule.is_constant_in(epoch):
             return struct.pack("<d", self._schedule(float(epoch), step=1 / steps)) * steps
         # As training/stepping.py asks for the lr of a step, to the last bit.
         lrs = [self._schedule(step / steps, step=1 / steps) for step in range(epoch * steps, (epoch + 1) * steps)]
         return struct.pack(f"<{steps}d", *lrs)
+
+
+@cache
+def _decay(schedule: Schedule, steps_per_epoch: int) -> Rates:
+    """Those of a schedule without a tail."""
+    return Rates(schedule, steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class Beginnings:
             collectors, steps = collectors_of(recipe.collect), -(-images // recipe.batch_size)
             calendar = Calendar.of(collectors, budget=recipe.budget, steps_per_epoch=steps)
         node = json.dumps(recipe.schedule, sort_keys=True)
-        return cls(recipe, calendar, *_schedule_of(node, calendar.steps_per_epoch))
+        return cls(recipe, calendar, _schedule_of(node), _rates_of(node, calendar.steps_per_epoch))
 
     @cached_property
     def taken_from(self) -> int:
@@ -96,7 +114,7 @@ class Beginnings:
     @cached_property
     def left(self) -> Sequence[int]:
         """Epochs after which the run leaves its state, ascending: where others can leave its course."""
-        joints = getattr(self.schedule, "joints", list)()
+        joints: Sequence[float] = getattr(self.schedule, "joints", tuple)()
         ends = [int(self.recipe.budget)] if self.recipe.budget == int(self.recipe.budget) else []
         starts = [self.taken_from] if self.collects else []
         return tuple(epochs for epochs in sorted({*map(int, joints), *starts, *ends}) if self.exists(epochs))
@@ -119,10 +137,14 @@ class Beginnings:
 
 
 @cache
-def _schedule_of(node: str, steps_per_epoch: int) -> tuple[Any, Rates]:
-    """The schedule of a config's node in JSON, which most runs of a sweep share with others, and its rates."""
-    schedule = instantiated("schedule", json.loads(node))
-    return schedule, Rates(schedule, steps_per_epoch)
+def _schedule_of(node: str) -> Any:
+    """The schedule of a config's node in JSON, which most runs of a sweep share with others."""
+    return instantiated("schedule", json.loads(node))
+
+
+@cache
+def _rates_of(node: str, steps_per_epoch: int) -> Rates:
+    return Rates(_schedule_of(node), steps_per_epoch)
 
 
 def _images(dataset: DatasetConfig) -> int:

@@ -56,7 +56,13 @@ def folder_of(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
 
 
 def write(
-    folder: Path, state: dict[str, Any], *, config: Mapping[str, Any], steps: int, run: str, begun_from: Mapping[str, Any]
+    folder: Path,
+    state: dict[str, Any],
+    *,
+    config: Mapping[str, Any],
+    steps: int,
+    run: str,
+    begun_from: Mapping[str, Any],
 ) -> None:
     """Write `state` as the trunk of a beginning's recorded config, whole or not at all; one that is there is left as it
     is. `run`: the folder of the run that has trained it, seen from the results folder, and of no other process;
@@ -64,7 +70,13 @@ def write(
     """
     if folder.exists():
         return
-    content = {"schema": SCHEMA, "identity": identity_of(config), "epochs": config["epochs"], "steps": steps, "run": run}
+    content = {
+        "schema": SCHEMA,
+        "identity": identity_of(config),
+        "epochs": config["epochs"],
+        "steps": steps,
+        "run": run,
+    }
     content |= {"config": dict(config)} | ({"trunk": dict(begun_from)} if begun_from else {})
     # Named after the run, so that what it has left when it was killed is removed when it goes on.
     draft = folder.with_name(f".{folder.name}.{run.rpartition('-')[2]}.tmp")
