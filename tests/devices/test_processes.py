@@ -16,7 +16,7 @@ import processes
 import pytest
 import torch
 import torch.nn.functional as F
-from command import OWN, SMALL, finish, folders, history, result, same_outcome, start, until
+from command import OWN, SMALL, finish, folders, history, outcome, result, same_outcome, start, until
 from torch import Tensor, distributed, nn
 
 from broadopt.devices.processes import Processes
@@ -225,3 +225,18 @@ def test_what_two_processes_cannot_do_is_said_once(override: str, message: str, 
     assert first.stderr.count(message) == 1
     assert second.stderr == ""
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_two_processes_begin_together_with_what_two_have_left(tmp_path: Path) -> None:
+    lawa = ("budget=1", "collect=lawa", "collect.latest=1", "checkpoint.predictor=false")
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for cwd, arguments in ((alone, lawa), (shared, ("budget=1", "trunk=share")), (shared, (*lawa, "trunk=share"))):
+        cwd.mkdir(exist_ok=True)
+        ended = forked(*SMALL, *arguments, cwd=cwd)
+        assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
+    (expected,), (found, sgd) = folders(alone), folders(shared)
+    (line,) = [line for line in "".join(process.stderr for process in ended).splitlines() if line.startswith("begins")]
+    assert line.startswith(f"begins with 1 epoch of {sgd.relative_to(shared / 'results').as_posix()}, from results/")
+    assert not [line for line in ended[0].stdout.splitlines() if line.startswith("epoch")]
+    assert outcome(result(found)) == outcome(result(expected)) | {"trunk": result(found)["trunk"]}
+    assert history(found) == history(expected)
