@@ -228,15 +228,14 @@ def test_what_two_processes_cannot_do_is_said_once(override: str, message: str, 
 
 
 def test_two_processes_begin_together_with_what_two_have_left(tmp_path: Path) -> None:
-    lawa = ("budget=1", "collect=lawa", "collect.latest=1", "checkpoint.predictor=false")
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    for cwd, arguments in ((alone, lawa), (shared, ("budget=1", "trunk=share")), (shared, (*lawa, "trunk=share"))):
-        cwd.mkdir(exist_ok=True)
-        ended = forked(*SMALL, *arguments, cwd=cwd)
+    """LAWA takes in the last weights of SGD, and trains nothing itself."""
+    for cwd, arguments in (("alone", ["collect=lawa"]), ("shared", ["-m", "collect=none,lawa", "trunk=share"])):
+        (tmp_path / cwd).mkdir()
+        ended = forked(*SMALL, "budget=1", *arguments, cwd=tmp_path / cwd)
         assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
-    (expected,), (found, sgd) = folders(alone), folders(shared)
+    (expected,), (found, sgd) = folders(tmp_path / "alone"), folders(tmp_path / "shared")
     (line,) = [line for line in "".join(process.stderr for process in ended).splitlines() if line.startswith("begins")]
-    assert line.startswith(f"begins with 1 epoch of {sgd.relative_to(shared / 'results').as_posix()}, from results/")
-    assert not [line for line in ended[0].stdout.splitlines() if line.startswith("epoch")]
+    assert line.startswith(f"begins with 1 epoch of runs/digits/small/sgd/{sgd.name}, from results/trunks/")
+    assert sum(line.startswith("epoch") for line in ended[0].stdout.splitlines()) == 1
     assert outcome(result(found)) == outcome(result(expected)) | {"trunk": result(found)["trunk"]}
     assert history(found) == history(expected)

@@ -5,17 +5,27 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from command import SMALL, Sweep, finish, folders, outcome, result, run, start, stopped
 
+from broadopt.config.run_config import RunConfig
+from broadopt.data.datasets import read
 from broadopt.predictor import read as read_predictor
-from broadopt.runs import checkpoint
+from broadopt.runs import checkpoint, results
 from broadopt.runs.repeat import repeated
+from broadopt.signals import Stop
+from broadopt.training.build import build
+from broadopt.training.loop import Training
+from broadopt.training.progress import EpochLines
 from broadopt.training.trunks import store
+from broadopt.training.trunks.sharing import Sharing
 from broadopt.training.trunks.store import Trunk
 
 SHARED = (*SMALL, "budget=2", "trunk=share")
@@ -136,16 +146,42 @@ def test_a_killed_run_goes_on_and_still_names_its_trunk(row: Path, five_runs: Sw
     assert trunk_of(tmp_path, folder, 2).content["trunk"] == result(folder)["trunk"]
 
 
-OTHERS = ("seed=2", "lr=0.05", "dataset.label_noise=0.2", "evaluate_every=2", "trunk=none")
+@cache
+def asked_for(method: str) -> RunConfig:
+    return forked.run_of("budget=2", "trunk=share", f"method={method}")
 
 
-@pytest.mark.parametrize("override", OTHERS)
-def test_the_trunk_of_another_recipe_is_not_taken(override: str, row: Path, tmp_path: Path) -> None:
-    shutil.copytree(row / "results/trunks", tmp_path / "results/trunks")
-    done = stopped(*SHARED, "method=fge", override, cwd=tmp_path, at="train 1", by=signal.SIGTERM)
-    assert done.returncode == 75
-    assert not [line for line in done.stderr.splitlines() if "trunk" in line]
-    assert result(folders(tmp_path)[0])["epochs"] == 1 / 45
+@cache
+def sharing(method: str) -> Sharing:
+    """What a run, of which nothing is there yet, has to do with the trunks below results/ of the current folder."""
+    run = asked_for(method)
+    recipe = run.recipe.decided(precision="fp32", fingerprint=None)
+    parts = build(run, read(recipe.dataset), torch.device("cpu"))
+    training = Training(parts, stop=Stop(), reporter=EpochLines())
+    return Sharing(training, run, recipe, results.run_folder("results", recipe.record()))
+
+
+def epochs_taken(one: Sharing) -> int:
+    state = one.state()
+    return 0 if state is None else state["progress"]["trunk"]["epochs"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"lr": 0.05}, {"dataset": 0.2}, {"evaluate_every": 2}])
+def test_the_trunk_of_another_recipe_is_not_taken(
+    change: dict[str, Any], row: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(row)
+    mine = sharing("fge")
+    assert epochs_taken(mine) == 1
+    caplog.clear()
+    if "dataset" in change:
+        change = {"dataset": replace(mine.recipe.dataset, label_noise=change["dataset"])}
+    other = replace(mine.recipe, **change)
+    assert other != mine.recipe
+    assert (
+        Sharing(mine.training, asked_for("fge"), other, results.run_folder("results", other.record())).state() is None
+    )
+    assert caplog.messages == []
 
 
 def cut(trunk: Path) -> str:
@@ -184,15 +220,21 @@ def emptied(trunk: Path) -> str:
 
 @pytest.mark.parametrize("damage", [cut, without_state, edited, renamed, resealed, emptied])
 def test_a_damaged_trunk_is_passed_over_for_the_next(
-    damage: Callable[[Path], str], row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Callable[[Path], str],
+    row: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     shutil.copytree(row / "results/trunks", tmp_path / "results/trunks")
     monkeypatch.chdir(tmp_path)
+    one = sharing("sgd")
+    assert epochs_taken(one) == 2
+    caplog.clear()
     words = damage(trunk_of(row, folder_of(row, "sgd"), 2).folder.relative_to(row))
-    done = stopped(*SHARED, "method=sgd", cwd=tmp_path, at="train 1", by=signal.SIGTERM)
-    assert words in done.stderr.splitlines()
-    assert begins(done)[0].startswith("begins with 1 epoch of runs/digits/small/swa/")
-    assert result(folders(tmp_path)[0])["epochs"] == 46 / 45
+    assert epochs_taken(one) == 1
+    assert words in caplog.messages[:2]
+    assert caplog.messages[-1].startswith("begins with 1 epoch of runs/digits/small/swa/")
 
 
 def test_a_forced_run_may_begin_from_what_it_has_left_itself(row: Path, five_runs: Sweep, tmp_path: Path) -> None:
