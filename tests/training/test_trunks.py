@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import text
 from in_process import said
 
 from broadopt.analysis.status.cells import Cell, Status, commands
@@ -386,4 +388,6 @@ def test_a_trunk_is_written_whole_or_not_at_all_and_never_overwritten(
     store.write(folder, {"of": 2}, run="runs/a-2", **own)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    described = set(re.findall(r"`([^`\n]+)`", text("docs/reference.md")))
+    assert {*store.read(folder).content, "trunk", "epochs", "lr_sha256"} <= described | {"schema"}
     assert store.read(folder).named == {"identity": identity_of(config), "epochs": 5, "run": "runs/a-1"}
