@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from broadopt.config.compose import run_config
 from broadopt.config.run_config import RunConfig
 from broadopt.errors import InputError, RunFailed
-from broadopt.launchers.place import Sweep
+from broadopt.launchers.place import Sweep, mixed_protocols, seed_of
 from broadopt.launchers.session import Session
 
 if TYPE_CHECKING:
@@ -57,29 +57,6 @@ class OnceSweeper(BasicSweeper):
                 print(mixed, file=sys.stderr, flush=True)
 
 
-def mixed_protocols(batch: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> str:
-    """A line where runs that differ in their method, step or collector alone are trained by several protocols, which
-    nobody has named: empty otherwise.
-    """
-    compared: dict[tuple[str, ...], dict[str, str]] = {}
-    for overrides, config in zip(batch, configs, strict=True):
-        if any(override.startswith("protocol=") for override in overrides):
-            continue
-        alike = tuple(one for one in overrides if one.partition("=")[0] not in ("method", "step", "collect", "seed"))
-        name = str(config.hydra.runtime.choices["protocol"])
-        method = " ".join(one.partition("=")[2] for one in overrides if one not in alike and _seed(one) is None)
-        compared.setdefault(alike, {})[method] = name
-    for methods in compared.values():
-        if len(set(methods.values())) > 1:
-            by = ", ".join(
-                f"{' and '.join(method for method in methods if methods[method] == name)} by {name}"
-                for name in dict.fromkeys(methods.values())
-            )
-            names = " or ".join(f"protocol={name}" for name in dict.fromkeys(methods.values()))
-            return f"recipes are compared, not methods alone: {by}; {names} trains all by one"
-    return ""
-
-
 class PlanningLauncher:
     """Another launcher, except that runs which are only planned are worked out here: without folders, logs and copies
     of their config, and those that differ in their seed alone once.
@@ -104,7 +81,7 @@ class PlanningLauncher:
         plans: dict[int, Any] = {}
         begun: set[int] = set()
         for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
-            seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
+            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
             if id(original) in plans and seed is not None and seed < 2**63:
                 self._session.plan_like(plans[id(original)], seed)
                 if shared is not None:
@@ -129,14 +106,16 @@ class PlanningLauncher:
             return None
         from broadopt.training.trunks.sweep import SharedSweep  # imports torch
 
-        known: dict[int, RunConfig | None] = {}
-        runs = []
+        loader: Any = self._context.config_loader
+        alike: dict[int, RunConfig | None] = {}
+        runs: list[RunConfig | None] = []
         for overrides, original in zip(job_overrides, originals, strict=True):
-            if id(original) not in known or not _is_free_of_the_seed(original):
-                loader: Any = self._context.config_loader
-                known[id(original)] = _checked(loader.load_sweep_config(self._config, list(overrides)))
-            run = known[id(original)]
-            seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
+            run = alike.get(id(original))
+            if run is None:
+                run = _checked(loader.load_sweep_config(self._config, list(overrides)))
+                if run is not None and _is_free_of_the_seed(original):
+                    alike[id(original)] = run
+            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
             if run is not None and seed is not None:
                 run = replace(run, recipe=replace(run.recipe, seed=seed))
             runs.append(run)
@@ -193,7 +172,7 @@ class OnceLoader:
 
     def original(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
         """The config of a run with these overrides or with others that differ from them in the seed."""
-        key = tuple("seed" if _seed(override) is not None else override for override in overrides)
+        key = tuple("seed" if seed_of(override) is not None else override for override in overrides)
         if key not in self._originals:
             self._originals[key] = self._loader.load_sweep_config(master_config, overrides)
         return self._originals[key]
@@ -202,20 +181,14 @@ class OnceLoader:
         """As Hydra's loader: a config that is the caller's alone."""
         config = copy.deepcopy(self.original(master_config, sweep_overrides))
         OmegaConf.set_readonly(config.hydra, None)  # as it is in one that was carried out itself
-        given = [override for override in sweep_overrides if _seed(override) is not None]
+        given = [override for override in sweep_overrides if seed_of(override) is not None]
         task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         for place, override in enumerate(task):
-            if _seed(override) is not None and override != given[0]:
-                config.seed = _seed(given[0])
+            if seed_of(override) is not None and override != given[0]:
+                config.seed = seed_of(given[0])
                 config.hydra.overrides.task[place] = task[place] = given[0]
                 _name_anew(config, task)
         return config
-
-
-def _seed(override: str) -> int | None:
-    """The seed that an override gives as a plain number; None for any other, which is composed by itself."""
-    key, _, value = override.partition("=")
-    return int(value) if key == "seed" and value.isascii() and value.isdigit() and str(int(value)) == value else None
 
 
 def _name_anew(config: DictConfig, overrides: list[str]) -> None:

@@ -357,6 +357,24 @@ def test_the_commands_that_fill_a_table_come_with_trunks_first() -> None:
     assert commands(status, folder, ["trunk=none"]) == [f"{line} trunk=none" for line in usual]
 
 
+def test_a_cluster_is_given_trunks_first(tmp_path: Path) -> None:
+    for command, answer in (("squeue", ""), ("sbatch", "7"), ("scontrol", "")):
+        (tmp_path / command).write_text(f"#!/bin/sh\necho {answer}\n")
+        (tmp_path / command).chmod(0o755)
+    sweep = ("experiment=table1/vgg16_cifar10", "method=fge,sgd,swa", "trunk=share", "seed=1")
+    slurm = ("hydra/launcher=slurm", "hydra.launcher.wait=false")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    code, output, errors = said("broadopt-run", "-m", *slurm, *sweep, cwd=tmp_path, PATH=path)
+    assert (code, errors) == (0, "")
+    assert output.startswith("submitted: 3 runs as job 7; ")
+    commands = (tmp_path / "results/slurm/7/commands.txt").read_text().splitlines()
+    assert [re.findall(r"BROADOPT_PLACE=(\d of 3 \(method=\w+\))", line.replace("'", "")) for line in commands] == [
+        ["1 of 3 (method=swa)"],
+        ["2 of 3 (method=fge)"],
+        ["3 of 3 (method=sgd)"],
+    ]
+
+
 # On disk
 
 

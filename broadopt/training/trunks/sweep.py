@@ -1,5 +1,6 @@
 """What a sweep saves by trunk=share, in words: how each run begins, why it takes over no more, and the sum."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -24,8 +25,9 @@ class SharedSweep:
         sharing = [run if run is not None and run.execution.trunk == "share" else None for run in runs]
         self.names = names
         self.beginnings = beginnings_of(None if run is None else run.recipe for run in sharing)
-        places = ["" if run is None else run.execution.results_dir for run in sharing]
-        starts = ordered(self.beginnings, places)
+        # Where the data lie is no part of an identity either, and what they are is not known before they are read.
+        places = [run and json.dumps([run.execution.results_dir, run.recipe.dataset.values()]) for run in sharing]
+        starts = ordered(self.beginnings, [place or "" for place in places])
         self.order = [start.run for start in starts]
         """Places of the runs as they were given, in the order in which they are to be carried out."""
         self.starts = {start.run: start for start in starts}
