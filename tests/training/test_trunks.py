@@ -24,6 +24,7 @@ from broadopt.config.identity import identity_of
 from broadopt.config.run_config import Recipe
 from broadopt.config.shipped import options
 from broadopt.methods.schedule import Schedule
+from broadopt.training.plan import price, share_of_first
 from broadopt.training.trunks import store
 from broadopt.training.trunks.beginnings import Beginnings
 from broadopt.training.trunks.order import Start, beginnings_of, ordered
@@ -256,7 +257,7 @@ def test_groups_come_in_waves() -> None:
 
 def test_the_run_that_saves_the_others_most_comes_first() -> None:
     tails = [["method=swa", f"schedule.high={high}"] for high in (0.01, 0.02, 0.03)]
-    # All share 16 epochs with each other, and 9 with SGD; SGD's own 10 serve FGE.
+    # All three share 16 epochs with each other and 9 with the others, of which the first leaves its state after 10.
     found = in_order(runs_of(["method=fge"], ["method=sgd"], *tails))
     assert found == [(2, 0, None), (0, 9, 2), (1, 10, 0), (3, 16, 2), (4, 16, 2)]
 
@@ -332,11 +333,20 @@ def test_plan_says_why_nothing_is_shared(tmp_path: Path) -> None:
         ("clip=null", "schedule.warmup=0.1", "its lr is another than that of schedule.warmup=0.1 from epoch 1 on"),
         ("collect=ema", "seed=2", "its collector begins in the first epoch"),
         ("clip=null", "trunk=none", "no other run of the sweep shares trunks"),
+        ("budget=0.5", "seed=2", "it trains no whole epoch"),
     ],
 )
 def test_plan_says_why_a_run_shares_nothing(first: str, second: str, expected: str) -> None:
     runs = [run_config(compose([*ALIKE, "trunk=share", override])) for override in (first, second)]
-    assert SharedSweep(runs, [first, second]).line(0) == f"trains all its 20 epochs: {expected}"
+    epochs = 0.5 if first == "budget=0.5" else 20
+    assert SharedSweep(runs, [first, second]).line(0) == f"trains all its {epochs:g} epochs: {expected}"
+
+
+def test_the_hours_that_are_saved_are_those_of_the_gradients_that_are() -> None:
+    """The first ten of twenty epochs of a SAM that is plain in them have a third of its gradients."""
+    late = recipe("dataset=cifar10", "model=resnet20", "method=sam", FEW_STEPS, "budget=20", "step.from=0.5")
+    assert share_of_first(late, price(late), 10) == pytest.approx(1 / 3, rel=1e-12)
+    assert share_of_first(late, price(late), 20) == 1
 
 
 def test_the_commands_that_fill_a_table_come_with_trunks_first() -> None:

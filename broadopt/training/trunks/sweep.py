@@ -62,7 +62,7 @@ class SharedSweep:
     def _why_no_more(self, own: Beginnings, start: Start) -> str:
         source = self.beginnings[start.of or 0]
         assert source is not None
-        if own.taken_from == start.epochs:
+        if own.collects and own.taken_from == start.epochs:
             return "its collector begins there"
         if source.rates.digest(start.epochs + 1) != own.rates.digest(start.epochs + 1):
             return f"from epoch {start.epochs + 1} on its lr is another"
@@ -70,7 +70,7 @@ class SharedSweep:
 
     def _why_nothing(self, run: int, own: Beginnings) -> str:
         if own.taken_from == 0:
-            return "its collector begins in the first epoch"
+            return "its collector begins in the first epoch" if own.collects else "it trains no whole epoch"
         others = {place: one for place, one in enumerate(self.beginnings) if one is not None and place != run}
         if not others:
             return "no other run of the sweep shares trunks"
