@@ -86,6 +86,7 @@ def test_howto(folder: Path) -> None:
     assert output_of(ran, "hydra/launcher=local").rstrip().splitlines()[-1].startswith("4 runs, ")
     assert "asam on pyramidnet272_shakedrop" in output_of(ran, "^torchrun")
     assert "Table 3" in output_of(ran, "--watch")
+    assert "trunk=share: trains 519 of 700 epochs" in output_of(ran, "trunk=share plan=true")
     assert (
         len(list((folder / "merged/runs").rglob("result.json")))
         == len(list((folder / "results/runs").rglob("result.json"))) - 2

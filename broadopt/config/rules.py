@@ -107,6 +107,7 @@ RULES = {
     "tracker": _choices("tensorboard", "wandb", "mlflow", "trackio"),
     "objective": _choice("auto", "validation_accuracy", "validation_nll", "test_accuracy", "test_nll"),
     "keep": _choice("none", "snapshots"),
+    "trunk": _choice("none", "share"),
     "checkpoint.minutes": _number(0, "a number of minutes >= 0"),
     "checkpoint.predictor": _flag(),
     "dataset.name": _name(),

@@ -179,6 +179,9 @@ class Execution:
     """What the run returns to a sweeper that chooses runs by their results; `auto` is decided by RunConfig."""
     keep: str
     """none, or snapshots: the weights in the course of the training are kept beside its result."""
+    trunk: str
+    """none, or share: the run begins where another has left a state that it would come to itself, and leaves its own
+    for others."""
     checkpoint: CheckpointConfig
 
 
@@ -202,6 +205,11 @@ class RunConfig:
             raise InputError("nesterov=true: expected momentum > 0 with it, or nesterov=false")
         if values["objective"].startswith("validation") and not values["dataset"]["validation"]:
             raise InputError(f"objective={values['objective']}: expected dataset.validation=5000, or as many, with it")
+        if values["trunk"] == "share" and values["keep"] == "snapshots":
+            raise InputError(
+                "trunk=share: the weights of epochs that another run has trained cannot be kept; expected keep=none "
+                "with it, or trunk=none"
+            )
         _check_schedule(values)
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}

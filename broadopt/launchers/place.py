@@ -1,4 +1,4 @@
-"""Where a run stands in its sweep, in the words that its header begins with."""
+"""The runs of a sweep by their overrides: where each stands, in the words that its header begins with, and its seed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,3 +38,32 @@ class Sweep:
         """`2 of 6 (method=sam seed=2): ` for run number 1, counted from 0."""
         swept = printable(" ".join(self.swept(overrides)))
         return f"{number + 1}{f' of {self.total}' * (self.total is not None)}{f' ({swept})' * bool(swept)}: "
+
+
+def mixed_protocols(batch: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> str:
+    """A line where runs that differ in their method, step or collector alone are trained by several protocols, which
+    nobody has named: empty otherwise.
+    """
+    compared: dict[tuple[str, ...], dict[str, str]] = {}
+    for overrides, config in zip(batch, configs, strict=True):
+        if any(override.startswith("protocol=") for override in overrides):
+            continue
+        alike = tuple(one for one in overrides if one.partition("=")[0] not in ("method", "step", "collect", "seed"))
+        name = str(config.hydra.runtime.choices["protocol"])
+        method = " ".join(one.partition("=")[2] for one in overrides if one not in alike and seed_of(one) is None)
+        compared.setdefault(alike, {})[method] = name
+    for methods in compared.values():
+        if len(set(methods.values())) > 1:
+            by = ", ".join(
+                f"{' and '.join(method for method in methods if methods[method] == name)} by {name}"
+                for name in dict.fromkeys(methods.values())
+            )
+            names = " or ".join(f"protocol={name}" for name in dict.fromkeys(methods.values()))
+            return f"recipes are compared, not methods alone: {by}; {names} trains all by one"
+    return ""
+
+
+def seed_of(override: str) -> int | None:
+    """The seed that an override gives as a plain number; None for any other, which is composed by itself."""
+    key, _, value = override.partition("=")
+    return int(value) if key == "seed" and value.isascii() and value.isdigit() and str(int(value)) == value else None

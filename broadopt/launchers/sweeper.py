@@ -10,7 +10,8 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra._internal.config_repository import IConfigRepository
@@ -23,9 +24,14 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from broadopt.config.compose import run_config
+from broadopt.config.run_config import RunConfig
 from broadopt.errors import InputError, RunFailed
-from broadopt.launchers.place import Sweep
+from broadopt.launchers.place import Sweep, mixed_protocols, seed_of
 from broadopt.launchers.session import Session
+
+if TYPE_CHECKING:
+    from broadopt.training.trunks.sweep import SharedSweep
 
 
 class OnceSweeper(BasicSweeper):
@@ -51,29 +57,6 @@ class OnceSweeper(BasicSweeper):
                 print(mixed, file=sys.stderr, flush=True)
 
 
-def mixed_protocols(batch: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> str:
-    """A line where runs that differ in their method, step or collector alone are trained by several protocols, which
-    nobody has named: empty otherwise.
-    """
-    compared: dict[tuple[str, ...], dict[str, str]] = {}
-    for overrides, config in zip(batch, configs, strict=True):
-        if any(override.startswith("protocol=") for override in overrides):
-            continue
-        alike = tuple(one for one in overrides if one.partition("=")[0] not in ("method", "step", "collect", "seed"))
-        name = str(config.hydra.runtime.choices["protocol"])
-        method = " ".join(one.partition("=")[2] for one in overrides if one not in alike and _seed(one) is None)
-        compared.setdefault(alike, {})[method] = name
-    for methods in compared.values():
-        if len(set(methods.values())) > 1:
-            by = ", ".join(
-                f"{' and '.join(method for method in methods if methods[method] == name)} by {name}"
-                for name in dict.fromkeys(methods.values())
-            )
-            names = " or ".join(f"protocol={name}" for name in dict.fromkeys(methods.values()))
-            return f"recipes are compared, not methods alone: {by}; {names} trains all by one"
-    return ""
-
-
 class PlanningLauncher:
     """Another launcher, except that runs which are only planned are worked out here: without folders, logs and copies
     of their config, and those that differ in their seed alone once.
@@ -83,27 +66,61 @@ class PlanningLauncher:
         self._launcher, self._config, self._context, self._session = launcher, config, context, session
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """As the other launcher. Nothing is returned: BasicSweeper would end a sweep by its first failure."""
+        """As the other launcher, trunks first. Nothing is returned: BasicSweeper would end a sweep by its first
+        failure.
+        """
         loader: Any = self._context.config_loader
         originals = [loader.original(self._config, list(overrides)) for overrides in job_overrides]
+        shared = self._shared(job_overrides, originals)
+        if shared is not None:
+            job_overrides = [job_overrides[run] for run in shared.order]
+            originals = [originals[run] for run in shared.order]
         if not all(original.plan is True for original in originals):
             self._launcher.launch(job_overrides, initial_job_idx)
             return []
         plans: dict[int, Any] = {}
         begun: set[int] = set()
         for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
-            seed = next((seed for seed in map(_seed, overrides) if seed is not None), None)
+            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
             if id(original) in plans and seed is not None and seed < 2**63:
                 self._session.plan_like(plans[id(original)], seed)
+                if shared is not None:
+                    shared.show(place, plans[id(original)])
                 continue
             # Its first run is the original itself; another one is worked out only where that one's plan is not its own.
             first = id(original) not in begun
             begun.add(id(original))
             composed = original if first else loader.load_sweep_config(self._config, list(overrides))
             planned = self._plan(composed, initial_job_idx + place)
+            if planned is not None and shared is not None:
+                shared.show(place, planned)
             if planned is not None and _is_free_of_the_seed(original):
                 plans[id(original)] = planned
+        if shared is not None:
+            shared.show_total()
         return []
+
+    def _shared(self, job_overrides: Sequence[Sequence[str]], originals: Sequence[DictConfig]) -> "SharedSweep | None":
+        """The runs as they share trunks; None where none of them does."""
+        if not any(OmegaConf.select(original, "trunk") == "share" for original in originals):
+            return None
+        from broadopt.training.trunks.sweep import SharedSweep  # imports torch
+
+        loader: Any = self._context.config_loader
+        alike: dict[int, RunConfig | None] = {}
+        runs: list[RunConfig | None] = []
+        for overrides, original in zip(job_overrides, originals, strict=True):
+            run = alike.get(id(original))
+            if run is None:
+                run = _checked(loader.load_sweep_config(self._config, list(overrides)))
+                if run is not None and _is_free_of_the_seed(original):
+                    alike[id(original)] = run
+            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
+            if run is not None and seed is not None:
+                run = replace(run, recipe=replace(run.recipe, seed=seed))
+            runs.append(run)
+        sweep = self._session.sweep
+        return SharedSweep(runs, [" ".join(sweep.swept(one) if sweep else one) for one in job_overrides])
 
     def _plan(self, composed: DictConfig, number: int) -> Any:
         """Show the plan of one run and return it; None where it cannot be planned, which is kept for the summary."""
@@ -115,6 +132,18 @@ class PlanningLauncher:
         with suppress(InputError, RunFailed):
             self._session.task(composed)
         return self._session.latest
+
+
+def _checked(config: DictConfig) -> RunConfig | None:
+    """The run of a composed config; None where it is not one, which is said where it is to be carried out."""
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)
+        return run_config(config)
+    except InputError:
+        return None
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def _is_free_of_the_seed(config: DictConfig) -> bool:
@@ -143,7 +172,7 @@ class OnceLoader:
 
     def original(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
         """The config of a run with these overrides or with others that differ from them in the seed."""
-        key = tuple("seed" if _seed(override) is not None else override for override in overrides)
+        key = tuple("seed" if seed_of(override) is not None else override for override in overrides)
         if key not in self._originals:
             self._originals[key] = self._loader.load_sweep_config(master_config, overrides)
         return self._originals[key]
@@ -152,20 +181,14 @@ class OnceLoader:
         """As Hydra's loader: a config that is the caller's alone."""
         config = copy.deepcopy(self.original(master_config, sweep_overrides))
         OmegaConf.set_readonly(config.hydra, None)  # as it is in one that was carried out itself
-        given = [override for override in sweep_overrides if _seed(override) is not None]
+        given = [override for override in sweep_overrides if seed_of(override) is not None]
         task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         for place, override in enumerate(task):
-            if _seed(override) is not None and override != given[0]:
-                config.seed = _seed(given[0])
+            if seed_of(override) is not None and override != given[0]:
+                config.seed = seed_of(given[0])
                 config.hydra.overrides.task[place] = task[place] = given[0]
                 _name_anew(config, task)
         return config
-
-
-def _seed(override: str) -> int | None:
-    """The seed that an override gives as a plain number; None for any other, which is composed by itself."""
-    key, _, value = override.partition("=")
-    return int(value) if key == "seed" and value.isascii() and value.isdigit() and str(int(value)) == value else None
 
 
 def _name_anew(config: DictConfig, overrides: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the epochs elapsed: nothing to step, nothing to store, nothing to resume."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from broadopt.errors import InputError, nearest
 
@@ -83,6 +83,31 @@ class Schedule:
         if epochs < warm - 1e-9:
             return self._without_warmup(epochs, step) * min((epochs + step) / warm, 1.0)
         return self._without_warmup(epochs, step)
+
+    def joints(self) -> list[int]:
+        """Whole epochs after which the formula goes on by another piece: a constant begins to fall, a decay steps down,
+        the tail begins. Of a decay as if its first number were 0: one that is counted from 1 leaves the same lr an
+        epoch earlier at most, so that both have it until there.
+        """
+        tail = math.inf if self.tail is None else self._epochs(self.start)
+        shares = {"linear": (0.5,), "steps": (0.5, 0.75)}.get(self.shape, ())
+        moments = [share * self._epochs(self.decay_over) for share in shares]
+        # One that changes once an epoch has its old value to the end of the epoch in which a joint lies.
+        whole = [math.floor(moment + 1e-9) if self.per_step else math.ceil(moment - 1e-9) for moment in moments]
+        whole = [*(epoch for epoch in whole if epoch < tail), *([] if tail == math.inf else [math.floor(tail + 1e-9)])]
+        return sorted({epoch for epoch in whole if epoch > 0})
+
+    def without_tail(self) -> "Schedule":
+        """The schedule that has the same lr up to the start of the tail, and its decay from there on."""
+        return replace(self, tail=None, start=math.inf, high=None, low=None, cycle=None, replay_from=None)
+
+    def is_constant_in(self, epoch: int) -> bool:
+        """Whether all steps of epoch number `epoch`, from 0, have one lr for certain."""
+        return not self.per_step and epoch >= self._epochs(self.warmup) and self.is_before_tail(epoch)
+
+    def is_before_tail(self, epoch: int) -> bool:
+        """Whether epoch number `epoch`, from 0, is at its end when the tail begins."""
+        return self.tail is None or epoch + 1 <= self._epochs(self.start)
 
     def _without_warmup(self, epochs: float, step: float) -> float:
         if self.tail is not None and epochs >= self._epochs(self.start):

@@ -54,8 +54,17 @@ def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> No
 
 
 def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
-    """The newest valid state of `folder` with its tensors on `device`, or None. What is found and what is passed over
-    is reported, one line each.
+    """As `newest`, without the path; what is found is reported in a line as well."""
+    found = newest(folder, identity=identity, device=device)
+    if found is None:
+        return None
+    log.warning("going on from %s", found[0])
+    return found[1]
+
+
+def newest(folder: Path, *, identity: str, device: Any) -> tuple[Path, dict[str, Any]] | None:
+    """The newest valid state of `folder` with its tensors on `device`, and its file; None where there is none. What is
+    passed over is reported, one line each.
     """
     for path in files(folder):
         try:
@@ -65,8 +74,7 @@ def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
             why = reason(error) if isinstance(error, OSError | ValueError) else printable(first)
             log.warning("checkpoint %s is passed over: %s", path, why)
             continue
-        log.warning("going on from %s", path)
-        return state
+        return path, state
     return None
 
 

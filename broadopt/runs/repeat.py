@@ -22,7 +22,7 @@ FOUND = ("precision", "processes")
 """Keys of a recorded config that the machine decides, so that a repeated run may have others."""
 
 LATER: Mapping[str, Any] = {
-    **{"tracker": "none", "objective": "auto", "keep": "none", "graphs": "auto"},
+    **{"tracker": "none", "objective": "auto", "keep": "none", "trunk": "none", "graphs": "auto"},
     **{"optimizer": AS_WITHOUT["optimizer"], "clip": None},
 }
 """Keys that came later than the first config.yaml, and what they were without being there."""
@@ -50,7 +50,7 @@ def repeated(arguments: Sequence[str]) -> Repeat:
     if others:
         raise InputError(f"repeat={others[0]}: expected one run folder, found {1 + len(others)}")
     path = folder / "config.yaml"
-    values = _read(path)
+    values = _read(path) | {"trunk": "none"}  # whoever repeats a run wants all of it trained
     trusted = []
     for argument in overrides:
         key, equals, value = argument.partition("=")
@@ -60,6 +60,8 @@ def repeated(arguments: Sequence[str]) -> Repeat:
             trusted.append(value)
         else:
             _set(values, key, value)
+    if values["trunk"] == "share":
+        raise InputError("trunk=share: a repeated run trains all its epochs itself; expected trunk=none with repeat=")
     refuse_foreign(values, trusted=trusted, place=path)
     run = RunConfig.of(values)
     return Repeat(run, _environment(folder, run))

@@ -59,6 +59,11 @@ def check_progress(progress: Mapping[str, Any]) -> None:
     _raise(_PROGRESS(progress))
 
 
+def check_trunk(trunk: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the field, where a trunk.json is not what its readers rely on."""
+    _raise(_TRUNK_FILE(trunk))
+
+
 def _raise(wrong: str | None) -> None:
     if wrong is not None:
         raise ValueError(wrong.removeprefix(".").removeprefix(": "))
@@ -206,6 +211,9 @@ _COLLECTED = _each(
     "numbers of budgets, behind the name of another collector than the run's own,",
 )
 
+_TRUNK = {"identity": _IDENTITY, "epochs": _whole(1), "run": _LINE}
+_TRUNK_FILE = _mapping({**_TRUNK, "steps": _whole(1), "config": _ANY}, {"trunk": _mapping(_TRUNK)})
+
 _RESULT = _mapping(
     {
         "identity": _IDENTITY,
@@ -222,7 +230,7 @@ _RESULT = _mapping(
         ),
         "environment": _mapping({}, {"precision": _one_of(*PRECISIONS), "device": _nullable(_LINE)}),
     },
-    {"failure": _mapping({"reason": _text(lambda text: text.strip(), "why it failed")})},
+    {"failure": _mapping({"reason": _text(lambda text: text.strip(), "why it failed")}), "trunk": _mapping(_TRUNK)},
 )
 
 _PROGRESS = _mapping(

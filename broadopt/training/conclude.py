@@ -33,6 +33,8 @@ def conclude(
         },
         "environment": environment(parts.device, parts.settings) | _machines(training),
     }
+    if progress.trunk:
+        result["trunk"] = dict(progress.trunk)
     if failure is not None:
         result["failure"] = {"reason": failure, **training.place()}
     if parts.processes.is_first:

@@ -35,6 +35,7 @@ from broadopt.training.conclude import conclude, conclude_unbuilt, reported
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import HistoryFile, reporter
+from broadopt.training.trunks.sharing import Sharing
 
 log = logging.getLogger("broadopt")
 
@@ -187,11 +188,12 @@ def train(
             checkpoint.save(folder, state, identity=recipe.identity, step=training.progress.step)
 
     try:
-        resume(training, folder, recipe)
+        sharing = Sharing(training, run, recipe, folder) if run.execution.trunk == "share" else None
+        resume(training, folder, recipe, sharing)
         tracking.rows(training.progress.history)
         if beat is not None:
             beat.follow(training.position)
-        print(f"{place}{opening(training, run, folder)}", end="", flush=True)
+        print(f"{place}{opening(training, run, folder, sharing)}", end="", flush=True)
         training.run(save, minutes=run.execution.checkpoint.minutes)
         network = predictor_of(training, run, save)
         if first and network is not None:
@@ -213,10 +215,14 @@ def train(
     return result
 
 
-def resume(training: Training, folder: Path, recipe: Recipe) -> None:
-    """Put a training where its newest checkpoint stands, if it has one. Raises RunFailed for one that does not fit."""
+def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | None = None) -> None:
+    """Put a training where its newest checkpoint stands, if it has one, else where a trunk does that it may share.
+    Raises RunFailed for a checkpoint that does not fit.
+    """
     processes, device = training.parts.processes, training.parts.device
     state = checkpoint.load(folder, identity=recipe.identity, device=device) if processes.is_first else None
+    if state is None and sharing is not None and processes.is_first:
+        state = sharing.state()
     state = processes.from_first(state, device)
     machine = arithmetic(device)
     if state is None:
@@ -249,7 +255,7 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
         raise
 
 
-def opening(training: Training, run: RunConfig, folder: Path) -> str:
+def opening(training: Training, run: RunConfig, folder: Path, sharing: Sharing | None = None) -> str:
     """The opening lines of a run: its name, its folder, what was decided for it, and the room that it will take."""
     parts, values = training.parts, run.values()
     made = {key: choice for key, choice in parts.settings.items() if key != "graphs" or choice}
@@ -264,4 +270,6 @@ def opening(training: Training, run: RunConfig, folder: Path) -> str:
         lines.append(
             f"keep=snapshots: {count} of {each:.3g} MB, {count * each:.3g} MB in all, in {folder / snapshots.FOLDER}"
         )
+    if sharing is not None and (left := sharing.opening()):
+        lines.append(left)
     return "".join(f"{line}\n" for line in lines)

@@ -4,7 +4,7 @@ here.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,8 @@ class Training:
         self.stepper = Stepper(parts)
         self.evaluator = Evaluator(parts, stop=stop)
         self.measured_rate = 0.0
+        self.leave: Mapping[int, Callable[[], None]] = {}
+        """What is to be done at the end of an epoch after all that is due there, by its step."""
 
     @property
     def epochs(self) -> float:
@@ -165,6 +167,8 @@ class Training:
             key = f"{name} {spent}".strip()  # as result.json has it
             if key not in progress.collected:
                 progress.collected[key] = self._evaluated(self.parts.collectors[name])
+        if step in self.leave:
+            self.leave[step]()
 
     def _evaluated(self, collector: Collector) -> dict[str, float]:
         """What a collector predicts with, held against the labels. All processes draw the same."""

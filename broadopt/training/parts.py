@@ -92,6 +92,8 @@ class Progress:
     evaluated_at: int = -1
     machines: list[dict[str, Any]] = field(default_factory=list)
     """What the rounding of float sums depends on, of each kind of machine that carried the run out, in their order."""
+    trunk: dict[str, Any] = field(default_factory=dict)
+    """The trunk that the run has begun from, as its result names it; empty where it has trained all itself."""
 
     def last_collected(self, name: str) -> int:
         """The last collection point of a collector that is done; -1 before the first."""

@@ -78,6 +78,15 @@ def price(recipe: Recipe) -> Cost:
     )
 
 
+def share_of_first(recipe: Recipe, cost: Cost, epochs: int) -> float:
+    """The share of a run's gradients that its first epochs take."""
+    model, _ = _measured(json.dumps(asdict(recipe.model)), size(recipe.dataset)[0])
+    step = instantiated("step", recipe.step, model, base_optimizer(recipe, model.parameters()))
+    first = Course.of(images=cost.images, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
+    own = getattr(step, "gradients", None)
+    return (first.steps * step.passes if own is None else own(first)) / cost.gradient_evaluations
+
+
 @cache
 def _measured(model: str, classes: int) -> tuple[nn.Module, int]:
     """The network of a ModelConfig in JSON, on the meta device, and its multiply-adds; made once, since most runs of a

@@ -95,6 +95,8 @@ OF_THE_CONFIG = {
     ("precision=tf32", "device=cpu"): "precision=tf32: expected a CUDA device, this run is on cpu",
     ("graphs=true", "device=cpu"): "graphs=true: expected a CUDA device, this run is on cpu",
     ("graphs=sometimes",): 'graphs="sometimes": expected one of auto, true, false',
+    ("trunk=shared",): 'trunk="shared": expected one of none, share; did you mean "share"?',
+    ("trunk=share", "keep=snapshots"): "trunk=share: the weights of epochs that another run has trained cannot be kept",
     ("cuda_graphs=true",): "unknown key cuda_graphs: graphs=auto, true or false says whether steps are recorded as a "
     "CUDA graph",
     ("memory_format=nhwc",): 'memory_format="nhwc": expected one of auto, channels_last, contiguous',

@@ -588,6 +588,7 @@ EVERYTHING = ("method=asam", "collect=swa", "model=wrn28_2", "dataset=cifar10")
         "wait=true",
         "plan=true",
         "tracker=[wandb,mlflow]",
+        "trunk=share",
         "checkpoint.minutes=1",
     ],
 )
@@ -605,7 +606,7 @@ def test_identity_does_not_depend_on_where_the_data_lie_or_on_how_they_were_chec
 
 def test_execution_keys_are_exactly_those() -> None:
     speed = {"device", "memory_format", "compile", "graphs", "deterministic"}
-    others = {"data_dir", "results_dir", "force", "wait", "plan", "tracker", "checkpoint", "objective", "keep"}
+    others = {"data_dir", "results_dir", "force", "wait", "plan", "tracker", "checkpoint", "objective", "keep", "trunk"}
     assert set(EXECUTION) == speed | others
     run = run_config(compose(list(EVERYTHING)))
     record = run.recipe.decided(precision="fp32", fingerprint="sha256:0").record()

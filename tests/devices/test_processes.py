@@ -16,7 +16,7 @@ import processes
 import pytest
 import torch
 import torch.nn.functional as F
-from command import OWN, SMALL, finish, folders, history, result, same_outcome, start, until
+from command import OWN, SMALL, finish, folders, history, outcome, result, same_outcome, start, until
 from torch import Tensor, distributed, nn
 
 from broadopt.devices.processes import Processes
@@ -225,3 +225,17 @@ def test_what_two_processes_cannot_do_is_said_once(override: str, message: str, 
     assert first.stderr.count(message) == 1
     assert second.stderr == ""
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_two_processes_begin_together_with_what_two_have_left(tmp_path: Path) -> None:
+    """LAWA takes in the last weights of SGD, and trains nothing itself."""
+    for cwd, arguments in (("alone", ["collect=lawa"]), ("shared", ["-m", "collect=none,lawa", "trunk=share"])):
+        (tmp_path / cwd).mkdir()
+        ended = forked(*SMALL, "budget=1", *arguments, cwd=tmp_path / cwd)
+        assert [process.returncode for process in ended] == [0, 0], ended[0].stderr
+    (expected,), (found, sgd) = folders(tmp_path / "alone"), folders(tmp_path / "shared")
+    (line,) = [line for line in "".join(process.stderr for process in ended).splitlines() if line.startswith("begins")]
+    assert line.startswith(f"begins with 1 epoch of runs/digits/small/sgd/{sgd.name}, from results/trunks/")
+    assert sum(line.startswith("epoch") for line in ended[0].stdout.splitlines()) == 1
+    assert outcome(result(found)) == outcome(result(expected)) | {"trunk": result(found)["trunk"]}
+    assert history(found) == history(expected)

@@ -65,6 +65,7 @@ def test_another_seed_may_be_given(left: Path, tmp_path: Path) -> None:
         (("repeat=LEFT", "resultsdir=x"), 'a repeated run keeps its recipe; did you mean "results_dir"?'),
         (("repeat=LEFT", "seed=one"), 'seed="one": expected a whole number'),
         (("repeat=LEFT", "-m"), "-m: expected KEY=VALUE"),
+        (("repeat=LEFT", "trunk=share"), "trunk=share: a repeated run trains all its epochs itself"),
         (("repeat=LEFT", "repeat=LEFT"), "expected one run folder, found 2"),
         (("repeat=LEFT", "data_dir={"), "data_dir={: "),
     ],

@@ -13,6 +13,7 @@ from broadopt.analysis.status.state import Folder, Record, Run, run_of
 from broadopt.analysis.tables.match import Group, Recipes, differences, rank, show
 from broadopt.analysis.tables.published import PaperTable, Row
 from broadopt.config.identity import identity_of
+from broadopt.config.run_config import Recipe
 
 DEFAULT_SEEDS = (1, 2, 3)
 
@@ -183,12 +184,13 @@ def _group(records: Sequence[tuple[str, Record]], folder: Folder, recipes: Recip
 def commands(status: Status, results_dir: Path, overrides: Sequence[str]) -> list[str]:
     """A line of shell for every run that is neither finished nor running; `overrides` are added to each.
 
-    The precision of a cell that has runs is given: only with it does a run fill that cell.
+    The precision of a cell that has runs is given: only with it does a run fill that cell. With trunk=share among the
+    overrides trunks come first.
     """
     given = [override for override in overrides if not override.startswith("precision=")]
     asked = [override for override in overrides if override.startswith("precision=")]
     place = [] if results_dir == Path("results") else [f"results_dir={_quoted(str(results_dir))}"]
-    lines = []
+    lines, records = [], []
     for cell in status.cells:
         for run in cell.runs:
             if run.state in ("finished", "running"):
@@ -197,7 +199,15 @@ def commands(status: Status, results_dir: Path, overrides: Sequence[str]) -> lis
             precision = [f"precision={known}"] if known else asked
             words = [*cell.overrides, f"seed={run.seed}", *precision, *place, *given]
             lines.append(" ".join(["broadopt-run", *map(shlex.quote, words)]))
-    return lines
+            records.append({**run.record, "precision": known or "auto"})
+    return [lines[place] for place in _trunks_first(records)] if "trunk=share" in given else lines
+
+
+def _trunks_first(records: Sequence[Record]) -> list[int]:
+    """The places of recorded configs in the order in which a sweep carries out runs that share trunks."""
+    from broadopt.training.trunks.order import beginnings_of, ordered  # imports torch
+
+    return [start.run for start in ordered(beginnings_of(map(Recipe.of_record, records)))]
 
 
 def _quoted(value: str) -> str:

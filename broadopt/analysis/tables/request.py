@@ -15,7 +15,7 @@ from broadopt.errors import InputError, nearest
 
 TABLES = ("table1", "table3", "label_noise", "runs")
 FORMATS = ("markdown", "latex", "csv", "html")
-ADDED = ("data_dir", "device", "precision", "wait", "tracker", "checkpoint.minutes")
+ADDED = ("data_dir", "device", "precision", "wait", "tracker", "trunk", "checkpoint.minutes")
 """Keys that --missing adds to its commands: the run remains one of the table."""
 
 LONGEST_WATCH = 86_400
@@ -42,7 +42,7 @@ status:
   --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
   --watch           the same, anew every few seconds until Ctrl-C
   --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,
-                    precision, wait, tracker, checkpoint.minutes and hydra/..., hydra...:
+                    precision, wait, tracker, trunk, checkpoint.minutes and hydra/..., hydra...:
                     broadopt-table table3 --missing data_dir=/data/cifar | sh
 
 tab completion:  eval "$(broadopt-table --completion bash)"   (or zsh; broadopt-table --completion fish | source)

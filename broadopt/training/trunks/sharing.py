@@ -1,0 +1,106 @@
+"""trunk=share in one run: the trunk that it begins from, and those that it leaves for others."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from broadopt import snapshots
+from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.errors import printable
+from broadopt.files import reason
+from broadopt.runs import checkpoint
+from broadopt.training.loop import Training
+from broadopt.training.trunks import store
+from broadopt.training.trunks.beginnings import Beginnings
+
+log = logging.getLogger("broadopt")
+
+
+class Sharing:
+    """What a training has to do with trunks. It leaves its own by itself, from its making on."""
+
+    def __init__(self, training: Training, run: RunConfig, recipe: Recipe, folder: Path) -> None:
+        """`recipe`: that of `run` with what the machine and the data decide."""
+        self.training, self.recipe, self.results_dir = training, recipe, run.execution.results_dir
+        self.run = folder.relative_to(self.results_dir).as_posix()
+        self.beginnings = Beginnings.of(recipe, training.calendar)
+        training.leave = {self.beginnings.steps(epochs): partial(self.leave, epochs) for epochs in self.beginnings.left}
+
+    def state(self) -> dict[str, Any] | None:
+        """The state of the trunk with the most epochs that this run would come to itself, in the form of a checkpoint
+        of it; None where there is none. To be called by the first process alone.
+        """
+        trunks, left_out = store.found(self.results_dir, self.recipe.record())
+        for line in left_out:
+            log.warning("%s", line)
+        for trunk in trunks:
+            epochs = trunk.epochs
+            if not self.beginnings.exists(epochs) or trunk.identity != self.beginnings.identity(epochs):
+                continue
+            parts, steps = self.training.parts, self.beginnings.steps(epochs)
+            found = checkpoint.newest(trunk.folder, identity=trunk.identity, device=parts.device)
+            progress = found[1].get("progress") if found is not None else None
+            if found is None or not isinstance(progress, dict) or progress.get("step") != steps:
+                log.warning("trunk %s is passed over: it holds no state after %d steps", trunk.folder, steps)
+                continue
+            log.warning("begins with %s of %s, from %s", _epochs([epochs]), printable(trunk.named["run"]), trunk.folder)
+            return found[1] | {
+                "collector": parts.collector.state_dict(),
+                "also": {name: one.state_dict() for name, one in parts.also.items()},
+                "progress": progress | {"trunk": trunk.named},
+            }
+        return None
+
+    def leave(self, epochs: int) -> None:
+        """Write the state after so many epochs, unless it is there. That it cannot be written is only warned of: it is
+        no part of this run's result. Called by all processes together.
+        """
+        training, processes = self.training, self.training.parts.processes
+        config = self.beginnings.record(epochs)
+        folder = store.folder_of(self.results_dir, config)
+        if processes.from_first(folder.exists()):
+            return
+        training.check_finite()
+        state = without_collectors(training.state_dict())
+        if not processes.is_first:
+            return
+        steps, begun_from = training.progress.step, training.progress.trunk
+        try:
+            store.write(folder, state, config=config, steps=steps, run=self.run, begun_from=begun_from)
+        except OSError as error:
+            log.warning("trunk %s: %s; the run goes on without leaving it", folder, reason(error))
+
+    def opening(self) -> str:
+        """A line on what will be left, how large it is and where; empty where nothing will be."""
+        done = self.training.progress.step
+        left = [epochs for epochs in self.beginnings.left if self.beginnings.steps(epochs) > done]
+        left = [one for one in left if not store.folder_of(self.results_dir, self.beginnings.record(one)).exists()]
+        if not left:
+            return ""
+        each, place = _size(self.training) / 1e6, store.place(self.results_dir, self.recipe.record())
+        whole = f"about {each:.3g} MB" + f" each, {len(left) * each:.3g} MB in all" * (len(left) > 1)
+        return f"trunk=share: the state after {_epochs(left)} is left for others, {whole}, in {place}"
+
+
+def without_collectors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a training as it is without its collectors and what they have collected, whichever they are."""
+    kept = {key: value for key, value in state.items() if key not in ("collector", "also")}
+    nothing = {"collected": {}, "collected_at": -1, "also_collected_at": {}, "trunk": {}}
+    return kept | {"progress": {**state["progress"], **nothing}}
+
+
+def _epochs(counts: Sequence[int]) -> str:
+    """`1 epoch`, `81 and 161 epochs`."""
+    shown = [str(count) for count in counts]
+    return f"{' and '.join([', '.join(shown[:-1])] * (len(shown) > 1) + shown[-1:])} epoch{'s' * (counts[-1] != 1)}"
+
+
+def _size(training: Training) -> int:
+    """Bytes of a state: weights, buffers and what the optimizer keeps of each weight, but for the few of the rest."""
+    model, optimizer = training.parts.model, training.parts.step.optimizer
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    # Before the first step there is nothing to measure: of momentum a tensor, of Adam's kind two.
+    group = optimizer.param_groups[0]
+    return snapshots.size(model) + weights * (2 if "betas" in group else bool(group.get("momentum")))
