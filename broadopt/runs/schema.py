@@ -211,7 +211,7 @@ _COLLECTED = _each(
     "numbers of budgets, behind the name of another collector than the run's own,",
 )
 
-_TRUNK = {"identity": _IDENTITY, "epochs": _whole(1), "run": _LINE}
+_TRUNK = {"identity": _IDENTITY, "epochs": _whole(1), "run": _LINE, "train_seconds": _MEASURED}
 _TRUNK_FILE = _mapping({**_TRUNK, "steps": _whole(1), "config": _ANY}, {"trunk": _mapping(_TRUNK)})
 
 _RESULT = _mapping(

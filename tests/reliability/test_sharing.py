@@ -15,6 +15,7 @@ import pytest
 import torch
 from command import SMALL, Sweep, finish, folders, outcome, result, run, start, stopped
 
+from broadopt.analysis.status.state import look, run_of
 from broadopt.config.run_config import RunConfig
 from broadopt.data.datasets import read
 from broadopt.predictor import read as read_predictor
@@ -97,11 +98,16 @@ def test_a_result_names_the_trunk_and_so_does_a_trunk_that_follows(row: Path) ->
     swa, sgd, fge = (folder_of(row, method) for method in ("swa", "sgd", "fge"))
     assert "trunk" not in result(swa)
     first, name = trunk_of(row, swa, 1), swa.relative_to(row / "results").as_posix()
-    named = {"identity": first.identity, "epochs": 1, "run": name}
+    named = {"identity": first.identity, "epochs": 1, "run": name, "train_seconds": first.content["train_seconds"]}
+    assert 0 < named["train_seconds"] < result(swa)["cost"]["train_seconds"]
     assert result(sgd)["trunk"] == result(fge)["trunk"] == named
     assert "trunk" not in first.content
     assert trunk_of(row, sgd, 2).content["trunk"] == named
     assert trunk_of(row, sgd, 2).content["steps"] == 90
+    seen = look(row / "results")  # as --status does
+    spent = {one["method"]: run_of(seen, one["config"], key).seconds for key, one in seen.results.items()}
+    whole = {one["method"]: one["cost"]["train_seconds"] for one in seen.results.values()}
+    assert spent == {method: whole[method] - named["train_seconds"] * (method != "swa") for method in spent}
     epochs = sorted(json.loads(path.read_text())["epochs"] for path in row.rglob("trunk.json"))
     assert epochs == [1, 2, 2]  # that after the first epoch is one and the same, whoever would have left it
 

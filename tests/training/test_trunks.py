@@ -394,7 +394,7 @@ def test_a_trunk_is_written_whole_or_not_at_all_and_never_overwritten(
     config = beginnings("method=sgd", *ALIKE).record(5)
     folder = store.folder_of(tmp_path, config)
     assert folder == tmp_path / "trunks/cifar10/vgg16" / f"seed1-{identity_of(config)[:8]}"
-    own = {"config": config, "steps": 20, "begun_from": {}}
+    own = {"config": config, "steps": 20, "train_seconds": 1.5, "begun_from": {}}
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -418,4 +418,5 @@ def test_a_trunk_is_written_whole_or_not_at_all_and_never_overwritten(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     described = set(re.findall(r"`([^`\n]+)`", text("docs/reference.md")))
     assert {*store.read(folder).content, "trunk", "epochs", "lr_sha256"} <= described | {"schema"}
-    assert store.read(folder).named == {"identity": identity_of(config), "epochs": 5, "run": "runs/a-1"}
+    named = {"identity": identity_of(config), "epochs": 5, "run": "runs/a-1", "train_seconds": 1.5}
+    assert store.read(folder).named == named

@@ -66,9 +66,17 @@ class Sharing:
         state = without_collectors(training.state_dict())
         if not processes.is_first:
             return
-        steps, begun_from = training.progress.step, training.progress.trunk
+        progress = training.progress
         try:
-            store.write(folder, state, config=config, steps=steps, run=self.run, begun_from=begun_from)
+            store.write(
+                folder,
+                state,
+                config=config,
+                steps=progress.step,
+                run=self.run,
+                train_seconds=progress.train_seconds,
+                begun_from=progress.trunk,
+            )
         except OSError as error:
             log.warning("trunk %s: %s; the run goes on without leaving it", folder, reason(error))
 

@@ -42,7 +42,7 @@ class Trunk:
     @property
     def named(self) -> dict[str, Any]:
         """How the result of a run that has begun from it names it."""
-        return {key: self.content[key] for key in ("identity", "epochs", "run")}
+        return {key: self.content[key] for key in ("identity", "epochs", "run", "train_seconds")}
 
 
 def place(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
@@ -62,11 +62,12 @@ def write(
     config: Mapping[str, Any],
     steps: int,
     run: str,
+    train_seconds: float,
     begun_from: Mapping[str, Any],
 ) -> None:
     """Write `state` as the trunk of a beginning's recorded config, whole or not at all; one that is there is left as it
     is. `run`: the folder of the run that has trained it, seen from the results folder, and of no other process;
-    `begun_from`: the trunk that this run has begun from itself, as it names it. Raises OSError (disk full, ...).
+    `train_seconds`: those of the training up to there; `begun_from`: the trunk that this run has begun from itself, as it names it. Raises OSError (disk full, ...).
     """
     if folder.exists():
         return
@@ -76,6 +77,7 @@ def write(
         "epochs": config["epochs"],
         "steps": steps,
         "run": run,
+        "train_seconds": train_seconds,
     }
     content |= {"config": dict(config)} | ({"trunk": dict(begun_from)} if begun_from else {})
     # Named after the run, so that what it has left when it was killed is removed when it goes on.
