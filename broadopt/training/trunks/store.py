@@ -67,7 +67,8 @@ def write(
 ) -> None:
     """Write `state` as the trunk of a beginning's recorded config, whole or not at all; one that is there is left as it
     is. `run`: the folder of the run that has trained it, seen from the results folder, and of no other process;
-    `train_seconds`: those of the training up to there; `begun_from`: the trunk that this run has begun from itself, as it names it. Raises OSError (disk full, ...).
+    `train_seconds`: those of the training up to there; `begun_from`: the trunk that this run has begun from itself, as
+    it names it. Raises OSError (disk full, ...).
     """
     if folder.exists():
         return
