@@ -27,6 +27,14 @@ from broadopt.training.parts import Parts
 from broadopt.training.plan import macs
 
 BATCH = 128
+FIRST = WARM_UP + 2
+"""Steps of a training ahead of those that are measured: in them memory is allocated, libraries choose their algorithms,
+and the step is compiled, or recorded and replayed for the first time.
+"""
+HOW = (
+    f"Training steps are timed after the first {FIRST} of their training, from an idle device until it is idle again; "
+    "the first turn of all is not counted."
+)
 
 
 class Silent:
@@ -69,28 +77,35 @@ def trained(parts: Parts) -> Training:
     return training
 
 
-def steady(parts: Parts, steps: int) -> Callable[[], float]:
-    """Seconds of the next `steps` steps of one training, however often it is called. The steps in which libraries
-    choose their algorithms and the step is recorded are made here: none of them is among those that are measured.
+def steady(parts: Parts, steps: int) -> Callable[[], None]:
+    """Makes `steps` steps of one training whenever it is called, its data, schedule and counts included. The FIRST ones
+    are made here: none of them is among those that are measured.
     """
     training = Training(parts, stop=Stop(), reporter=Silent())
-    inputs = chain.from_iterable(parts.data.inputs(epoch) for epoch in count())
 
     def make(number: int) -> None:
+        training.progress.step = 0  # steps that differ along a training are the same ones at every call
+        inputs = chain.from_iterable(parts.data.inputs(epoch) for epoch in count())
         for one in islice(inputs, number):
             training.train_on(*one)
 
-    make(WARM_UP + 2)
-    return lambda: seconds(lambda: make(steps), parts.device)
+    make(FIRST)
+    return lambda: make(steps)
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of `call`, what it started on the device included."""
+def steps_of(parts: Parts, steps: int) -> Callable[[], float]:
+    """Wall-clock seconds of `steps` steady steps."""
+    make = steady(parts, steps)
+    return lambda: seconds(make, parts.device)
+
+
+def seconds(call: Callable[[], Any], device: torch.device, *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of `call` by the clock, what it started on the device included."""
     wait(device)
-    began = time.perf_counter()
+    began = clock()
     call()
     wait(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def wait(device: torch.device) -> None:
@@ -150,7 +165,7 @@ def write(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str, 
     place = choose_device(device)
     known = environment(place, {"precision": choose_precision("auto", place)}) | facts
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": "python " + " ".join(sys.argv), "environment": known, "rows": list(rows)}
+    content = {"command": "python " + " ".join(sys.argv), "environment": known, "timing": HOW, "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
