@@ -207,10 +207,11 @@ def main() -> None:
         for row in SECTIONS[arguments.section](arguments):
             print("  ".join(f"{key}: {measure.shown(value)}" for key, value in row.items()), flush=True)
             rows.append(row)
+            measure.write(rows, arguments.json, device=arguments.device)
     except InputError as error:
         measure.fail(error)
     print()
-    measure.report(rows, arguments.json, device=arguments.device)
+    measure.show(rows)
     print(f"{measure.HOW} {time.monotonic() - began:.0f} s with {torch.get_num_threads()} threads")
 
 

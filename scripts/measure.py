@@ -19,6 +19,7 @@ from broadopt.devices.device import choose_device, choose_precision, set_flags
 from broadopt.devices.graphs import WARM_UP
 from broadopt.devices.provenance import environment
 from broadopt.errors import InputError
+from broadopt.files import replacing
 from broadopt.models.build import network
 from broadopt.signals import Stop
 from broadopt.training.build import build
@@ -148,25 +149,27 @@ def gmacs(name: str, *, classes: int = 100) -> float:
         return macs(network(run_config(compose([f"model={name}"])).recipe.model, classes)) / 1e9
 
 
-def report(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str) -> None:
-    """Print rows as a table; where there is a `path`, write them with the command and the machine's facts as JSON."""
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, *[[shown(row.get(column)) for column in columns] for row in rows]]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    write(rows, path, device=device)
 
 
 def write(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str, **facts: str) -> None:
-    """Write rows with the command and the machine's facts as JSON, where there is a `path`."""
+    """Write rows with the command and the machine's facts as JSON, where there is a `path`: the whole file or nothing,
+    also where a signal ends it.
+    """
     if path is None:
         return
     place = choose_device(device)
     known = environment(place, {"precision": choose_precision("auto", place)}) | facts
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"command": "python " + " ".join(sys.argv), "environment": known, "timing": HOW, "rows": list(rows)}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def shown(value: Any) -> str:

@@ -111,8 +111,6 @@ def test_two_processes_compute_what_one_does_on_the_same_batches(method: str, tr
     found, expected = of_two(trained_by_two, *METHODS[method]), of_one(*METHODS[method])
     close(found["weights"], expected["weights"])
     close(found["states"], expected["states"])
-    losses, expected_losses = ([row.pop("train_loss") for row in one["history"]] for one in (found, expected))
-    assert losses == pytest.approx(expected_losses, rel=1e-6)  # a batch's mean loss is taken in float32
     close(figures(found["history"]), figures(expected["history"]))
     close(figures(found["collected"].values()), figures(expected["collected"].values()))
     assert found["gradients"] == expected["gradients"]
@@ -153,7 +151,7 @@ def test_a_perturbation_of_each_share_is_m_sharpness(method: str, trained_by_two
 
 
 def gradients_of(model: nn.Module, weights: list[Tensor], images: Tensor, labels: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(F.cross_entropy(model(images).float(), labels), weights))
+    return list(torch.autograd.grad(F.cross_entropy(model(images), labels), weights))
 
 
 def test_statistics_of_bn_estimated_by_two_processes_are_those_of_all_batches(trained_by_two: Path) -> None:
