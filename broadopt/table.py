@@ -249,3 +249,7 @@ def _write(document: str | bytes, output: Path | None) -> None:
         write_output(output, document.encode("utf-8") if isinstance(document, str) else document)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise InputError(f"--output {output} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ import measure
 import ratios
 import torch
 import usual_loop
-from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, trained
+from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, steady
 from torch.profiler import ProfilerActivity, profile
 from torchvision import transforms
 
@@ -53,23 +53,20 @@ def of_methods(arguments: argparse.Namespace) -> Rows:
         common = (f"model={network}", "protocol=asam2021", "budget=1", f"precision={arguments.precision}")
         common = (*common, f"device={arguments.device}", f"batch_size={arguments.batch}")
         made = {name: parts_of(*keys, *common, dataset=dataset) for name, keys in methods.items()}
-        measured = interleaved({name: epoch(parts) for name, parts in made.items()}, rounds=arguments.rounds)
+        cases = {name: epoch(parts, arguments.steps) for name, parts in made.items()}
+        measured = interleaved(cases, rounds=arguments.rounds)
         for name, parts in made.items():
             found = ratio(measured, name, "sgd")
             yield {"network": network, "method": name, "gradients a step": parts.size["passes"], **found}
 
 
-def epoch(parts: Parts) -> Callable[[], float]:
-    """Seconds of an epoch; on a CPU those of this process alone, which others on the machine do not lengthen."""
-    if parts.device.type == "cuda":
-        return ratios.epoch(parts)
-
-    def on_the_cpu() -> float:
-        began = time.process_time()
-        trained(parts)
-        return time.process_time() - began
-
-    return on_the_cpu
+def epoch(parts: Parts, steps: int) -> Callable[[], float]:
+    """Seconds of the steps of an epoch; on a CPU those of this process alone, which others on the machine do not
+    lengthen.
+    """
+    clock = time.perf_counter if parts.device.type == "cuda" else time.process_time
+    make = steady(parts, steps)
+    return lambda: seconds(make, parts.device, clock=clock)
 
 
 def of_networks(arguments: argparse.Namespace) -> Rows:
@@ -137,10 +134,10 @@ def of_profile(arguments: argparse.Namespace) -> Rows:
     """The share of each operator's own time in broadopt's training steps, of the first of --networks."""
     network, dataset = arguments.networks[0], random_dataset(BATCH * arguments.few, 2)
     parts = parts_of(f"model={network}", "method=sgd", "budget=1", f"device={arguments.device}", dataset=dataset)
-    trained(parts)
+    make = steady(parts, arguments.few)
     cuda = parts.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
-        trained(parts)
+        seconds(make, parts.device)
     if arguments.trace is not None:
         profiler.export_chrome_trace(str(arguments.trace))
     times = {
@@ -210,11 +207,12 @@ def main() -> None:
         for row in SECTIONS[arguments.section](arguments):
             print("  ".join(f"{key}: {measure.shown(value)}" for key, value in row.items()), flush=True)
             rows.append(row)
+            measure.write(rows, arguments.json, device=arguments.device)
     except InputError as error:
         measure.fail(error)
     print()
-    measure.report(rows, arguments.json, device=arguments.device)
-    print(f"{time.monotonic() - began:.0f} s with {torch.get_num_threads()} threads")
+    measure.show(rows)
+    print(f"{measure.HOW} {time.monotonic() - began:.0f} s with {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ rows() { # broadopt-run's arguments of a sweep; TERM, timeout's too, has the run
   local left=$((end - SECONDS)) ended
   [ -z "$stopped" ] || exit 75
   ((left > 0)) || { echo "first_rows.sh: the time is up: give it again to go on" >&2; exit 75; }
-  timeout --signal=TERM "$left" broadopt-run -m hydra/launcher=local "hydra.launcher.per_gpu=${PER_GPU:-3}" "$@" &
+  timeout --signal=TERM "$left" "${train[@]}" -m hydra/launcher=local "hydra.launcher.per_gpu=${PER_GPU:-3}" "$@" &
   child=$!
   [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # the signal came just before
   while :; do

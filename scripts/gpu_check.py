@@ -1,8 +1,9 @@
 """What only a GPU can show, in one command: `python scripts/gpu_check.py --json results/benchmark/gpu.json`.
 
-In this order, what tells most per second first; each part ends at its time limit, and rows are written as they come:
+In this order, what tells most per second first; each part ends at its time limit, and rows are written as they come. A
+SIGTERM, as timeout sends it, ends the part that is on and leaves out the others; what there is by then is shown.
 
-training      a few steps of every method beside the CPU's, the network in float64: what differs is not rounding
+training      a few steps of every method beside the CPU's, network and loss in float64: what differs is not rounding
 gradients     logits and gradient of every network beside those of the CPU, fp32
 graphs        every method with steps recorded as a CUDA graph beside plain steps, deterministic=true, bit for bit
 waiting       the step loop of every method with each wait for the device made an error
@@ -13,8 +14,8 @@ ascent        SAM's and ASAM's cost over SGD's
 together      images/s of 1 to 4 runs on one card, in all
 convolutions  bf16 beside fp32 on the shapes of every network: largest difference, and times
 
-It exits with 1 where a check fails. `--device cpu` runs it without a GPU, to see that the command itself works: what
-needs CUDA is left out there, and said.
+It exits with 1 where a check fails, with 75 where SIGTERM came before the end. `--device cpu` runs it without a GPU, to
+see that the command itself works: what needs CUDA is left out there, and said.
 """
 
 import argparse
@@ -66,6 +67,8 @@ FP32 = 2e-3
 """What rounding may make of a gradient, as a share of its norm, in networks as deep as PyramidNet-272."""
 FLOAT64 = 1e-8
 Rows = Iterator[dict[str, Any]]
+CHECKED = {"check", "found", "at most", "passed"}
+"""What a row says of a check; other things in it were measured."""
 
 
 def checked(what: str, found: float, limit: float) -> dict[str, Any]:
@@ -120,12 +123,16 @@ def of_training(arguments: argparse.Namespace) -> Rows:
 
 
 def doubled(*keys: str, device: str) -> Training:
-    """A short training of ResNet-8, its network in float64."""
+    """A short training of ResNet-8, its network and its loss in float64.
+
+    A GPU divides pixels by 255 as it multiplies by the reciprocal, so its float32 images are a rounding off the CPU's:
+    the network is given them in steps of 1/64, from whose bounds no pixel's value is that near.
+    """
     small = ("model=resnet20", "model.depth=8", *SHORT, f"device={device}")
     parts = parts_of(*small, *keys, dataset=random_dataset(40, 20, classes=10))
     # A GPU takes the learning rate from a float32 tensor: the CPU's training is given the same one.
     parts = replace(parts, schedule=Rounded(**vars(parts.schedule)))
-    parts.model.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    parts.model.double().register_forward_pre_hook(lambda _, inputs: ((64 * inputs[0].double()).round() / 64,))
     return trained(parts)
 
 
@@ -281,6 +288,20 @@ class TimeIsUp(BaseException):
     """A part has come to its limit. No Exception, of which others make their own."""
 
 
+class Ended(BaseException):
+    """SIGTERM has come."""
+
+
+def end_at_sigterm() -> None:
+    """From now on SIGTERM raises Ended, once; `together` ends its processes then, which nobody else would."""
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Ended
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def limited(rows: Rows, limit: float) -> Rows:
     """`rows` until `limit` seconds are over, also in the middle of one; then TimeIsUp is raised."""
 
@@ -334,7 +355,8 @@ def main() -> None:
     if arguments.one_of_several:
         return gpu_speed.one_of_several(arguments)
     rows: list[dict[str, Any]] = []
-    began = time.monotonic()
+    began, left = time.monotonic(), list(arguments.parts)
+    end_at_sigterm()
     try:
         facts = card(choose_device(arguments.device))
         choose_flags(choose_device(arguments.device))  # imports what a limit must not leave half imported
@@ -343,10 +365,12 @@ def main() -> None:
             make, limit = PARTS[part]
             try:
                 for row in limited(make(arguments), limit * arguments.limit):
-                    print("  ".join(f"{key}: {measure.shown(value)}" for key, value in row.items()), flush=True)
                     rows.append({"part": part, **row})
+                    print("  ".join(f"{key}: {measure.shown(value)}" for key, value in row.items()), flush=True)
                     measure.write(rows, arguments.json, device=arguments.device, machine=facts)
+                left.remove(part)
             except TimeIsUp:
+                left.remove(part)
                 print(f"{part}: ended by its limit of {limit * arguments.limit:g} s", flush=True)
             except InputError:
                 raise
@@ -354,13 +378,28 @@ def main() -> None:
                 words = f"{part}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 print(words, flush=True)
                 rows.append({"part": part, "check": words, "passed": "no"})
+                left.remove(part)
     except InputError as error:
         measure.fail(error)
-    print()
-    measure.report(rows, None, device=arguments.device)
+    except Ended:
+        print(f"ended by SIGTERM: not made, or not to the end: {', '.join(left)}", flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    failed = summary(rows)
+    print(f"{sum('passed' in row for row in rows)} checks, {failed} failed, {time.monotonic() - began:.0f} s")
+    sys.exit(1 if failed else 75 if left else 0)
+
+
+def summary(rows: list[dict[str, Any]]) -> int:
+    """Print a table of what each part has measured, then the checks that failed, and return their number."""
+    for part in PARTS:
+        if measured := [row for row in rows if row["part"] == part and len(row.keys() - CHECKED) > 1]:
+            print(f"\n{part}")
+            measure.show([{key: value for key, value in row.items() if key != "part"} for row in measured])
     failed = [row for row in rows if row.get("passed") == "no"]
-    print(f"{sum('passed' in row for row in rows)} checks, {len(failed)} failed, {time.monotonic() - began:.0f} s")
-    sys.exit(1 if failed else 0)
+    print(f"\n{measure.HOW}")
+    for row in failed:
+        print(f"failed: {row['part']}: {row['check']}" + (f": {row['found']:.4g}" if "found" in row else ""))
+    return len(failed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import measure
 import torch
-from measure import interleaved, parts_of, random_dataset, ratio, seconds, steady, wait
+from measure import interleaved, parts_of, random_dataset, ratio, seconds, steps_of, wait
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -59,7 +59,7 @@ def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Nam
     """One network's row."""
     before = allocated(arguments.device)
     parts = parts_of(*fixed(name, arguments), *keys, "method=sgd", dataset=dataset)
-    measured = interleaved({"sgd": steady(parts, arguments.steps)}, rounds=arguments.rounds)
+    measured = interleaved({"sgd": steps_of(parts, arguments.steps)}, rounds=arguments.rounds)
     memory = peak_memory(parts.device) - before if parts.device.type == "cuda" else None
     images_per_second = len(dataset.train.labels) / median(row["sgd"] for row in measured)
     return {
@@ -83,7 +83,7 @@ def of_ascent(arguments: argparse.Namespace) -> Rows:
             for method in ("sgd", "sam", "asam")
         }
         measured = interleaved(
-            {method: steady(parts, arguments.steps) for method, parts in made.items()}, rounds=arguments.rounds
+            {method: steps_of(parts, arguments.steps) for method, parts in made.items()}, rounds=arguments.rounds
         )
         ratios = {f"{method} / sgd, seconds": ratio(measured, method, "sgd")["ratio"] for method in ("sam", "asam")}
         yield {"network": name, **ratios}
@@ -146,7 +146,7 @@ def one_of_several(arguments: argparse.Namespace) -> None:
     keep_to_share(choose_device(arguments.device))
     dataset = random_dataset(arguments.batch * arguments.steps, 2)
     parts = parts_of(*fixed(arguments.one_of_several, arguments), "method=sgd", dataset=dataset)
-    measured = steady(parts, arguments.rounds * arguments.steps)
+    measured = steps_of(parts, arguments.rounds * arguments.steps)
     wait(parts.device)
     print("ready", flush=True)
     sys.stdin.readline()

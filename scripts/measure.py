@@ -19,6 +19,7 @@ from broadopt.devices.device import choose_device, choose_precision, set_flags
 from broadopt.devices.graphs import WARM_UP
 from broadopt.devices.provenance import environment
 from broadopt.errors import InputError
+from broadopt.files import replacing
 from broadopt.models.build import network
 from broadopt.signals import Stop
 from broadopt.training.build import build
@@ -27,6 +28,14 @@ from broadopt.training.parts import Parts
 from broadopt.training.plan import macs
 
 BATCH = 128
+FIRST = WARM_UP + 2
+"""Steps of a training ahead of those that are measured: in them memory is allocated, libraries choose their algorithms,
+and the step is compiled, or recorded and replayed for the first time.
+"""
+HOW = (
+    f"Training steps are timed after the first {FIRST} of their training, from an idle device until it is idle again; "
+    "the first turn of all is not counted."
+)
 
 
 class Silent:
@@ -69,28 +78,35 @@ def trained(parts: Parts) -> Training:
     return training
 
 
-def steady(parts: Parts, steps: int) -> Callable[[], float]:
-    """Seconds of the next `steps` steps of one training, however often it is called. The steps in which libraries
-    choose their algorithms and the step is recorded are made here: none of them is among those that are measured.
+def steady(parts: Parts, steps: int) -> Callable[[], None]:
+    """Makes `steps` steps of one training whenever it is called, its data, schedule and counts included. The FIRST ones
+    are made here: none of them is among those that are measured.
     """
     training = Training(parts, stop=Stop(), reporter=Silent())
-    inputs = chain.from_iterable(parts.data.inputs(epoch) for epoch in count())
 
     def make(number: int) -> None:
+        training.progress.step = 0  # steps that differ along a training are the same ones at every call
+        inputs = chain.from_iterable(parts.data.inputs(epoch) for epoch in count())
         for one in islice(inputs, number):
             training.train_on(*one)
 
-    make(WARM_UP + 2)
-    return lambda: seconds(lambda: make(steps), parts.device)
+    make(FIRST)
+    return lambda: make(steps)
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of `call`, what it started on the device included."""
+def steps_of(parts: Parts, steps: int) -> Callable[[], float]:
+    """Wall-clock seconds of `steps` steady steps."""
+    make = steady(parts, steps)
+    return lambda: seconds(make, parts.device)
+
+
+def seconds(call: Callable[[], Any], device: torch.device, *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of `call` by the clock, what it started on the device included."""
     wait(device)
-    began = time.perf_counter()
+    began = clock()
     call()
     wait(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def wait(device: torch.device) -> None:
@@ -133,25 +149,27 @@ def gmacs(name: str, *, classes: int = 100) -> float:
         return macs(network(run_config(compose([f"model={name}"])).recipe.model, classes)) / 1e9
 
 
-def report(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str) -> None:
-    """Print rows as a table; where there is a `path`, write them with the command and the machine's facts as JSON."""
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, *[[shown(row.get(column)) for column in columns] for row in rows]]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    write(rows, path, device=device)
 
 
 def write(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str, **facts: str) -> None:
-    """Write rows with the command and the machine's facts as JSON, where there is a `path`."""
+    """Write rows with the command and the machine's facts as JSON, where there is a `path`: the whole file or nothing,
+    also where a signal ends it.
+    """
     if path is None:
         return
     place = choose_device(device)
     known = environment(place, {"precision": choose_precision("auto", place)}) | facts
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": "python " + " ".join(sys.argv), "environment": known, "rows": list(rows)}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    content = {"command": "python " + " ".join(sys.argv), "environment": known, "timing": HOW, "rows": list(rows)}
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def shown(value: Any) -> str:

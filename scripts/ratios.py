@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import usual_loop
-from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, trained
+from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, steps_of
 
 from broadopt.methods.averaging.ema import MovingAverage
 from broadopt.methods.averaging.swag import GaussianAverage
@@ -38,7 +38,7 @@ def rows(*, device: str, steps: int, few: int, rounds: int, workers: int) -> Ite
     for network in ("resnet20", "wrn28_2", "vgg16"):
         dataset = random_dataset(BATCH * few, 2)
         methods = {
-            name: epoch(
+            name: steps_of(
                 parts_of(
                     f"model={network}",
                     f"method={name}",
@@ -46,7 +46,8 @@ def rows(*, device: str, steps: int, few: int, rounds: int, workers: int) -> Ite
                     "budget=1",
                     f"device={device}",
                     dataset=dataset,
-                )
+                ),
+                few,
             )
             for name in ("sgd", "sam", "asam")
         }
@@ -75,8 +76,8 @@ def of_the_loop(*, device: str, steps: int, rounds: int, workers: int) -> Iterat
     measured = interleaved(
         {
             "bare": bare(sgd, steps),
-            "sgd": epoch(sgd),
-            "asam": epoch(asam),
+            "sgd": steps_of(sgd, steps),
+            "asam": steps_of(asam, steps),
             "usual sgd": usual_loop.epoch(sgd.model, sgd.device, **usual),
             "usual asam": usual_loop.epoch(sgd.model, sgd.device, **usual, rho=0.5),
             **parts_of_an_epoch(sgd),
@@ -99,11 +100,6 @@ def of_the_loop(*, device: str, steps: int, rounds: int, workers: int) -> Iterat
     yield judged(
         "seconds, evaluation over forward share of an epoch", "<= 1.05", ratio(measured, "evaluation", "forward")
     )
-
-
-def epoch(parts: Parts) -> Callable[[], float]:
-    """Seconds in the training steps of one epoch of broadopt's loop, its data, schedule and counts included."""
-    return lambda: trained(parts).progress.train_seconds
 
 
 def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:

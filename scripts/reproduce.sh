@@ -1,13 +1,19 @@
 # shellcheck shell=bash
-# What the two scripts share. A failed sweep is passed on as the exit code, after the rest is done; one that was
+# What the scripts share. A failed sweep is passed on as the exit code, after the rest is done; one that was
 # interrupted (75) or refused (2) ends the script at once.
 
-PATH=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin:$PATH
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PATH=$root/.venv/bin:$PATH
 code=0
+train=(broadopt-run) show=(broadopt-table)
+if ! command -v broadopt-run >/dev/null; then # not installed, as on a machine without network: this checkout's own
+  train=(python3 -m broadopt.run) show=(python3 -m broadopt.table)
+  export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+fi
 
 sweep() { # broadopt-run's arguments
   local ended=0
-  broadopt-run -m "$@" || ended=$?
+  "${train[@]}" -m "$@" || ended=$?
   case $ended in 2 | 75) exit "$ended" ;; esac
   [ "$ended" = 0 ] || code=$ended
 }
@@ -20,6 +26,6 @@ table() { # its name, then broadopt-run's arguments
       plan=true) exit "$code" ;;
     esac
   done
-  broadopt-table "$1" --results "$results"
+  "${show[@]}" "$1" --results "$results"
   exit "$code"
 }

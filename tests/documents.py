@@ -33,7 +33,14 @@ SUBSTITUTES = {
         r"bash -n \1 && broadopt-run -m \2 experiment=table3/resnet20 plan=true",
     ),
     "hours of a script without arguments": (r"^(scripts/\w+\.sh)$", r"bash -n \1"),
-    "hours on a GPU, which tests/test_first_rows.py plans": (r"^(scripts/first_rows\.sh) .*$", r"bash -n \1"),
+    "hours on a GPU, which tests/test_first_rows.py plans": (
+        r"^(?:RESERVE=\d+ )?(scripts/first_rows\.sh) .*$",
+        r"bash -n \1",
+    ),
+    "the network, for wheels, and these": (
+        r"^(pip wheel|python3 -m pip install) --no.*$",
+        f"{sys.executable} -m pip --version",
+    ),
     "minutes of training": (r"^(broadopt-run -m experiment=quickstart.*)$", r"\1 budget=0.1 model.depth=8"),
     "the same, by four processes": (r"^(broadopt-run -m hydra/launcher=local .*)$", r"\1 plan=true"),
     "every row, planned": (r"glob\(table3/\*\)(.*)seed=1,2,3[,45]*", r"glob(table3/resnet20)\1seed=1"),
@@ -43,7 +50,10 @@ SUBSTITUTES = {
     "the same, from a file": (r"(--output missing.txt)$", r"\1 && sed -i '2,$d; s/$/ plan=true/' missing.txt"),
     "a Slurm cluster": (r"^sbatch --array=.*? --wrap ", "SLURM_ARRAY_TASK_ID=1 bash -c "),
     "minutes of simulating": (r"^(python scripts/simulate_results.py FOLDER)", r"\1 --runs 60 --running 6"),
-    "minutes of measuring": (r"^(python scripts/(benchmark|gpu_check|vgg19_heads)\.py.*)$", r"\1 --help"),
+    "minutes of measuring": (
+        r"^((?:timeout \d+ )?python3? scripts/(?:benchmark|gpu_check|vgg19_heads)\.py.*)$",
+        r"\1 --help",
+    ),
 }
 
 

@@ -108,6 +108,22 @@ def test_a_signal_to_the_script_has_the_sweep_save_its_state(signal_: signal.Sig
                 os.kill(int(ready.read_text()), signal.SIGKILL)
 
 
+def test_where_nothing_is_installed_the_checkout_itself_is_run(tmp_path: Path) -> None:
+    """What runs in the place of python3 prints how it was called."""
+    scripts, programs = tmp_path / "scripts", tmp_path / "bin"
+    scripts.mkdir()
+    programs.mkdir()
+    for name in ("first_rows.sh", "reproduce.sh"):
+        shutil.copy(SCRIPTS / name, scripts)
+    (programs / "python3").write_text('#!/bin/bash\necho "$PYTHONPATH $*"\nexit 75\n')
+    (programs / "python3").chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": "site"}
+    done = subprocess.run([scripts / "first_rows.sh", "1"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "")
+    first = "hydra/launcher=local hydra.launcher.per_gpu=3 experiment=table1/vgg16_cifar10 method=swa,fge,sgd seed=1"
+    assert done.stdout == f"{tmp_path}:site -m broadopt.run -m {first}\n"
+
+
 def test_the_heads_are_trained_by_the_recipe_of_the_row() -> None:
     given = Namespace(seeds=[1, 2], budget=2.0, device="cuda", results=Path("heads"), overrides=["data_dir=/data"])
     words = vgg19_heads.command(given)

@@ -10,11 +10,18 @@ import torch
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
 
 
-def check(*arguments: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+def started(*arguments: str, before: str = "") -> "subprocess.Popen[str]":
     """The script, run as a user runs it, after the Python statements `before`."""
     code = f"{before}\nimport runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parent)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=SCRIPT.parent)
+
+
+def check(*arguments: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+    """The script to its end."""
+    process = started(*arguments, before=before)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def test_the_gpu_check_passes_on_a_cpu(tmp_path: Path) -> None:
@@ -44,6 +51,29 @@ def test_a_part_ends_at_its_limit_and_the_next_begins() -> None:
     assert lines[-1].startswith("0 checks, 0 failed, ")
 
 
+def test_a_signal_leaves_what_was_measured(tmp_path: Path) -> None:
+    """It comes in the third training: that of the second method."""
+    stands = "import signal; from broadopt.training.loop import Training; run, calls = Training.run, []\n"
+    stands += "def third(self, *given, **named):\n    calls.append(self)\n"
+    stands += "    if len(calls) == 3: print('standing', flush=True); signal.pause()\n"
+    stands += "    run(self, *given, **named)\nTraining.run = third"
+    path = tmp_path / "check.json"
+    parts = ("--parts", "training", "waiting", "--limit", "1000", "--json", str(path))
+    process = started("--device", "cpu", *parts, before=stands)
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != "standing\n":
+        assert line, "the check has ended"
+    process.terminate()
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (75, "")
+    lines = output.splitlines()
+    assert lines[0] == "ended by SIGTERM: not made, or not to the end: training, waiting"
+    assert lines[-1].startswith("1 checks, 0 failed, ")
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["check"].startswith("sgd: ")
+    assert row["passed"] == "yes"
+
+
 def test_a_resumed_run_that_differs_fails_the_gpu_check() -> None:
     forgetful = "from broadopt.training.loop import Training; whole = Training.state_dict\n"
     forgetful += "def broken(self): state = whole(self); state['optimizer']['state'] = {}; return state\n"
@@ -51,6 +81,8 @@ def test_a_resumed_run_that_differs_fails_the_gpu_check() -> None:
     done = check("--device", "cpu", "--parts", "resume", "--networks", "resnet20", "--limit", "1000", before=forgetful)
     assert done.returncode == 1, done.stderr
     assert "7 checks, 7 failed, " in done.stdout
+    failed = [line for line in done.stdout.splitlines() if line.startswith("failed: resume: ")]
+    assert [line.split()[2] for line in failed] == ["sgd", "sam", "asam", "swa", "fge", "sam+swa", "sgd+adamw"]
 
 
 def test_no_gpu_is_one_line() -> None:

@@ -130,13 +130,13 @@ def _sharing(processes: Processes, run: RunConfig, data: Data, step: Step) -> Pr
             f"batch_size={batch_size}: the last batch of an epoch has {smallest} images for {processes.count} "
             "processes; expected one each at least"
         )
-    if processes.count > 1 and chunk is not None:
-        raise InputError(
-            f"step.chunk={chunk}: chunks are those of one device; with {processes.count} processes expected null "
-            "(step.perturbation=share perturbs by each process's share)"
-        )
-    if processes.count > 1 and (reason := getattr(step, "one_process", "")):
-        raise InputError(f"{reason} with {processes.count} processes")
+    reason = getattr(step, "one_process", "")
+    if chunk is not None:
+        reason = f"step.chunk={chunk}: chunks are those of one device; expected null"
+        if "perturbation" in run.recipe.step:
+            reason += "; step.perturbation=share perturbs by each process's share"
+    if processes.count > 1 and reason:
+        raise InputError(f"{reason} ({processes.count} processes)")
     return processes
 
 

@@ -125,8 +125,9 @@ class Stepper:
         """Mean loss and logits."""
         with self.autocast:
             logits = self.forward(images)
-        # The loss in float32: in bf16 a softmax over 100 classes keeps two digits.
-        return functional.cross_entropy(logits.float(), labels, label_smoothing=self.parts.label_smoothing), logits
+        # The loss in float32 at least: in bf16 a softmax over 100 classes keeps two digits.
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(exact, labels, label_smoothing=self.parts.label_smoothing), logits
 
     def _gradient(self, images: Tensor, labels: Tensor, first: bool, *, weight: float) -> Tensor:
         loss, logits = self._loss(images, labels)

@@ -60,7 +60,10 @@ class FriendlySAM:
             ascent=ascent,
             layers=layers,
         )
-        self.one_process, self.occasions = self.sharp.one_process, self.sharp.occasions
+        self.occasions = self.sharp.occasions
+        self.one_process = self.sharp.one_process
+        if layers != "all":
+            self.one_process = f"step.layers={layers}: its first pass averages no gradients; expected all"
         self._means: dict[Tensor, Tensor] = {}
 
     def gradients(self, course: Course) -> float:
