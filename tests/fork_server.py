@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -283,6 +284,7 @@ def become(request: dict[str, Any]) -> None:
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    time.tzset()
     tempfile.tempdir = None  # what TMPDIR was for the server
     for limit, values in request["limits"]:
         resource.setrlimit(limit, tuple(values))

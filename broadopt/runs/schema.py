@@ -108,6 +108,10 @@ def _one_of(*values: str) -> Check:
     return _text(lambda value: value in values, f"{', '.join(values[:-1])} or {values[-1]}")
 
 
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else ": expected true or false"
+
+
 def _nullable(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
@@ -212,7 +216,9 @@ _COLLECTED = _each(
 )
 
 _TRUNK = {"identity": _IDENTITY, "epochs": _whole(1), "run": _LINE, "train_seconds": _MEASURED}
-_TRUNK_FILE = _mapping({**_TRUNK, "steps": _whole(1), "config": _ANY}, {"trunk": _mapping(_TRUNK)})
+_TRUNK_FILE = _mapping(
+    {**_TRUNK, "steps": _whole(1), "deterministic": _flag, "config": _ANY}, {"trunk": _mapping(_TRUNK)}
+)
 
 _RESULT = _mapping(
     {

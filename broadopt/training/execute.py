@@ -21,7 +21,7 @@ from broadopt.devices.device import automatic_precisions, choose_device, choose_
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
 from broadopt.devices.sharing import keep_to_share
-from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
+from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs import checkpoint, results
 from broadopt.runs.begun import leftovers, precision_of, prepare, remove
 from broadopt.runs.heartbeat import Heartbeat
@@ -228,16 +228,20 @@ def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | 
     if state is None:
         training.progress.machines = [machine]
         return
+    trunk = None if sharing is None else sharing.source
+    what, without = (f"checkpoint in {folder}", "the checkpoint-*.ckpt there")
+    if trunk is not None:
+        what, without = f"trunk {printable(str(trunk))}", "it, or with trunk=none,"
     try:
         training.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFailed(
-            f"the checkpoint in {folder} does not fit this network, step or collector "
-            f"({' '.join(str(error).split())[:200]}); without the checkpoint-*.ckpt there the run begins anew"
+            f"the {what} does not fit this network, step or collector "
+            f"({' '.join(str(error).split())[:200]}); without {without} the run begins anew"
         ) from error
     machines = training.progress.machines
     if machines and machines[-1] != machine and processes.is_first:
-        say_where_rounding_differs(machines[-1], device, what=f"{folder} was trained so far")
+        say_where_rounding_differs(machines[-1], device, what=f"{trunk or folder} was trained so far")
     if not machines or machines[-1] != machine:
         machines.append(machine)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from broadopt.errors import Interrupted, RunFailed
 from broadopt.methods.collect import Collector, StepCollector
+from broadopt.methods.steps.optimizers import lay_out_as_weights
 from broadopt.runs.heartbeat import Position
 from broadopt.seeds import derive
 from broadopt.signals import Stop
@@ -259,6 +260,7 @@ class Training:
         parts = self.parts
         parts.model.load_state_dict(state["model"])
         parts.step.optimizer.load_state_dict(state["optimizer"])
+        lay_out_as_weights(parts.step.optimizer)
         parts.collector.load_state_dict(state["collector"])
         for name, one in parts.also.items():
             one.load_state_dict(state["also"][name])

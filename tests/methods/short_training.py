@@ -82,7 +82,7 @@ def run(collector: Collector, *, budget: float) -> Training:
 
 
 def assert_same_course(one: Training, other: Training) -> None:
-    """The same weights, buffers, momenta, mode and per-epoch figures, bit for bit."""
+    """The same weights, buffers, optimizer states, mode and per-epoch figures, bit for bit."""
     assert one.progress.step == other.progress.step
     assert one.progress.history == other.progress.history
     assert one.parts.model.training == other.parts.model.training
@@ -91,5 +91,6 @@ def assert_same_course(one: Training, other: Training) -> None:
 
 
 def _tensors(done: Training) -> list[Tensor]:
-    momenta = [done.parts.step.optimizer.state[weight]["momentum_buffer"] for weight in done.parts.model.parameters()]
-    return [*done.parts.model.state_dict().values(), *momenta]
+    states = [done.parts.step.optimizer.state[weight].values() for weight in done.parts.model.parameters()]
+    assert all(states)
+    return [*done.parts.model.state_dict().values(), *(one for state in states for one in state)]

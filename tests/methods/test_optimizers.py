@@ -3,8 +3,10 @@
 The oracles: formulas.py in float64; torch's own optimizers on a twin, bit for bit.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import pytest
 import torch
@@ -21,7 +23,9 @@ from formulas import (
     sgd_update,
     weights_of,
 )
+from short_training import assert_same_course, sgd, training
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from broadopt.config.compose import compose, run_config
 from broadopt.config.run_config import Recipe
@@ -29,6 +33,8 @@ from broadopt.errors import InputError
 from broadopt.methods.sam import sam
 from broadopt.methods.step import Plain
 from broadopt.methods.steps.optimizers import base_optimizer, recordable
+from broadopt.methods.swa import WeightAverage
+from broadopt.training.loop import Training
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +150,32 @@ def test_the_gradient_of_an_update_is_bounded_in_its_norm_over_all_parameters(
         sgd_update(weights, {name: factor * slope for name, slope in slopes.items()}, momenta, **sizes(recipe))
     torch.testing.assert_close(weights_of(model), weights, **CLOSE)
     assert bounded == [bound < 1] * 3
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adamw], ids=["sgd", "adamw"])
+def test_a_state_that_was_saved_in_another_memory_format_goes_on_as_in_ones_own(
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+) -> None:
+    """The oracle is the same state, copied into contiguous tensors ahead of loading, bit for bit."""
+
+    def begun() -> Training:
+        return training(WeightAverage(start=0.25, budgets=(2,)), budget=2, optimizer=optimizer)
+
+    saving, taking, twin = begun(), begun(), begun()
+    saving.parts.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for inputs in islice(saving.parts.data.inputs(0, 0), 3):
+        saving.train_on(*inputs)
+    state = saving.state_dict()
+    kept = [one for each in state["optimizer"]["state"].values() for one in each.values() if one.dim() == 4]
+    assert kept
+    assert not any(one.is_contiguous() for one in kept)
+    same = tree_map_only(torch.Tensor, lambda one: one.clone(memory_format=torch.contiguous_format), state)
+    for one, start in ((taking, state), (twin, same)):
+        one.load_state_dict(start)
+        for inputs in islice(one.parts.data.inputs(1, 0), 2):
+            one.train_on(*inputs)
+    assert_same_course(taking, twin)

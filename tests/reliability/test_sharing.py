@@ -33,6 +33,9 @@ SHARED = (*SMALL, "budget=2", "trunk=share")
 """45 steps an epoch. The lr of SGD, SWA and FGE is the same in the first of two epochs."""
 
 
+ANEW = "once removed, it is left anew"
+
+
 def trunk_of(cwd: Path, run_folder: Path, epochs: int) -> Trunk:
     """What a run has left after so many epochs."""
     name = run_folder.relative_to(cwd / "results").as_posix()
@@ -203,12 +206,12 @@ def without_state(trunk: Path) -> str:
 
 def edited(trunk: Path) -> str:
     (trunk / "trunk.json").write_text((trunk / "trunk.json").read_text().replace('"steps": 90', '"steps": 45'))
-    return f"trunk {trunk} is passed over: trunk.json: its checksum does not fit: edited or damaged"
+    return f"trunk {trunk} is passed over: trunk.json: its checksum does not fit: edited or damaged; {ANEW}"
 
 
 def renamed(trunk: Path) -> str:
     other = trunk.rename(trunk.with_name("seed1-01234567"))
-    return f"trunk {other} is passed over: trunk.json: it belongs to another folder"
+    return f"trunk {other} is passed over: trunk.json: it belongs to another folder; {ANEW}"
 
 
 def resealed(trunk: Path) -> str:
@@ -216,15 +219,21 @@ def resealed(trunk: Path) -> str:
     content["config"]["lr"] = 0.3
     content["checksum"] = store.checksum(content)
     (trunk / "trunk.json").write_text(json.dumps(content))
-    return f"trunk {trunk} is passed over: trunk.json: its identity is not that of its config"
+    return f"trunk {trunk} is passed over: trunk.json: its identity is not that of its config; {ANEW}"
 
 
 def emptied(trunk: Path) -> str:
     (trunk / "trunk.json").write_text("{}")
-    return f"trunk {trunk} is passed over: trunk.json: not of schema 1"
+    return f"trunk {trunk} is passed over: trunk.json: not of schema 1; {ANEW}"
 
 
-@pytest.mark.parametrize("damage", [cut, without_state, edited, renamed, resealed, emptied])
+def with_an_escape(trunk: Path) -> str:
+    other = trunk.rename(trunk.with_name("seed1-\x1b[31m\nfinished: all is well"))
+    shown = str(other).replace("\x1b", "\\x1b").replace("\n", "\\n")
+    return f"trunk {shown} is passed over: trunk.json: it belongs to another folder; {ANEW}"
+
+
+@pytest.mark.parametrize("damage", [cut, without_state, edited, renamed, resealed, emptied, with_an_escape])
 def test_a_damaged_trunk_is_passed_over_for_the_next(
     damage: Callable[[Path], str],
     row: Path,
@@ -241,6 +250,48 @@ def test_a_damaged_trunk_is_passed_over_for_the_next(
     assert epochs_taken(one) == 1
     assert words in caplog.messages[:2]
     assert caplog.messages[-1].startswith("begins with 1 epoch of runs/digits/small/swa/")
+
+
+def test_a_trunks_folder_that_cannot_be_read_is_one_line(
+    row: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(row)
+    one = sharing("sgd")
+    place = store.place("results", one.recipe.record())
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refused)
+        assert one.state() is None
+    assert caplog.messages == [f"trunks in {place} are passed over: Permission denied"]
+
+
+def test_what_is_deterministic_begins_from_nothing_that_is_not(
+    row: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(row)
+    one = sharing("sgd")
+    monkeypatch.setitem(one.training.parts.settings, "deterministic", True)
+    assert one.state() is None
+    assert len(caplog.messages) == 2
+    assert all(line.endswith("is passed over: it was trained without deterministic=true") for line in caplog.messages)
+
+
+def test_a_trunk_that_does_not_fit_is_named(row: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(row, tmp_path / "copy")
+    trunk = trunk_of(copy, folder_of(copy, "sgd"), 2)
+    _, state = checkpoint.newest(trunk.folder, identity=trunk.identity, device="cpu")  # type: ignore[misc]
+    state["model"].popitem()
+    checkpoint.save(trunk.folder, state, identity=trunk.identity, step=90)
+    shutil.rmtree(folder_of(copy, "sgd"))
+    done = run(*SHARED, "method=sgd", cwd=copy)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    place = trunk.folder.relative_to(copy)
+    assert last.startswith(f"broadopt-run: the trunk {place} does not fit this network, step or collector (")
+    assert last.endswith("; without it, or with trunk=none, the run begins anew")
 
 
 def test_a_forced_run_may_begin_from_what_it_has_left_itself(row: Path, five_runs: Sweep, tmp_path: Path) -> None:

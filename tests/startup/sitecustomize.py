@@ -48,7 +48,10 @@ def stand_for(words: list[str], place: str) -> None:
     request = fork_server.request_of(words, cwd=os.getcwd(), environment=os.environ)
     caught = [one for one in fork_server.DEFAULTS if one not in request["ignored"] and one is not signal.SIGCHLD]
     signal.pthread_sigmask(signal.SIG_BLOCK, caught)
-    pid = fork_server.asked(server, request, streams)
+    try:
+        pid = fork_server.asked(server, request, streams)
+    except OSError:  # an environment that is too large for a message
+        pid = None
     if pid is None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, caught)
         return

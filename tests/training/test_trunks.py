@@ -23,7 +23,10 @@ from broadopt.config.compose import compose, run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.run_config import Recipe
 from broadopt.config.shipped import options
+from broadopt.errors import InputError
+from broadopt.methods.collect import Nothing
 from broadopt.methods.schedule import Schedule
+from broadopt.training.calendar import Calendar
 from broadopt.training.plan import price, share_of_first
 from broadopt.training.trunks import store
 from broadopt.training.trunks.beginnings import Beginnings
@@ -170,6 +173,41 @@ def test_a_beginning_ends_before_a_collector_has_taken_anything(
     assert found.taken_from == taken_from
     assert found.left == left
     assert [found.exists(epochs) for epochs in (0, taken_from + 1)] == [False, False]
+
+
+class Looks(Nothing):
+    """A user's own collector: it predicts half-way, and takes in nothing."""
+
+    def evaluation_points(self, budget: float) -> dict[str, float]:
+        return {"0.5": 0.5 * budget, "1": budget}
+
+
+def test_a_beginning_ends_before_anything_is_predicted() -> None:
+    own = Calendar.of({"": Looks()}, budget=20, steps_per_epoch=4)
+    found = Beginnings.of(recipe("method=sgd", *ALIKE), own)
+    assert (found.taken_from, found.left) == (10, (10,))  # at its end the prediction is still to be made
+
+
+def test_no_images_to_train_on_is_no_beginning() -> None:
+    mine = recipe("method=sgd", *ALIKE)
+    nothing = replace(mine, dataset=replace(mine.dataset, validation=50_000))
+    with pytest.raises(InputError, match=r"^dataset\.validation=50000: no image is left to train on$"):
+        Beginnings.of(nothing)
+    assert beginnings_of([nothing, mine])[0] is None
+
+
+def test_a_schedule_of_ones_own_that_fails_does_not_end_the_sweep() -> None:
+    mine = recipe("method=sgd", *ALIKE)
+    failing = replace(mine, schedule={"_target_": f"{__name__}.Failing"})
+    assert [one is None for one in beginnings_of([failing, mine, failing])] == [True, False, True]
+
+
+class Failing:
+    def __init__(self, **options: Any) -> None:
+        pass
+
+    def __call__(self, epochs: float, *, step: float = 0.0) -> float:
+        raise ZeroDivisionError
 
 
 ALIKE = ("dataset=cifar10", "model=vgg16", FEW_STEPS, "budget=20", "precision=fp32")
@@ -394,7 +432,7 @@ def test_a_trunk_is_written_whole_or_not_at_all_and_never_overwritten(
     config = beginnings("method=sgd", *ALIKE).record(5)
     folder = store.folder_of(tmp_path, config)
     assert folder == tmp_path / "trunks/cifar10/vgg16" / f"seed1-{identity_of(config)[:8]}"
-    own = {"config": config, "steps": 20, "train_seconds": 1.5, "begun_from": {}}
+    own = {"config": config, "steps": 20, "train_seconds": 1.5, "deterministic": False, "begun_from": {}}
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -107,7 +107,7 @@ def total_epochs(record: Record) -> float:
 
 def _seconds(result: Mapping[str, Any]) -> float:
     """What a run has spent itself: the epochs of a trunk that it has begun from are another's."""
-    return float(result["cost"]["train_seconds"] - result.get("trunk", {}).get("train_seconds", 0.0))
+    return max(0.0, float(result["cost"]["train_seconds"] - result.get("trunk", {}).get("train_seconds", 0.0)))
 
 
 def _in_progress(record: Record, path: Path, progress: Mapping[str, Any], result: Mapping[str, Any] | None) -> Run:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from hydra.utils import get_object
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from broadopt.config.identity import importable
@@ -103,3 +103,14 @@ def adamw(
     return torch.optim.AdamW(
         parameters, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=True
     )
+
+
+@torch.no_grad()
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimizer keeps of each weight the weight's own order in memory. A loaded state has that of the run
+    that has saved it (memory_format=), and torch's fused kernels walk through both without a look at their strides.
+    """
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

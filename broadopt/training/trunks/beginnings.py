@@ -13,6 +13,7 @@ from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.own_code import own_code
 from broadopt.config.run_config import DatasetConfig, Recipe
 from broadopt.data.datasets import size
+from broadopt.errors import InputError
 from broadopt.methods.schedule import Schedule
 from broadopt.training.calendar import Calendar
 
@@ -79,6 +80,8 @@ class Beginnings:
         """Those of a recipe. Without its `calendar` the size of its data set is looked up. Raises InputError."""
         if calendar is None:
             images = _images(recipe.dataset) - recipe.dataset.validation
+            if images <= 0:
+                raise InputError(f"dataset.validation={recipe.dataset.validation}: no image is left to train on")
             collectors, steps = collectors_of(recipe.collect), -(-images // recipe.batch_size)
             calendar = Calendar.of(collectors, budget=recipe.budget, steps_per_epoch=steps)
         node = json.dumps(recipe.schedule, sort_keys=True)
@@ -86,10 +89,11 @@ class Beginnings:
 
     @cached_property
     def taken_from(self) -> int:
-        """Whole epochs at whose end the collectors of the run have taken nothing: what is due right then, they take
-        after the run has begun from there.
+        """Whole epochs at whose end the collectors of the run have taken and predicted nothing: what is due right then,
+        they do after the run has begun from there.
         """
         points = [min(steps) for steps in self.calendar.collection_points.values() if steps]
+        points += list(self.calendar.evaluation_points)
         # Updates are a part of their steps: whoever begins at a step has left out those of this step.
         points += [steps[0] - 1 for steps in self.calendar.updates.values() if steps]
         return min([self.calendar.total_steps, *points]) // self.calendar.steps_per_epoch

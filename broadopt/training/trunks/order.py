@@ -8,7 +8,6 @@ from typing import TypeAlias
 
 from broadopt.config.identity import identity_of
 from broadopt.config.run_config import Recipe
-from broadopt.errors import InputError
 from broadopt.training.trunks.beginnings import Beginnings
 
 Key: TypeAlias = tuple[str, int, str]
@@ -47,9 +46,11 @@ def beginnings_of(recipes: Iterable[Recipe | None]) -> list[Beginnings | None]:
 
 def _tried(recipe: Recipe) -> Beginnings | None:
     try:
-        return Beginnings.of(recipe)
-    except InputError:  # the machine that starts a sweep need not have what its runs have: it is theirs to say
+        found = Beginnings.of(recipe)
+        found.rates.digest(found.taken_from)
+    except Exception:  # noqa: BLE001 - the data may not be here, code of the user's own may fail: it is for the run to say
         return None
+    return found
 
 
 def ordered(beginnings: Sequence[Beginnings | None], places: Sequence[str] = ()) -> list[Start]:

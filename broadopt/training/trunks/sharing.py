@@ -1,6 +1,7 @@
 """trunk=share in one run: the trunk that it begins from, and those that it leaves for others."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ class Sharing:
         self.training, self.recipe, self.results_dir = training, recipe, run.execution.results_dir
         self.run = folder.relative_to(self.results_dir).as_posix()
         self.beginnings = Beginnings.of(recipe, training.calendar)
+        self.source: Path | None = None
+        """The trunk that the training has begun from in this process."""
         training.leave = {self.beginnings.steps(epochs): partial(self.leave, epochs) for epochs in self.beginnings.left}
 
     def state(self) -> dict[str, Any] | None:
@@ -40,12 +43,17 @@ class Sharing:
             if not self.beginnings.exists(epochs) or trunk.identity != self.beginnings.identity(epochs):
                 continue
             parts, steps = self.training.parts, self.beginnings.steps(epochs)
+            place = printable(str(trunk.folder))
+            if parts.settings["deterministic"] and not trunk.content["deterministic"]:
+                log.warning("trunk %s is passed over: it was trained without deterministic=true", place)
+                continue
             found = checkpoint.newest(trunk.folder, identity=trunk.identity, device=parts.device)
             progress = found[1].get("progress") if found is not None else None
             if found is None or not isinstance(progress, dict) or progress.get("step") != steps:
-                log.warning("trunk %s is passed over: it holds no state after %d steps", trunk.folder, steps)
+                log.warning("trunk %s is passed over: it holds no state after %d steps", place, steps)
                 continue
-            log.warning("begins with %s of %s, from %s", _epochs([epochs]), printable(trunk.named["run"]), trunk.folder)
+            log.warning("begins with %s of %s, from %s", _epochs([epochs]), printable(trunk.named["run"]), place)
+            self.source = trunk.folder
             return found[1] | {
                 "collector": parts.collector.state_dict(),
                 "also": {name: one.state_dict() for name, one in parts.also.items()},
@@ -60,7 +68,7 @@ class Sharing:
         training, processes = self.training, self.training.parts.processes
         config = self.beginnings.record(epochs)
         folder = store.folder_of(self.results_dir, config)
-        if processes.from_first(folder.exists()):
+        if processes.from_first(processes.is_first and store.is_there(folder, self.run)):
             return
         training.check_finite()
         state = without_collectors(training.state_dict())
@@ -75,6 +83,7 @@ class Sharing:
                 steps=progress.step,
                 run=self.run,
                 train_seconds=progress.train_seconds,
+                deterministic=bool(training.parts.settings["deterministic"]),
                 begun_from=progress.trunk,
             )
         except OSError as error:
@@ -84,7 +93,8 @@ class Sharing:
         """A line on what will be left, how large it is and where; empty where nothing will be."""
         done = self.training.progress.step
         left = [epochs for epochs in self.beginnings.left if self.beginnings.steps(epochs) > done]
-        left = [one for one in left if not store.folder_of(self.results_dir, self.beginnings.record(one)).exists()]
+        folders = {one: store.folder_of(self.results_dir, self.beginnings.record(one)) for one in left}
+        left = [one for one, folder in folders.items() if not os.path.exists(folder)]
         if not left:
             return ""
         each, place = _size(self.training) / 1e6, store.place(self.results_dir, self.recipe.record())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.config.identity import identity_of
+from broadopt.errors import printable
 from broadopt.files import MEBIBYTE, read_json, reason, replacing
 from broadopt.runs import checkpoint
 from broadopt.runs.results import checksum
@@ -55,6 +56,16 @@ def folder_of(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
     return place(results_dir, config) / f"seed{config['seed']}-{identity_of(config)[:8]}"
 
 
+def is_there(folder: Path, run: str) -> bool:
+    """Whether a folder is there, so that nothing is to be written. What `run` was writing when it was killed goes."""
+    shutil.rmtree(_draft(folder, run), ignore_errors=True)
+    return os.path.exists(folder)  # not Path.exists, which raises where a folder above may not be entered
+
+
+def _draft(folder: Path, run: str) -> Path:
+    return folder.with_name(f".{folder.name}.{run.rpartition('-')[2]}.tmp")
+
+
 def write(
     folder: Path,
     state: dict[str, Any],
@@ -63,14 +74,17 @@ def write(
     steps: int,
     run: str,
     train_seconds: float,
+    deterministic: bool,
     begun_from: Mapping[str, Any],
 ) -> None:
     """Write `state` as the trunk of a beginning's recorded config, whole or not at all; one that is there is left as it
-    is. `run`: the folder of the run that has trained it, seen from the results folder, and of no other process;
-    `train_seconds`: those of the training up to there; `begun_from`: the trunk that this run has begun from itself, as
-    it names it. Raises OSError (disk full, ...).
+    is. Raises OSError (disk full, ...).
+
+    `run`: the folder of the run that has trained it, seen from the results folder, and of no other process.
+    `train_seconds`: those of the training up to there. `deterministic`: whether all of it was. `begun_from`: the trunk
+    that this run has begun from itself, as it names it.
     """
-    if folder.exists():
+    if is_there(folder, run):
         return
     content = {
         "schema": SCHEMA,
@@ -79,11 +93,10 @@ def write(
         "steps": steps,
         "run": run,
         "train_seconds": train_seconds,
+        "deterministic": deterministic,
     }
     content |= {"config": dict(config)} | ({"trunk": dict(begun_from)} if begun_from else {})
-    # Named after the run, so that what it has left when it was killed is removed when it goes on.
-    draft = folder.with_name(f".{folder.name}.{run.rpartition('-')[2]}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft = _draft(folder, run)
     draft.mkdir(parents=True)
     try:
         checkpoint.save(draft, state, identity=str(content["identity"]), step=steps)
@@ -93,7 +106,7 @@ def write(
         try:
             os.rename(draft, folder)
         except OSError:
-            if not folder.exists():  # else another run of the same beginning has been faster
+            if not os.path.exists(folder):  # else another run of the same beginning has been faster
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -121,9 +134,18 @@ def found(results_dir: str | Path, config: Mapping[str, Any]) -> tuple[list[Trun
     that cannot be used.
     """
     trunks, left_out = [], []
-    for folder in sorted(place(results_dir, config).glob(f"seed{config['seed']}-*")):
+    whole = place(results_dir, config)
+    try:
+        folders = sorted(path for path in whole.iterdir() if path.name.startswith(f"seed{config['seed']}-"))
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    except OSError as error:
+        return [], [f"trunks in {printable(str(whole))} are passed over: {reason(error)}"]
+    for folder in folders:
         try:
             trunks.append(read(folder))
         except (OSError, ValueError) as error:
-            left_out.append(f"trunk {folder} is passed over: {NAME}: {reason(error)}")
+            left_out.append(
+                f"trunk {printable(str(folder))} is passed over: {NAME}: {reason(error)}; once removed, it is left anew"
+            )
     return sorted(trunks, key=lambda trunk: -trunk.epochs), left_out

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.devices.rates import shown
+from broadopt.errors import printable
 from broadopt.training.plan import Cost, Price, share_of_first
 from broadopt.training.trunks.beginnings import Beginnings
 from broadopt.training.trunks.order import Start, beginnings_of, ordered
@@ -23,7 +24,7 @@ class SharedSweep:
         line, the overrides by which it differs from the others.
         """
         sharing = [run if run is not None and run.execution.trunk == "share" else None for run in runs]
-        self.names = names
+        self.names = [printable(name) for name in names]
         self.beginnings = beginnings_of(None if run is None else run.recipe for run in sharing)
         # Where the data lie is no part of an identity either, and what they are is not known before they are read.
         places = [run and json.dumps([run.execution.results_dir, run.recipe.dataset.values()]) for run in sharing]
