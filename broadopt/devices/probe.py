@@ -7,11 +7,13 @@ another at 0.8 times (docs/log.md). So the convolutions in which a network spend
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from broadopt.files import MEBIBYTE, cache_folder, read_json, replacing
@@ -23,6 +25,8 @@ LAYERS = 3
 WORK = 2e8
 """Floating-point operations of one timing, which decide its number of images: a few milliseconds."""
 REPETITIONS = 4
+PATIENCE = 20
+"""Seconds for which a run waits for another's measurement; then it makes its own."""
 INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 """Flags of processors, x86 and ARM, that compute in bf16 at all; others emulate it and are not timed."""
 
@@ -79,19 +83,34 @@ def gain_of_bf16(model: Callable[[], nn.Module], *, key: str, processor: str) ->
         return 0.0
     file = cache_folder() / "bf16.json"
     place = " | ".join([processor, f"torch {torch.__version__}", key])
-    known: dict[str, float] = {}
+    if (found := _kept(file).get(place)) is not None:
+        return found
+    with _alone(file):  # runs that begin together choose by one figure, and none of them measures beside another
+        known = _kept(file)
+        if place not in known:
+            with torch.random.fork_rng(devices=[]):
+                known[place] = _measured(convolutions(model()))
+            with suppress(OSError), replacing(file) as opened:
+                opened.write(json.dumps(known).encode())
+    return known[place]
+
+
+def _kept(file: Path) -> dict[str, float]:
     with suppress(OSError, ValueError):
         content = read_json(file, limit=MEBIBYTE)
         if isinstance(content, dict):
-            known = {name: value for name, value in content.items() if isinstance(value, float)}
-    if place not in known:
-        with torch.random.fork_rng(devices=[]):
-            known[place] = _measured(convolutions(model()))
-        with suppress(OSError):
+            return {name: value for name, value in content.items() if isinstance(value, float)}
+    return {}
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Whoever comes second waits, but not for long, and not where no lock can be had."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # Timeout is one
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as opened:
-                opened.write(json.dumps(known).encode())
-    return known[place]
+            stack.enter_context(FileLock(file.with_suffix(".lock"), timeout=PATIENCE))
+        yield
 
 
 def computes_in_bf16() -> bool:

@@ -1,10 +1,13 @@
 """The measurement by which precision=auto chooses on a CPU; its figure is the machine's own and never asserted."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from broadopt.devices import probe
@@ -50,6 +53,32 @@ def test_a_network_is_measured_once(own_cache: Path) -> None:
         gain_of_bf16(never, key="small", processor="another")
     with pytest.raises(AssertionError, match="it is known"):
         gain_of_bf16(never, key="another", processor="this")
+
+
+def test_runs_that_begin_together_measure_once(own_cache: Path) -> None:
+    begun, others_wait = Event(), Event()
+    made: list[int] = []
+
+    def slow() -> nn.Module:
+        begun.set()
+        assert others_wait.wait(60)
+        made.append(1)
+        return small()
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(gain_of_bf16, slow, key="small", processor="this")
+        assert begun.wait(60)
+        others = [pool.submit(gain_of_bf16, slow, key="small", processor="this") for _ in range(2)]
+        others_wait.set()
+        assert {one.result() for one in others} == {first.result()}
+    assert len(made) == 1
+
+
+def test_a_lock_that_is_not_given_back_holds_no_run_for_long(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PATIENCE", 0.1)
+    own_cache.parent.mkdir()
+    with FileLock(own_cache.with_suffix(".lock")):
+        assert gain_of_bf16(small, key="small", processor="this") > 0
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": "b"}', "\0"])
