@@ -18,8 +18,8 @@ import json
 import os
 import resource
 import runpy
+import secrets
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -124,7 +124,7 @@ def request_of(command: Sequence[str], *, cwd: str | Path, environment: Mapping[
 def connected(place: str) -> socket.socket:
     """A connection to the server. Raises OSError where there is none."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.connect(place)
+    connection.connect(f"\0{place}")
     return connection
 
 
@@ -183,9 +183,9 @@ def server() -> str:
     with this process at the latest.
     """
     ours, theirs = socket.socketpair()
-    place = Path(tempfile.mkdtemp(prefix="fork")) / "server"
+    place = f"broadopt-tests-{os.getpid()}-{secrets.token_hex(8)}"
     process = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno()), str(place)],
+        [sys.executable, __file__, str(theirs.fileno()), place],
         env=environment_of_server(),
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
@@ -194,15 +194,9 @@ def server() -> str:
     )
     theirs.close()
     assert ours.recv(1), "the fork server has failed"
-    os.environ["FORK_SERVER_AT"] = str(place)
-
-    def end() -> None:
-        ours.close()
-        process.wait()
-        shutil.rmtree(place.parent)
-
-    atexit.register(end)
-    return str(place)
+    os.environ["FORK_SERVER_AT"] = place
+    atexit.register(lambda: (ours.close(), process.wait()))
+    return place
 
 
 def serve(owner: socket.socket, place: str, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -210,7 +204,7 @@ def serve(owner: socket.socket, place: str, environment: Mapping[str, str]) -> d
     Taken is what has the `environment` that this process has started with, as far as it is read at a start.
     """
     requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    requests.bind(place)
+    requests.bind(f"\0{place}")  # an abstract name: a path in a temporary folder can be too long for a socket
     requests.listen(16)
     owner.send(b"!")
     while True:
