@@ -325,10 +325,17 @@ BAD_FIELDS: dict[str, tuple[Change, str]] = {
     "budgets that are none": (put("config", "collect", "budgets", value=[None]), "config.collect.budgets: expected"),
     "a failure without a reason": (put("failure", value={"reason": " \n"}), "failure.reason: expected"),
     "a trunk of half an epoch": (
-        put("trunk", value={"identity": "0" * 64, "epochs": 0.5, "run": "runs/x"}),
+        put("trunk", value={"identity": "0" * 64, "epochs": 0.5, "run": "runs/x", "train_seconds": 1.0}),
         "trunk.epochs: expected a whole number from 1",
     ),
-    "a trunk of nobody": (put("trunk", value={"identity": "0" * 64, "epochs": 1}), "trunk: without run"),
+    "a trunk of nobody": (
+        put("trunk", value={"identity": "0" * 64, "epochs": 1, "train_seconds": 1.0}),
+        "trunk: without run",
+    ),
+    "a trunk of no time": (
+        put("trunk", value={"identity": "0" * 64, "epochs": 1, "run": "runs/x", "train_seconds": -1.0}),
+        "trunk.train_seconds: expected a number from 0",
+    ),
     "a number that is not finite": (put("config", "lr", value=float("inf")), "not JSON"),
     "deep": (put("config", "model", "deep", value=json.loads("[" * 300 + "]" * 300)), "nested more than 32 deep"),
     "semantics with an escape": (put("semantics", value="\x1b[31m"), "computed under no known semantics"),

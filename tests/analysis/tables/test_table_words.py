@@ -31,7 +31,7 @@ LINES = {
     "runs --baseline sgd": 'unknown option --baseline; did you mean "--against"?',
     "runs --json": 'unknown option --json; did you mean "--per-run"?',
     "table3 --missing results_dir=folder": "results_dir=folder: expected KEY=VALUE with one of data_dir, device, "
-    "precision, wait, tracker, checkpoint.minutes or hydra...; --results names it",
+    "precision, wait, tracker, trunk, checkpoint.minutes or hydra...; --results names it",
     "table3 --watch 1e10": "--watch 1e10: expected a number > 0 and <= 86400",
     "table3 --watch nan": "--watch nan: expected a number > 0 and <= 86400",
     "table3 --status --tflops 1e400": "--tflops 1e400: expected a number > 0",
