@@ -143,7 +143,14 @@ def test_a_run_that_others_start_dies_with_what_stands_for_it(tmp_path: Path) ->
     assert run.name != str(process.pid)
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
-    until(lambda: not run.exists() or "State:\tZ" in (run / "status").read_text())
+
+    def has_died() -> bool:
+        try:
+            return "State:\tZ" in (run / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    until(has_died)
 
 
 def test_a_run_from_another_checkout_is_not_forked(tmp_path: Path) -> None:
