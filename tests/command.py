@@ -36,11 +36,15 @@ class Sweep:
     folders: Mapping[str, Path]
 
 
-def start(*arguments: str, cwd: Path, session: bool = False, **environment: str) -> Process:
-    """Start broadopt-run in the folder `cwd`, in a `session` of its own where that is asked for."""
+def start(
+    *arguments: str, cwd: Path, program: str = "broadopt-run", session: bool = False, **environment: str
+) -> Process:
+    """Start broadopt-run, or another `program` of broadopt's, in the folder `cwd`, in a `session` of its own where that
+    is asked for.
+    """
     path = os.pathsep.join([environment.pop("PYTHONPATH", str(OWN)), str(STARTUP)])
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment | {"PYTHONPATH": path}
-    command = [str(BIN / "broadopt-run"), *arguments]
+    command = [str(BIN / program), *arguments]
     if fork_server.takes(variables):
         return fork_server.Forked(command, cwd=cwd, env=variables, start_new_session=session)
     return subprocess.Popen(

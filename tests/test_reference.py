@@ -14,6 +14,7 @@ import pytest
 import yaml
 from command import SMALL, folders, run
 from documents import CHECKOUT, DOCUMENTS, section, text
+from scipy import stats
 
 import broadopt
 from broadopt import table as tables
@@ -52,6 +53,29 @@ def test_readme_prints_what_the_committed_runs_print() -> None:
     assert len(quoted) == 1
     for table in quoted:
         assert unpadded(table) in unpadded(printed)
+
+
+def test_readme_says_of_the_differences_what_scipy_does() -> None:
+    """Paired by seed, of what each method reports, from the committed files alone."""
+    kept = [json.loads(path.read_text()) for path in GALLERY.rglob("result.json")]
+    found: dict[str, dict[int, float]] = {}
+    for one in kept:
+        if one["budget"] == 10 and one["config"]["dataset"]["label_noise"] == 0:
+            metrics = one["metrics"]
+            collected = metrics["collected"]
+            reported = collected[max(collected, key=float)] if collected else metrics["last"]
+            found.setdefault(one["method"], {})[one["seed"]] = reported["test_accuracy"]
+    sgd = found.pop("sgd")
+    tests = {method: stats.ttest_rel([by[seed] for seed in sgd], [*sgd.values()]) for method, by in found.items()}
+    intervals = {method: test.confidence_interval(0.95) for method, test in tests.items()}
+    swa, page = intervals.pop("swa"), " ".join(text("README.md").split())
+    p = 4 * tests["swa"].pvalue  # Holm: the least of four
+    assert f"(95 % interval {swa.low:.2f} to {swa.high:.2f}; paired t test, p = {p:.3f} after" in page
+    low, high = (float(word) for word in re.findall(r"lie within (-[\d.]+) and \+([\d.]+) points around 0", page)[0])
+    ends = [(one.low, one.high) for one in intervals.values()]
+    assert all(low <= first < 0 < last <= high for first, last in ends)
+    assert min(first for first, _ in ends) - low < 0.1
+    assert high - max(last for _, last in ends) < 0.1
 
 
 def unpadded(table: str) -> str:

@@ -19,7 +19,7 @@ from broadopt.devices.rates import Duration, duration, total
 from broadopt.errors import InputError
 from broadopt.methods.collect import Collector, EverySteps
 from broadopt.methods.schedule import Schedule
-from broadopt.methods.steps.occasions import Course, gradients, gradients_a_step
+from broadopt.methods.steps.occasions import Course, counted, gradients, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer
 from broadopt.models.build import macs, network
 
@@ -83,8 +83,7 @@ def share_of_first(recipe: Recipe, cost: Cost, epochs: int) -> float:
     model, _ = _measured(json.dumps(asdict(recipe.model)), size(recipe.dataset)[0])
     step = instantiated("step", recipe.step, model, base_optimizer(recipe, model.parameters()))
     first = Course.of(images=cost.images, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
-    own = getattr(step, "gradients", None)
-    return (first.steps * step.passes if own is None else own(first)) / cost.gradient_evaluations
+    return counted(step, first) / cost.gradient_evaluations
 
 
 @cache

@@ -196,10 +196,13 @@ def test_no_images_to_train_on_is_no_beginning() -> None:
     assert beginnings_of([nothing, mine])[0] is None
 
 
-def test_a_schedule_of_ones_own_that_fails_does_not_end_the_sweep() -> None:
+def test_a_schedule_of_ones_own_that_fails_does_not_end_the_sweep(caplog: pytest.LogCaptureFixture) -> None:
     mine = recipe("method=sgd", *ALIKE)
     failing = replace(mine, schedule={"_target_": f"{__name__}.Failing"})
     assert [one is None for one in beginnings_of([failing, mine, failing])] == [True, False, True]
+    assert caplog.messages == [  # once, of all that fail alike
+        "trunk=share: sgd, vgg16, cifar10, seed 1 keeps its place in the order of the sweep: ZeroDivisionError"
+    ]
 
 
 class Failing:

@@ -91,12 +91,19 @@ ALWAYS = Occasions()
 
 
 def gradients(step: Any, course: Course) -> float:
-    """Gradients of a batch in a whole training: as the step counts them itself, by a method `gradients(course)`, else
-    `passes` a step. Raises InputError for a step.from of one budget or more that the training never comes to.
+    """Gradients of a batch in a whole training, as `counted`. Raises InputError for a step.from of one budget or more
+    that the training never comes to.
     """
     occasions = getattr(step, "occasions", None)
     if isinstance(occasions, Occasions) and occasions.start >= 1 and occasions.count(course) == 0:
         raise InputError(_never_begins(occasions.start, course))
+    return counted(step, course)
+
+
+def counted(step: Any, course: Course) -> float:
+    """Gradients of a batch in a training or its first part: as the step counts them itself, by a method
+    `gradients(course)`, else `passes` a step.
+    """
     own = getattr(step, "gradients", None)
     return course.steps * step.passes if own is None else own(course)
 

@@ -160,3 +160,9 @@ def _size(values: str, target: str) -> int:
     known = json.loads(values)
     own = {key: known[key] for key in ("name", "label_noise", "noise", "validation")}
     return size(DatasetConfig(**own, target=json.loads(target)))[1]
+
+
+def in_epochs(*counts: int) -> str:
+    """`1 epoch`, `81 and 161 epochs`."""
+    shown = [str(count) for count in counts]
+    return f"{' and '.join([', '.join(shown[:-1])] * (len(shown) > 1) + shown[-1:])} epoch{'s' * (counts[-1] != 1)}"

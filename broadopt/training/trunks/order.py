@@ -1,6 +1,7 @@
 """Which runs of a sweep begin from which: trunks first, so that the others find what they can share."""
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +9,10 @@ from typing import TypeAlias
 
 from broadopt.config.identity import identity_of
 from broadopt.config.run_config import Recipe
+from broadopt.errors import printable
 from broadopt.training.trunks.beginnings import Beginnings
+
+log = logging.getLogger("broadopt")
 
 Key: TypeAlias = tuple[str, int, str]
 """A beginning: what all of a run have in common, its epochs, and the hash of its learning rates."""
@@ -48,7 +52,10 @@ def _tried(recipe: Recipe) -> Beginnings | None:
     try:
         found = Beginnings.of(recipe)
         found.rates.digest(found.taken_from)
-    except Exception:  # noqa: BLE001 - the data may not be here, code of the user's own may fail: it is for the run to say
+    except Exception as error:  # noqa: BLE001 - code of the user's own may raise anything; the run itself will fail by it
+        # Its data need not be on the machine that starts the sweep: only the order is lost.
+        why = " ".join(str(error).split()) or type(error).__name__
+        log.warning("trunk=share: %s keeps its place in the order of the sweep: %s", recipe, printable(why))
         return None
     return found
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from broadopt.files import reason
 from broadopt.runs import checkpoint
 from broadopt.training.loop import Training
 from broadopt.training.trunks import store
-from broadopt.training.trunks.beginnings import Beginnings
+from broadopt.training.trunks.beginnings import Beginnings, in_epochs
 
 log = logging.getLogger("broadopt")
 
@@ -52,7 +52,7 @@ class Sharing:
             if found is None or not isinstance(progress, dict) or progress.get("step") != steps:
                 log.warning("trunk %s is passed over: it holds no state after %d steps", place, steps)
                 continue
-            log.warning("begins with %s of %s, from %s", _epochs([epochs]), printable(trunk.named["run"]), place)
+            log.warning("begins with %s of %s, from %s", in_epochs(epochs), printable(trunk.named["run"]), place)
             self.source = trunk.folder
             return found[1] | {
                 "collector": parts.collector.state_dict(),
@@ -99,7 +99,7 @@ class Sharing:
             return ""
         each, place = _size(self.training) / 1e6, store.place(self.results_dir, self.recipe.record())
         whole = f"about {each:.3g} MB" + f" each, {len(left) * each:.3g} MB in all" * (len(left) > 1)
-        return f"trunk=share: the state after {_epochs(left)} is left for others, {whole}, in {place}"
+        return f"trunk=share: the state after {in_epochs(*left)} is left for others, {whole}, in {place}"
 
 
 def without_collectors(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,12 +107,6 @@ def without_collectors(state: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in state.items() if key not in ("collector", "also")}
     nothing = {"collected": {}, "collected_at": -1, "also_collected_at": {}, "trunk": {}}
     return kept | {"progress": {**state["progress"], **nothing}}
-
-
-def _epochs(counts: Sequence[int]) -> str:
-    """`1 epoch`, `81 and 161 epochs`."""
-    shown = [str(count) for count in counts]
-    return f"{' and '.join([', '.join(shown[:-1])] * (len(shown) > 1) + shown[-1:])} epoch{'s' * (counts[-1] != 1)}"
 
 
 def _size(training: Training) -> int:

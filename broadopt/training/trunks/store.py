@@ -6,6 +6,7 @@ collectors. Like every file of a results folder it may come from anyone, and is 
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def read(folder: Path) -> Trunk:
     check_trunk(content)
     if content["identity"] != identity_of(content["config"]):
         raise ValueError("its identity is not that of its config")
-    if not folder.name.endswith(f"-{content['identity'][:8]}"):
+    if not re.fullmatch(rf"seed[0-9]+-{content['identity'][:8]}", folder.name):
         raise ValueError("it belongs to another folder")
     return Trunk(folder, content)
 

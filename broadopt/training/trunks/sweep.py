@@ -9,7 +9,7 @@ from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.devices.rates import shown
 from broadopt.errors import printable
 from broadopt.training.plan import Cost, Price, share_of_first
-from broadopt.training.trunks.beginnings import Beginnings
+from broadopt.training.trunks.beginnings import Beginnings, in_epochs
 from broadopt.training.trunks.order import Start, beginnings_of, ordered
 
 Planned: TypeAlias = tuple[Recipe, Cost, Price]
@@ -52,7 +52,7 @@ class SharedSweep:
             return ""
         if start.of is not None:
             whole = own.steps(start.epochs) == own.calendar.total_steps
-            words = f"takes {'all its ' * whole}{_epochs(start.epochs)} from {self.names[start.of]}"
+            words = f"takes {'all its ' * whole}{in_epochs(start.epochs)} from {self.names[start.of]}"
             return words if whole else f"{words}: {self._why_no_more(own, start)}"
         takers = sum(other.of == run for other in self.starts.values())
         words = f"trains all its {own.calendar.epochs:g} epochs"
@@ -83,7 +83,7 @@ class SharedSweep:
             return f"{keys} {'is' if len(unlike[nearest]) == 1 else 'are'} not as in {name}, which is nearest to it"
         if equal == 0:
             return f"its lr is another than that of {name} from epoch 1 on"
-        return f"{name} leaves no state in the {_epochs(equal)} that they have in common"
+        return f"{name} leaves no state in the {in_epochs(equal)} that they have in common"
 
     def total(self) -> str:
         """What the planned runs train of what they would train without each other, in a line."""
@@ -120,7 +120,3 @@ def _in_common(own: Beginnings, other: Beginnings) -> int:
         equal = own.rates.digest(middle) == other.rates.digest(middle)
         low, high = (middle, high) if equal else (low, middle - 1)
     return low
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' * (count != 1)}"

@@ -4,17 +4,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import fork_server
 import numpy as np
 import pandas
 import pytest
 import torch
-from command import BIN, OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, until
+from command import OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, start, until
 from in_process import drawn, said
 from matplotlib.figure import Figure
 from PIL import Image
@@ -50,11 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path
 
 def start_figure(*arguments: str, cwd: Path, **environment: str) -> Process:
     """broadopt-figure as a process of its own."""
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
-    command = [str(BIN / "broadopt-figure"), *arguments]
-    if fork_server.takes(variables):
-        return fork_server.Forked(command, cwd=cwd, env=variables, start_new_session=False)
-    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start(*arguments, cwd=cwd, program="broadopt-figure", **environment)
 
 
 def refused(figure: str, *arguments: object, cwd: Path) -> str:
