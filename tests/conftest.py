@@ -3,6 +3,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -33,16 +34,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
-def write_cifar(root: Path, name: str = "cifar10", per_file: int = 4, protocol: int = 2) -> Path:
-    """Write a small valid copy of a CIFAR data set in torchvision's layout and return its folder."""
+def write_cifar(
+    root: Path, name: str = "cifar10", per_file: int = 4, protocol: int = 2, tested: int | None = None
+) -> Path:
+    """Write a small valid copy of a CIFAR data set in torchvision's layout and return its folder. `tested`: images of
+    the test set, where they are not as many as of each file.
+    """
     folder_name, train, test, key = LAYOUTS[name]
     folder = root / folder_name
     folder.mkdir(parents=True)
     random = np.random.RandomState(0)
     count = int(name.removeprefix("cifar"))
     for file in (*train, test):
-        pixels = random.randint(0, 256, (per_file, 3072)).astype(np.uint8)
-        entry = {"data": pixels, key: random.randint(0, count, per_file).tolist(), "filenames": ["x.png"] * per_file}
+        images = per_file if file in train else tested or per_file
+        pixels = random.randint(0, 256, (images, 3072)).astype(np.uint8)
+        entry = {"data": pixels, key: random.randint(0, count, images).tolist(), "filenames": ["x.png"] * images}
         entry |= {"coarse_labels": [label % 20 for label in entry[key]]} if name == "cifar100" else {}
         (folder / file).write_bytes(pickle.dumps(entry, protocol=protocol))
     meta, names_key = ("batches.meta", "label_names") if name == "cifar10" else ("meta", "fine_label_names")
@@ -61,10 +67,11 @@ def forks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Recipes that are kept for the next command are kept away from the user's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+def own_cache() -> Iterator[None]:
+    """Recipes that are kept for the next command are kept away from the user's own; other users may read them."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder).chmod(0o755)
+        patch.setenv("XDG_CACHE_HOME", folder)
         yield
 
 

@@ -327,13 +327,26 @@ def carry_out(command: Sequence[str]) -> None:
 if __name__ == "__main__":
     at_start = dict(os.environ)  # what is imported may add to it
     # All that the commands import, much of it when they first need it.
+    import logging.handlers  # noqa: F401
+
+    import hydra._internal.hydra
+    import hydra.main  # noqa: F401
+    import hydra_plugins.hydra_optuna_sweeper._impl  # noqa: F401
     import pandas  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import tabulate  # noqa: F401
     import torch._inductor  # noqa: F401
+    from hydra.core.plugins import Plugins
     from scipy import stats  # noqa: F401
 
+    import broadopt.completion
+    import broadopt.launchers.session
+    import broadopt.predictor  # noqa: F401
     from broadopt.analysis.comparing import difference_blocks, runs_table  # noqa: F401
     from broadopt.analysis.reporting import page, papers, repeating, runs, sweeps  # noqa: F401
     from broadopt.analysis.tables import paper_table, published, stored_recipes  # noqa: F401
+
+    Plugins.instance()  # imports every plugin of Hydra's that is installed
 
     gc.freeze()
     taken = serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], at_start)

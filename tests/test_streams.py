@@ -1,5 +1,6 @@
 """Streams that are closed, full or know few characters, half an environment, places that cannot be: a line or a saved
-run, never a traceback. Through the real commands, each in a new interpreter.
+run, never a traceback. Through the real commands: forked ones write to what they are given as a new interpreter does;
+where a stream is closed, another locale is set or another user asks, each is a new interpreter.
 """
 
 import os
@@ -9,15 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
-from command import BIN, OWN, SMALL, folders, result
+from command import BIN, OWN, SMALL, STARTUP, folders, result
 from in_process import said
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
 TINY = (*SMALL, "budget=0.1")
 NO_SPACE = "cannot be written: No space left on device\n"
-NEW = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN), "FORK_SERVER": "no"}
+USUAL = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(OWN), str(STARTUP)])}
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -26,8 +28,15 @@ def shell(
 ) -> "subprocess.CompletedProcess[bytes]":
     """A command with the redirections `to`, started by bash; what it leaves of stdout and stderr is read."""
     words = shlex.join([str(BIN / program), *arguments])
-    variables = os.environ | NEW | environment
+    variables = os.environ | USUAL | ({"FORK_SERVER": "no"} if ahead else {}) | environment
     return subprocess.run(["bash", "-c", f"{ahead} {words} {to}"], cwd=cwd, env=variables, capture_output=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def served() -> None:
+    """The server that forks what is not to be new."""
+    if fork_server.takes(fork_server.environment_of_server()):
+        fork_server.server()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +143,7 @@ def test_a_closed_pipe_ends_a_command_quietly(words: tuple[str, str], tmp_path: 
     (tmp_path / "results").mkdir()
     reading, writing = os.pipe()
     os.close(reading)
-    variables = os.environ | NEW
+    variables = os.environ | USUAL
     command = [str(BIN / words[0]), *words[1].split()]
     process = subprocess.run(command, cwd=tmp_path, env=variables, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)

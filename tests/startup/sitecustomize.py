@@ -14,8 +14,9 @@ def command() -> list[str] | None:
     first, *others = sys.orig_argv[1:] or [""]
     if first == "-m" and others and others[0] == "broadopt.run":
         return [first, *others]
-    is_script = Path(first).parent == Path(sys.executable).parent and Path(first).name.startswith("broadopt-")
-    return [first, *others] if is_script else None
+    is_command = Path(first).parent == Path(sys.executable).parent and Path(first).name.startswith("broadopt-")
+    is_script = first.endswith(".py") and Path(first).resolve().parent == Path(__file__).parents[2] / "scripts"
+    return [first, *others] if is_command or is_script else None
 
 
 def inherited() -> dict[int, int]:
