@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,15 +124,22 @@ def read(config: DatasetConfig) -> Dataset:
     return replace(dataset, labels_to_train_on=labels, fingerprint=f"sha256:{digest.hexdigest()[:16]}")
 
 
-def size(config: DatasetConfig) -> tuple[int, int]:
-    """Classes and training images of a config's data set, those held out included; CIFAR need not be there for it.
-    Raises InputError.
-    """
+class Size(NamedTuple):
+    """How much a data set has of what."""
+
+    classes: int
+    train: int
+    """Training images, those held out for validation included."""
+    test: int
+
+
+def size(config: DatasetConfig) -> Size:
+    """The size of a config's data set; CIFAR need not be there for it. Raises InputError."""
     if public(config.target["_target_"]) == "broadopt.datasets.cifar" and config.name in CLASSES:
         coarse = config.name in COARSE and config.target.get("coarse", False)
-        return (COARSE if coarse else CLASSES)[config.name], 50_000
+        return Size((COARSE if coarse else CLASSES)[config.name], 50_000, 10_000)
     dataset = read(config)
-    return len(dataset.classes), len(dataset.train.labels)
+    return Size(len(dataset.classes), len(dataset.train.labels), len(dataset.test.labels))
 
 
 def digits(*, name: str = "digits") -> Dataset:

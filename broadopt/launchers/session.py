@@ -223,7 +223,7 @@ def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, bri
     recipe = run.recipe
     cost = plan.price(recipe)
     time = plan.time_of(recipe, cost, device=run.execution.device)
-    price = plan.Price(cost.flops, time)
+    price = plan.Price.of(cost, time)
     if brief:
         print(plan.line(recipe, cost, time), flush=True)
         return cost, price

@@ -37,6 +37,16 @@ class EverySteps:
     steps: int
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes that a collector makes in a whole run; a network is evaluated by one over the held-out images."""
+
+    held_out: int
+    """Over all held-out images."""
+    training: int
+    """Over all training images, for BN statistics."""
+
+
 class Collector(Protocol):
     """Collects weights or predictions at its collection points and predicts with them at its evaluation points; never
     changes the training.
@@ -87,6 +97,15 @@ class Collector(Protocol):
 
 
 @runtime_checkable
+class CountedCollector(Collector, Protocol):
+    """A collector that says ahead of a run what its evaluations take, for `plan=true`."""
+
+    def passes(self, budget: float) -> Passes:
+        """The passes of a run of `budget` epochs whose network has BN."""
+        ...
+
+
+@runtime_checkable
 class StepCollector(Collector, Protocol):
     """A collector whose collection points are `EverySteps`. Its `update` is a part of the training steps, and called
     in place of `collect`.
@@ -127,6 +146,10 @@ class Nothing:
     def evaluation_points(self, budget: float) -> dict[str, float]:
         """None."""
         return {}
+
+    def passes(self, budget: float) -> Passes:
+        """None."""
+        return Passes(0, 0)
 
     def collect(self, model: nn.Module, predict: Predict) -> None:
         """Never called."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate, number_of_points
+from broadopt.methods.collect import Passes, Predict, Reestimate, number_of_points
 
 
 class SnapshotEnsemble:
@@ -41,6 +41,10 @@ class SnapshotEnsemble:
     def evaluation_points(self, budget: float) -> dict[str, float]:
         """One, when the budget is spent."""
         return {"1": budget}
+
+    def passes(self, budget: float) -> Passes:
+        """One network at each collection point, as the training has it."""
+        return Passes(held_out=len(self.collection_points(budget)), training=0)
 
     def collect(self, model: nn.Module, predict: Predict) -> None:
         """Add the network's probabilities to the sum."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate, check_start, evaluation_budgets, number_of_points
+from broadopt.methods.collect import Passes, Predict, Reestimate, check_start, evaluation_budgets, number_of_points
 
 
 class WeightAverage:
@@ -44,6 +44,10 @@ class WeightAverage:
     def evaluation_points(self, budget: float) -> dict[str, float]:
         """One for each budget of `budgets`."""
         return {f"{value:g}": value * budget for value in self.budgets}
+
+    def passes(self, budget: float) -> Passes:
+        """At each evaluation point one network, with BN statistics of its own."""
+        return Passes(held_out=len(self.budgets), training=len(self.budgets))
 
     @torch.no_grad()
     def collect(self, model: nn.Module, predict: Predict | None = None) -> None:

@@ -1,8 +1,9 @@
 """plan=true: what a run would do and cost, worked out without data and without training."""
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -15,9 +16,10 @@ from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, Recipe
 from broadopt.data.datasets import size
 from broadopt.devices.device import choose_device, device_name
-from broadopt.devices.rates import Duration, duration, total
+from broadopt.devices.rates import Duration, duration, shown, total
 from broadopt.errors import InputError
-from broadopt.methods.collect import Collector, EverySteps
+from broadopt.methods.batchnorm import statistics
+from broadopt.methods.collect import Collector, CountedCollector, EverySteps, Passes
 from broadopt.methods.schedule import Schedule
 from broadopt.methods.steps.occasions import Course, counted, gradients, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer
@@ -29,7 +31,7 @@ GRADIENT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Size and price of a run; evaluations and BN re-estimation are left out."""
+    """Size and price of a run."""
 
     parameters: int
     macs: int
@@ -42,11 +44,25 @@ class Cost:
     """Gradients of a batch in the whole run."""
     passes: float
     """Gradients a step, in the mean over the run."""
+    held_out: int
+    """Images that a network is evaluated on."""
+    evaluations: Passes | None
+    """Those of the history and of the collectors, without the BN statistics of the predictor that is kept; None where a
+    collector of the user's own says nothing of its own.
+    """
 
     @property
     def flops(self) -> float:
-        """Floating-point operations: two per multiply-add, a gradient counted as three forward passes."""
+        """Floating-point operations of all gradients: two per multiply-add, a gradient counted as three passes."""
         return 2.0 * self.macs * GRADIENT * self.passes * self.epochs * self.images
+
+    @property
+    def evaluation_flops(self) -> float:
+        """Floating-point operations of the evaluations, 0 where they are not known."""
+        if self.evaluations is None:
+            return 0.0
+        images = self.evaluations.held_out * self.held_out + self.evaluations.training * self.images
+        return 2.0 * self.macs * images
 
 
 @dataclass(frozen=True)
@@ -55,15 +71,24 @@ class Price:
 
     flops: float
     time: Duration
+    evaluations: float | None
+    """Hours of evaluations beside those of `time`; None where they are not known."""
+
+    @classmethod
+    def of(cls, cost: Cost, time: Duration) -> "Price":
+        """The price of a run whose gradients take `time`: evaluations are taken to make as many operations a second."""
+        known = cost.evaluations is not None
+        return cls(cost.flops, time, time.hours * cost.evaluation_flops / cost.flops if known else None)
 
 
 def price(recipe: Recipe) -> Cost:
     """What a run costs, without its data and without training. Raises InputError where a part of it cannot be made."""
-    classes, images = size(recipe.dataset)
-    images -= recipe.dataset.validation
-    model, operations = _measured(json.dumps(asdict(recipe.model)), classes)
+    found = size(recipe.dataset)
+    images = found.train - recipe.dataset.validation
+    model, operations = _measured(json.dumps(asdict(recipe.model)), found.classes)
     optimizer = base_optimizer(recipe, model.parameters())
-    points = [one.evaluation_points(recipe.budget) for one in collectors_of(recipe.collect).values()]
+    collectors = collectors_of(recipe.collect).values()
+    points = [one.evaluation_points(recipe.budget) for one in collectors]
     epochs = max([recipe.budget, *(epoch for each in points for epoch in each.values())])
     step = instantiated("step", recipe.step, model, optimizer)
     course = Course.of(images=images, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
@@ -75,12 +100,26 @@ def price(recipe: Recipe) -> Cost:
         images=images,
         gradient_evaluations=gradients(step, course),
         passes=gradients_a_step(step, course),
+        held_out=found.test + recipe.dataset.validation,
+        evaluations=_evaluations(collectors, model, recipe, epochs),
+    )
+
+
+def _evaluations(collectors: Iterable[Collector], model: nn.Module, recipe: Recipe, epochs: float) -> Passes | None:
+    own = [one.passes(recipe.budget) if isinstance(one, CountedCollector) else None for one in collectors]
+    counted = [one for one in own if one is not None]
+    if len(counted) < len(own):
+        return None
+    rows = math.ceil(round(epochs / recipe.evaluate_every, 9))  # the last epoch is evaluated whatever its number
+    return Passes(
+        held_out=rows + sum(one.held_out for one in counted),
+        training=sum(one.training for one in counted) if statistics(model) else 0,
     )
 
 
 def share_of_first(recipe: Recipe, cost: Cost, epochs: int) -> float:
     """The share of a run's gradients that its first epochs take."""
-    model, _ = _measured(json.dumps(asdict(recipe.model)), size(recipe.dataset)[0])
+    model, _ = _measured(json.dumps(asdict(recipe.model)), size(recipe.dataset).classes)
     step = instantiated("step", recipe.step, model, base_optimizer(recipe, model.parameters()))
     first = Course.of(images=cost.images, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
     return counted(step, first) / cost.gradient_evaluations
@@ -144,7 +183,16 @@ def petaflops(flops: float) -> str:
 def summary(prices: Sequence[Price]) -> str:
     """A planned sweep in one line."""
     hours = total([price.time for price in prices])
-    return f"{len(prices)} runs, {hours}, {petaflops(sum(price.flops for price in prices))}"
+    evaluations = on_top([price.evaluations for price in prices])
+    return f"{len(prices)} runs, {hours}, {evaluations}, {petaflops(sum(price.flops for price in prices))}"
+
+
+def on_top(hours: Sequence[float | None]) -> str:
+    """What evaluations take beside the steps, in words."""
+    known = [one for one in hours if one is not None]
+    if len(known) < len(hours):
+        return "evaluations come on top"
+    return f"evaluations about {shown(sum(known))} h more"
 
 
 def page(
@@ -166,7 +214,8 @@ def page(
         f"{cost.macs / 1e9:.4g} GMACs forward",
         f"  training   {cost.epochs:g} epochs, {cost.steps:,} steps of {recipe.batch_size}",
         f"  cost       {_count(cost.gradient_evaluations)} gradient evaluations, {petaflops(cost.flops)}",
-        f"  time       {time}; evaluations come on top",
+        *_evaluating(cost),
+        f"  time       {time}; {on_top([Price.of(cost, time).evaluations])}",
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]
@@ -182,6 +231,16 @@ def page(
     lines.append("  where the values come from")
     lines += [f"    {key:{width}}  {origin}" for key, origin in origins.items()]
     return "\n".join(lines)
+
+
+def _evaluating(cost: Cost) -> list[str]:
+    """What is evaluated, and what that takes."""
+    if cost.evaluations is None:
+        return []
+    passes = [f"{cost.evaluations.held_out:,} passes over {cost.held_out:,} held-out images"]
+    if cost.evaluations.training:
+        passes.append(f"{cost.evaluations.training:,} over {cost.images:,} training images for BN statistics")
+    return [f"  evaluation {', '.join(passes)}, {petaflops(cost.evaluation_flops)}"]
 
 
 def _collecting(name: str, node: Mapping[str, Any], collector: Collector, budget: float) -> list[str]:

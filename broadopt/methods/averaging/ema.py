@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import statistics
-from broadopt.methods.collect import EverySteps, Predict, Reestimate, check_start, evaluation_budgets
+from broadopt.methods.collect import EverySteps, Passes, Predict, Reestimate, check_start, evaluation_budgets
 
 BN = ("reestimate", "own")
 
@@ -69,6 +69,11 @@ class MovingAverage:
     def evaluation_points(self, budget: float) -> dict[str, float]:
         """One for each budget of `budgets`."""
         return {f"{value:g}": value * budget for value in self.budgets}
+
+    def passes(self, budget: float) -> Passes:
+        """At each evaluation point one network."""
+        count = len(self.budgets)
+        return Passes(held_out=count, training=count if self.bn == "reestimate" else 0)
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, epochs: float) -> None:

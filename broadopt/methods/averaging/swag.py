@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Predict, Reestimate
+from broadopt.methods.collect import Passes, Predict, Reestimate
 from broadopt.methods.swa import WeightAverage
 
 Weights = list[Tensor]
@@ -57,6 +57,11 @@ class GaussianAverage:
     def members(self) -> int:
         """The number of weights collected so far."""
         return self.mean.members
+
+    def passes(self, budget: float) -> Passes:
+        """At each evaluation point `samples` networks, each with BN statistics of its own."""
+        count = len(self.evaluation_points(budget)) * self.samples
+        return Passes(held_out=count, training=count)
 
     @torch.no_grad()
     def collect(self, model: nn.Module, predict: Predict | None = None) -> None:

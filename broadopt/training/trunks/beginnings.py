@@ -159,7 +159,7 @@ def _images(dataset: DatasetConfig) -> int:
 def _size(values: str, target: str) -> int:
     known = json.loads(values)
     own = {key: known[key] for key in ("name", "label_noise", "noise", "validation")}
-    return size(DatasetConfig(**own, target=json.loads(target)))[1]
+    return size(DatasetConfig(**own, target=json.loads(target))).train
 
 
 def in_epochs(*counts: int) -> str:

@@ -1,0 +1,95 @@
+"""What plan=true says of a run's evaluations. The oracle is the training itself, whose passes are counted as they are
+made.
+"""
+
+from collections import Counter
+
+import pytest
+import torch
+from command import OWN, run
+
+from broadopt.config.compose import compose, run_config
+from broadopt.config.run_config import Recipe
+from broadopt.data.datasets import read, size
+from broadopt.devices.rates import duration
+from broadopt.signals import Stop
+from broadopt.training.build import build
+from broadopt.training.evaluate import Evaluator
+from broadopt.training.loop import Training
+from broadopt.training.plan import Price, price, summary
+from broadopt.training.progress import EpochLines
+
+CPU = torch.device("cpu")
+SMALL = ("experiment=quickstart", "model=resnet20", "model.depth=8", "batch_size=359", "precision=fp32", "lr=0.01")
+TRAININGS = (
+    "method=sgd budget=3 evaluate_every=2",
+    "method=sgd budget=1.3",
+    "method=swa budget=2",
+    "method=fge budget=2 collect.start=0.5 collect.cycle=0.125",
+    "collect=ema budget=2",
+    "collect=ema collect.bn=own budget=2",
+    "collect=lawa budget=2",
+    "collect=swag collect.samples=3 collect.budgets=[1,1.5] budget=2",
+    "method=sam collect=swa+ema+lawa+swag collect.also.swag.samples=2 budget=2 dataset.validation=100",
+    "method=swa budget=2 model.name=mine model._target_=own_network.Small ~model.depth +model.batch_norm=false",
+)
+
+
+def recipe_of(overrides: str) -> Recipe:
+    return run_config(compose([*SMALL, *overrides.split()])).recipe
+
+
+@pytest.mark.parametrize("overrides", TRAININGS)
+def test_a_plan_counts_the_passes_that_the_run_makes(overrides: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the images that the network sees outside its steps, in evaluation mode and not."""
+    monkeypatch.syspath_prepend(str(OWN))
+    config = run_config(compose([*SMALL, *overrides.split()]))
+    parts = build(config, read(config.recipe.dataset), CPU)
+    training, seen, evaluating = Training(parts, stop=Stop(), reporter=EpochLines()), Counter(), []
+    for name in ("predict", "reestimate"):
+        original = getattr(Evaluator, name)
+
+        def noted(*arguments, original=original, **options):  # type: ignore[no-untyped-def]
+            evaluating.append(True)
+            try:
+                return original(*arguments, **options)
+            finally:
+                evaluating.pop()
+
+        monkeypatch.setattr(Evaluator, name, noted)
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if evaluating:  # deep copies of the network are counted by the same hook
+            seen["training" if module.training else "held out"] += len(inputs[0])
+
+    parts.model.register_forward_pre_hook(count)
+    training.run(lambda: None, minutes=1e9)
+
+    planned = price(config.recipe)
+    assert planned.evaluations is not None
+    found = size(config.recipe.dataset)
+    held_out = found.test + config.recipe.dataset.validation
+    assert seen["held out"] == planned.evaluations.held_out * held_out
+    assert seen["training"] == planned.evaluations.training * planned.images
+    assert planned.evaluation_flops == 2 * planned.macs * (seen["held out"] + seen["training"])
+
+
+def test_the_hours_of_the_evaluations_are_those_of_their_operations() -> None:
+    cost = price(recipe_of("method=swa budget=2"))
+    time = duration({}, images=1, flops=cost.flops, precision="bf16")
+    own = Price.of(cost, time)
+    assert own.evaluations == pytest.approx(time.hours * cost.evaluation_flops / cost.flops, rel=1e-12)
+    twice, unknown = summary([own, own]), summary([own, Price(1.0, time, None)])
+    assert f"evaluations about {2 * own.evaluations:.2g} h more" in twice
+    assert "evaluations come on top" in unknown
+
+
+def test_a_plan_says_nothing_of_a_collector_that_says_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine.py").write_text(
+        "from broadopt.methods.swa import WeightAverage\n\n\nclass Mine(WeightAverage):\n    passes = None\n"
+    )
+    given = (*SMALL, "collect=swa", "collect._target_=mine.Mine", "budget=2", "plan=true")
+    done = run(*given, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "; evaluations come on top\n" in done.stdout
+    assert "passes over" not in done.stdout
