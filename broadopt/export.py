@@ -1,7 +1,6 @@
 """broadopt-export: the runs of a results folder into an experiment tracker, from their files alone."""
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt import streams
+from broadopt.analysis.comparing.selection import located
 from broadopt.analysis.tables.options import one_of
 from broadopt.analysis.tables.request import Parser
 from broadopt.config.rules import RULES, expanded
@@ -100,10 +100,10 @@ def parse(arguments: Sequence[str]) -> Request:
     parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
     given = parser.parse_args(arguments)
     one_of("tracker", given.tracker, TRACKERS)
-    results = Path(expanded(given.results, "RESULTS"))
-    if not results.is_dir():
-        what = "is not a folder" if os.path.lexists(results) else "does not exist"
-        raise InputError(f"results folder {results} {what}: expected the folder that holds runs/")
+    asked = Path(expanded(given.results, "RESULTS"))
+    results = located(asked, option="")
+    if results != asked:
+        print(f"broadopt-export: {asked} holds no runs/: read from {results}", file=sys.stderr)
     return Request(given.tracker, results, Path(expanded(given.output, "--output")) if given.output else results)
 
 
@@ -115,6 +115,10 @@ def export(request: Request) -> None:
     runs, left_out = stored_runs(request.results)
     states: Counter[str] = Counter()
     for run in runs:
+        if run.state == "running" and has_offline_files(run, request):
+            name = TrackedRun.of(run.config).name
+            left_out.append(f"{name}: it is running, and W&B cannot go on with its offline files; export it later")
+            continue
         try:
             send(run, request.tracker, request.output)
         except Exception as error:  # a tracker may raise anything
@@ -125,6 +129,15 @@ def export(request: Request) -> None:
         print(f"broadopt-export: left out: {printable(line)}", file=sys.stderr)
     count, parts = states.total(), ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     print(f"{request.tracker}: {count} run{'s' * (count != 1)}" + f" ({parts})" * bool(parts))
+
+
+def has_offline_files(run: StoredRun, request: Request) -> bool:
+    """Whether W&B's files of an offline run are there, which a new one of it would replace."""
+    if request.tracker != "wandb":
+        return False
+    from broadopt.trackers.wandb_run import home, offline_folders
+
+    return bool(offline_folders(TrackedRun.of(run.config), home(request.output)))
 
 
 def send(run: StoredRun, tracker: str, place: Path) -> None:

@@ -170,14 +170,18 @@ def _runs(results: Sequence[dict[str, Any]], recipes: "Recipes", asked: Comparis
 
 def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     """The status of a table, or the commands that fill it."""
+    from broadopt.analysis.comparing.selection import located
     from broadopt.analysis.status import cells, page, state
     from broadopt.analysis.status.estimate import Estimates
     from broadopt.analysis.tables import formats, published
     from broadopt.config.shipped import paper_dir
 
-    results = request.results[0]
+    asked = results = request.results[0]
+    remarks = []
+    if os.path.isdir(asked) and (results := located(asked)) != asked:
+        remarks.append(f"{asked} holds no runs/: read from {results}")
     folder = state.look(results)
-    remarks = [f"left out: {line}" for line in folder.left_out]
+    remarks += [f"left out: {line}" for line in folder.left_out]
     if not os.path.isdir(results):
         remarks.append(f"results folder {results} {_absent(results)} (yet): every run counts as missing")
     if request.table == "runs":

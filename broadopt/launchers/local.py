@@ -71,6 +71,7 @@ class LocalLauncher(SweepLauncher):
                 if stop.requested and not children.signalled:
                     children.stop()
                     print(f"{stop.requested}: the runs save their state and end", flush=True)
+        self.stopped_by = stop.requested
         return [future.result() for future in waiting]
 
 
@@ -190,8 +191,14 @@ def _shared(path: Path, per_gpu: int) -> list[int]:
     read under the shared one, since another may come between the two.
     """
     if first := _locked(path, fcntl.LOCK_EX):
-        os.ftruncate(first[0], 0)
-        os.pwrite(first[0], str(per_gpu).encode(), 0)
+        if os.pread(first[0], 20, 0) != str(per_gpu).encode():
+            try:
+                os.ftruncate(first[0], 0)
+                os.pwrite(first[0], str(per_gpu).encode(), 0)
+            except OSError as error:
+                raise InputError(
+                    f"{path}: it is another user's and cannot be written: remove it, or give hydra.launcher.per_gpu=1"
+                ) from error
         _release(first)
     held = _locked(path, fcntl.LOCK_SH)
     if held and os.pread(held[0], 20, 0) != str(per_gpu).encode():
@@ -202,13 +209,26 @@ def _shared(path: Path, per_gpu: int) -> list[int]:
 
 def _locked(path: Path, kind: int) -> list[int]:
     """The descriptor that holds a lock of this kind on the file; none where it is taken."""
-    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    held = _opened(path)
     try:
         fcntl.flock(held, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(held)
         return []
     return [held]
+
+
+def _opened(path: Path) -> int:
+    """A descriptor of a lock file that all users of the machine share; made where there is none."""
+    # Without O_CREAT where it is there: in a folder as /tmp, Linux refuses it on a file of another user.
+    with suppress(FileNotFoundError):
+        try:
+            return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        except PermissionError:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # enough for a lock
+    made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    os.fchmod(made, 0o666)  # whatever the umask of its maker
+    return made
 
 
 def _release(descriptors: Sequence[int]) -> None:

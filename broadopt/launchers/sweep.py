@@ -83,6 +83,8 @@ class SweepLauncher(BasicLauncher):
 
     processes = 1
     """Of each run, by torchrun."""
+    stopped_by: str | None = None
+    """The signal that has ended `launch_elsewhere`."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """One run for each of `job_overrides`; those that are finished, or running anywhere, are left out."""
@@ -111,7 +113,16 @@ class SweepLauncher(BasicLauncher):
             if one.name in ended or one not in left  # the rest is submitted, and nobody waits for it
         ]
         found: dict[str, Outcome | Exception] = {one.name: what_became(ended.get(one.name)) for one, _ in waited_for}
-        found |= outcomes(waited_for, root) | {one.name: LeftToAnother() for one in others}
+        # With force=true a finished result may be the one that was there before: only the run's own end says that it
+        # is not.
+        made = [
+            (one, run)
+            for one, run in waited_for
+            if not run.execution.force or (one.name in ended and ended[one.name].code == 0)
+        ]
+        found |= outcomes(made, root) | {one.name: LeftToAnother() for one in others}
+        if self.stopped_by is not None:  # noted by the launcher, for whoever has called it
+            session.stop.requested = self.stopped_by
         return [returned(one, found[one.name]) for one, _ in waited_for]
 
     def _sorted_out(

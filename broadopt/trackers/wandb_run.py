@@ -57,11 +57,20 @@ def _remove_offline(run: TrackedRun, folder: Path) -> None:
     """Remove what earlier processes have left of this run to be synced later. An offline run cannot be gone on with,
     and two of one id would be synced over each other; the whole history is written again.
     """
-    for home in ("wandb", ".wandb"):
-        for left in (folder / home).glob(f"offline-run-*-{run.identity}"):
-            shutil.rmtree(left)
+    for left in offline_folders(run, folder):
+        shutil.rmtree(left)
+
+
+def offline_folders(run: TrackedRun, folder: Path) -> list[Path]:
+    """What W&B has below `folder` of a run that is to be synced later."""
+    return [left for name in ("wandb", ".wandb") for left in (folder / name).glob(f"offline-run-*-{run.identity}")]
+
+
+def home(place: Path) -> Path:
+    """The folder in which W&B keeps what is local: WANDB_DIR, else `place`."""
+    return Path(os.environ.get("WANDB_DIR") or place)
 
 
 def opened(run: TrackedRun, place: Path) -> WandbRun:
     """A run in W&B; what W&B keeps locally lies in WANDB_DIR, else in `place`/wandb."""
-    return WandbRun(run, Path(os.environ.get("WANDB_DIR") or place))
+    return WandbRun(run, home(place))

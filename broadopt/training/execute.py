@@ -125,9 +125,19 @@ def built(
     except Exception as error:
         with only_writer(folder, wait=False, stop=stop) as alone:
             reason = reported(error, folder)
-            if alone and processes.is_first:
+            if alone and processes.is_first and is_replaced(folder, run):
                 conclude_unbuilt(folder, run.recipe, device, reason)
         raise RunFailed(reason) from error
+
+
+def is_replaced(folder: Path, run: RunConfig) -> bool:
+    """Whether the result of a run that could not be built takes the place of what `folder` holds: a finished result
+    stays or is set aside, and so does one that cannot be trusted; one of a run that can go on stays as it is.
+    """
+    if already_finished(folder, run, run.recipe, alone=True) is not None:
+        return False
+    result = results.read(folder)
+    return result is None or result["state"] != "interrupted"
 
 
 def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> dict[str, Any] | None:
@@ -147,6 +157,7 @@ def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: boo
     if result is None or result["state"] != "finished":
         return None
     if run.execution.force:
+        remove(checkpoint.files(folder))  # of a copy that was made while it ran, for one: anew is from the first step
         results.set_aside(folder)
         return None
     print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")

@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from command import SMALL, finish, folders, result, run, same_outcome, start, until
+from filelock import FileLock
+from forked import as_nobody
 from PIL import Image
 
 from broadopt.launchers.local import claim
@@ -73,6 +76,50 @@ def test_a_signal_stops_all_with_their_state_saved_and_the_command_goes_on(
     printed = [(folder / "output.txt").read_text() for folder in folders(tmp_path)] if to_all else [again.stderr]
     assert "".join(printed).count("going on from") == 2
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 3
+
+
+def test_a_signal_counts_for_more_than_a_run_that_has_failed(tmp_path: Path) -> None:
+    """As without the launcher: who starts the command again on 75 does so."""
+    sweep = ("-m", "hydra/launcher=local", *SMALL, "budget=2", "lr=1e30,0.1")  # the first fails in its first epoch
+    process = start(*sweep, cwd=tmp_path, HALT="train 60", HALT_FILE=str(tmp_path / "halted"))
+    until((tmp_path / "halted").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    until(lambda: process.stdout.readline() == "SIGTERM: the runs save their state and end\n", process)
+    (tmp_path / "halted").unlink()
+    done = finish(process)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1] == "broadopt-run: stopped by SIGTERM: run the same command to go on"
+    assert sorted(result(folder)["state"] for folder in folders(tmp_path)) == ["failed", "interrupted"]
+
+
+def test_a_forced_run_that_did_not_begin_is_not_finished_by_its_old_result(tmp_path: Path) -> None:
+    command = ("-m", "hydra/launcher=local", *SMALL, "budget=0.1", "seed=1")
+    assert run(*command, cwd=tmp_path).returncode == 0
+    (folder,) = folders(tmp_path)
+    with FileLock(folder / ".lock"):
+        done = run(*command, "force=true", cwd=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "test accuracy" not in done.stdout
+    assert list(folder.glob("result.*.json")) == []
+
+
+def test_users_of_a_machine_share_the_claims_on_its_gpus() -> None:
+    """In a folder as /tmp, where a file that a stricter umask has made is another user's."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o1777)
+        for gpu in (0, 1):
+            (folder / f"broadopt-gpu-{gpu}.lock").touch(mode=0o644)
+
+        def claimed() -> list[int | str]:
+            found = [claim([gpu], folder=folder, given_up=iter([False, True]).__next__) for gpu in (0, 1, 2)]
+            return [one[0] for one in found if one is not None]
+
+        ours = claim([0], folder=folder)
+        assert ours is not None
+        assert as_nobody(claimed) == [1, 2]
+        assert (folder / "broadopt-gpu-2.lock").stat().st_mode & 0o777 == 0o666
 
 
 def test_a_signal_ends_the_waiting_for_a_gpu(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from command import BIN, SMALL, folders, result
 from command import run as broadopt_run
+from forked import as_nobody
 from stored import RESNET20, record, run, store
 
 from broadopt import files
@@ -489,27 +490,6 @@ def test_checkpoints_that_were_passed_over_push_no_good_one_out(tmp_path: Path) 
 
 
 # ---- folders
-
-
-def as_nobody(look: Callable[[], Any]) -> Any:
-    """What `look` finds, as JSON, in a process of a user who may read only what all may."""
-    reading, writing = os.pipe()
-    if not (child := os.fork()):
-        try:
-            if os.getuid() == 0:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-            os.write(writing, json.dumps(look()).encode())
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test sees it
-            os.write(writing, json.dumps(f"raised {error!r}").encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        found = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(found)
 
 
 def seen(root: Path) -> list[str]:

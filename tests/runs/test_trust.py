@@ -357,6 +357,31 @@ def test_a_run_that_cannot_be_built_is_failed_and_the_sweep_names_it(tmp_path: P
     assert result(second)["state"] == "finished"
 
 
+def test_a_run_that_cannot_be_built_again_leaves_what_is_there(tmp_path: Path) -> None:
+    command = (*SMALL, "budget=1", "method=sgd")
+    assert stopped(*command, cwd=tmp_path, at="train 20", by=signal.SIGTERM).returncode == 75
+    (folder,) = folders(tmp_path)
+    interrupted = (folder / "result.json").read_bytes()
+    (checkpoint,) = folder.glob("*.ckpt")
+    saved = checkpoint.read_bytes()
+    assert run(*command, cwd=tmp_path, HUNGRY="init 1").returncode == 1
+    assert (folder / "result.json").read_bytes() == interrupted
+    again = run(*command, cwd=tmp_path)
+    assert (again.returncode, again.stderr.count("going on from")) == (0, 1)
+    finished, history = ((folder / name).read_bytes() for name in ("result.json", "history.csv"))
+    assert run(*command, "force=true", cwd=tmp_path, HUNGRY="init 1").returncode == 1
+    assert result(folder)["state"] == "failed"
+    assert (folder / "result.1.json").read_bytes() == finished
+    assert (folder / "history.1.csv").read_bytes() == history
+    # A run that is made anew begins at its first step, whatever a copy of its folder has brought along.
+    assert run(*command, cwd=tmp_path).returncode == 0
+    checkpoint.write_bytes(saved)
+    anew = run(*command, "force=true", cwd=tmp_path)
+    assert (anew.returncode, anew.stderr.count("going on from")) == (0, 0)
+    assert (folder / "history.csv").read_bytes() == history
+    assert list(folder.glob("*.ckpt")) == []
+
+
 def test_a_checkpoint_of_another_network_is_one_line(
     own: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """What trackers are given: comparison with what they have, names, values; and what is refused."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from command import SMALL
+from filelock import FileLock
 from in_process import said
 from omegaconf import OmegaConf
 from stored import RESNET20, record, store
@@ -14,6 +16,7 @@ from tracked import EACH, held_by
 from broadopt.config.compose import compose, run_config
 from broadopt.errors import InputError
 from broadopt.runs import results
+from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.repeat import repeated
 from broadopt.trackers import trackio_run
 from broadopt.trackers.choose import PACKAGES, check_installed, opened
@@ -189,10 +192,10 @@ NONE_OF = "is none of tensorboard, wandb, mlflow, trackio"
         ("", "the following arguments are required: TRACKER; see broadopt-export --help"),
         ("wanddb results", f'tracker "wanddb" {NONE_OF}; did you mean "wandb"?'),
         ("csv results", f'tracker "csv" {NONE_OF}'),
-        ("tensorboard nowhere", "results folder nowhere does not exist: expected the folder that holds runs/"),
+        ("tensorboard nowhere", "results folder nowhere does not exist: RESULTS names the folder that holds runs/"),
         (
             "tensorboard results/a_file",
-            "results folder results/a_file is not a folder: expected the folder that holds runs/",
+            "results folder results/a_file is not a folder: RESULTS names the folder that holds runs/",
         ),
         ("tensorboard --out x", 'unknown option --out; did you mean "--output"?'),
         ("--completion tcsh", '--completion "tcsh" is none of bash, zsh, fish'),
@@ -248,6 +251,21 @@ def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> None
     assert held.name == good.relative_to(root / "runs").as_posix()
     curves = [value for value in held.values if value[1] in ("train/loss", "test/accuracy")]
     assert sorted(curves) == [(1, "train/loss", 2.5), (2, "test/accuracy", 40.0), (2, "train/loss", 2.25)]
+
+
+def test_offline_files_of_a_running_run_are_left_to_it(tmp_path: Path) -> None:
+    """Its own tracker may be writing them."""
+    root = tmp_path / "results"
+    folder = with_history(root, seed=1, history="epoch,lr,train_loss\n1.0,0.1,2.5\n")
+    recorded = json.loads((folder / "result.json").read_text())["config"]
+    (folder / "result.json").unlink()
+    left = root / "wandb" / f"offline-run-20260101_000000-{TrackedRun.of(recorded).identity}"
+    left.mkdir(parents=True)
+    with FileLock(folder / ".lock"), Heartbeat(folder, recorded, device="CPU", size={}):
+        code, output, errors = said("broadopt-export", "wandb", cwd=tmp_path, WANDB_MODE="offline", WANDB_DIR="")
+    assert (code, output) == (0, "wandb: 0 runs\n")
+    assert "it is running, and W&B cannot go on with its offline files; export it later" in errors
+    assert left.is_dir()
 
 
 def test_nothing_to_export_is_said(tmp_path: Path) -> None:

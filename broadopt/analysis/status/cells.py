@@ -1,6 +1,5 @@
 """Which runs a table consists of, how far each is, and the commands that would fill what is missing."""
 
-import json
 import re
 import shlex
 from collections import Counter, defaultdict
@@ -158,7 +157,7 @@ def of_runs(folder: Folder, recipes: Recipes) -> Status:
     """Every run of a folder, a cell for each config without its seed."""
     together: dict[str, list[tuple[str, Record]]] = {}
     for key, record in folder.records():
-        alike = json.dumps({key: value for key, value in record.items() if key != "seed"}, sort_keys=True)
+        alike = identity_of({key: value for key, value in record.items() if key != "seed"})
         together.setdefault(alike, []).append((key, record))
     cells = [_group(records, folder, recipes) for records in together.values()]
     return Status(tuple(sorted(cells, key=lambda cell: (cell.labels[:2], rank(cell.labels[2]), cell.labels))), ())

@@ -45,10 +45,16 @@ def fill(results: Iterable[Result], *, context: Context) -> Cells:
             off.append((group, "; ".join(differs)))
     on = {place: max(candidates, key=_precedence) for place, candidates in rivals.items()}
     for place, candidates in rivals.items():
-        held = on[place].precision
-        words = "precision {}, its cell holds {}"
-        off += [(group, words.format(group.precision, held)) for group in candidates if group.precision != held]
+        held = on[place]
+        off += [(group, _instead(group, held)) for group in candidates if group is not held]
     return Cells(on, sorted(off, key=_order))
+
+
+def _instead(group: Group, held: Group) -> str:
+    """Why a group is not in the cell that `held` is in."""
+    if group.precision != held.precision:
+        return f"precision {group.precision}, its cell holds {held.precision}"
+    return "; ".join(differences(held.config, group.config)) or "recorded otherwise than the runs of its cell"
 
 
 def _precedence(group: Group) -> tuple[int, bool, str]:

@@ -1,13 +1,12 @@
 """Which runs repeat a recipe, and in what the others differ from it. Works on the dicts of result.json alone."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from typing import Any
 
-from broadopt.config.identity import AS_WITHOUT
+from broadopt.config.identity import AS_WITHOUT, identity_of
 from broadopt.config.shipped import names_of, options
 from broadopt.errors import InputError
 
@@ -122,7 +121,7 @@ def groups(results: Iterable[Result]) -> list[Group]:
     for result in results:
         config = {key: value for key, value in result["config"].items() if key != "seed"}
         names = (str(result[name]) for name in ("dataset", "model", "method", "protocol"))
-        together.setdefault((*names, precision(result), json.dumps(config, sort_keys=True)), []).append(result)
+        together.setdefault((*names, precision(result), identity_of(config)), []).append(result)
     return [_group(runs) for runs in together.values()]
 
 

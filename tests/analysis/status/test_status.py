@@ -349,6 +349,18 @@ def test_a_command_gives_the_precision_that_its_cell_holds(tmp_path: Path) -> No
     assert "no part of it: ResNet-20 SGD seed 3 (fp32, its cell holds bf16)." in words
 
 
+def test_the_folder_of_the_runs_is_found_one_level_above_and_below(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    store(root, record(RESNET20, "method=sgd"))
+    expected, _ = run("table3", "--missing", "--results", root, "--seeds", "1")
+    for given in (root / "runs", tmp_path):
+        out, err = run("table3", "--missing", "--results", given, "--seeds", "1")
+        assert out.replace(f"{given}/..", str(root)) == expected
+        assert err.startswith(f"broadopt-table: {given} holds no runs/: read from ")
+        page, _ = run("table3", "--status", "--results", given, "--seeds", "1")
+        assert "24 runs: 1 finished, 23 missing." in " ".join(page.split())
+
+
 def test_a_results_folder_of_any_name_reaches_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "it's, a=folder"
     out, err = run("table3", "--missing", "--results", folder)

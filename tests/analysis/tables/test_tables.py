@@ -241,6 +241,20 @@ def test_another_class_of_network_under_the_same_name_does_not_count(tmp_path):
     )
 
 
+def test_runs_of_one_recipe_are_one_cell_however_their_numbers_are_written(tmp_path):
+    for seed, budgets in enumerate(([1, 1.25, 1.5], [1, 1.25, 1.5], [1.0, 1.25, 1.5])):
+        recorded = record(VGG16, "method=swa", seed=seed)
+        recorded["collect"]["budgets"] = budgets
+        store(tmp_path, recorded, collected={"1": 71.0, "1.25": 72.0, "1.5": 73.0 + seed})
+    out, _ = run("table1", "--results", tmp_path)
+    assert "74.00 ± 1.00 (3)" in out
+    assert off_recipe(out) == []
+    page, _ = run("runs", "--results", tmp_path)
+    assert len([line for line in page.splitlines() if line.startswith("| swa ")]) == 3  # accuracies, calibration, cost
+    status, _ = run("runs", "--status", "--results", tmp_path)
+    assert len([line for line in status.splitlines() if "| swa " in line.lower()]) == 1
+
+
 @pytest.mark.parametrize(
     ("bf16", "fp32", "held", "apart"), [(2, 1, "bf16", "fp32"), (1, 1, "fp32", "bf16"), (1, 2, "fp32", "bf16")]
 )
