@@ -146,7 +146,8 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
     """Every valid result below `results_dir`/runs, each with its "folder" (relative), sorted by it; and a line for each
     that is left out. `folders`: the run folders to look into where they are known.
 
-    Of byte-identical files of one run the first counts; where two differ it is not known which is right: none counts.
+    Of byte-identical files of one run the first counts. Of those that differ, one that alone is finished does; where
+    several are finished, or none is, it is not known which is right, and none counts.
     """
     root = Path(results_dir)
     found, left_out = _found(root, folders)
@@ -201,15 +202,20 @@ def _unique(found: Sequence[_Found]) -> tuple[list[dict[str, Any]], list[str]]:
     by_identity: dict[str, dict[bytes, _Found]] = defaultdict(dict)
     for one in found:
         by_identity[one.result["identity"]].setdefault(one.digest, one)
-    left_out = []
+    alone, left_out = [], []
     for identity, different in by_identity.items():
-        if len(different) > 1:
-            doubled = [one.folder for one in found if one.result["identity"] == identity]
-            left_out += [
-                f"{folder}: its identity is also that of {', '.join(sorted(set(doubled) - {folder}))}"
-                for folder in doubled
-            ]
-    alone = [next(iter(different.values())) for different in by_identity.values() if len(different) == 1]
+        finished = [one for one in different.values() if one.result["state"] == "finished"]
+        counted = [*different.values()] if len(different) == 1 else finished if len(finished) == 1 else []
+        alone += counted
+        if len(different) == 1:
+            continue
+        doubled = [one for one in found if one.result["identity"] == identity]
+        for one in doubled:
+            if not counted:
+                others = sorted({other.folder for other in doubled} - {one.folder})
+                left_out.append(f"{one.folder}: its identity is also that of {', '.join(others)}")
+            elif one.digest != counted[0].digest:
+                left_out.append(f"{one.folder}: {one.result['state']}, and finished in {counted[0].folder}")
     return [{**one.result, "folder": one.folder} for one in alone], left_out
 
 

@@ -232,6 +232,21 @@ def test_two_different_results_of_one_run_are_both_left_out_and_named(five_runs:
     ]
 
 
+def test_of_copies_of_a_run_the_one_that_is_finished_counts(five_runs: Sweep, tmp_path: Path) -> None:
+    """As where a results folder was copied while the run was under way."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    for root in (older, newer):
+        shutil.copytree(five_runs.cwd / "results", root)
+    folder = next((older / "runs/digits/small/sam").iterdir())
+    before = json.loads((folder / "result.json").read_text()) | {"state": "interrupted", "epochs": 1.0}
+    results.write(folder, {key: value for key, value in before.items() if key != "checksum"})
+    for roots in ([older, newer], [newer, older]):
+        read, left_out = results.read_several(roots)
+        assert {entry["method"]: entry["state"] for entry in read} == dict.fromkeys(five_runs.folders, "finished")
+        place = f"runs/digits/small/sam/{folder.name}"
+        assert left_out == [f"{older}/{place}: interrupted, and finished in {newer}/{place}"]
+
+
 def test_all_results_are_read_in_the_order_of_their_folders(five_runs: Sweep) -> None:
     read, left_out = results.read_all(five_runs.cwd / "results")
     assert left_out == []
