@@ -170,16 +170,12 @@ def _runs(results: Sequence[dict[str, Any]], recipes: "Recipes", asked: Comparis
 
 def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     """The status of a table, or the commands that fill it."""
-    from broadopt.analysis.comparing.selection import located
     from broadopt.analysis.status import cells, page, state
     from broadopt.analysis.status.estimate import Estimates
     from broadopt.analysis.tables import formats, published
     from broadopt.config.shipped import paper_dir
 
-    asked = results = request.results[0]
-    remarks = []
-    if os.path.isdir(asked) and (results := located(asked)) != asked:
-        remarks.append(f"{asked} holds no runs/: read from {results}")
+    results, remarks = _to_be_filled(request.results[0])
     folder = state.look(results)
     remarks += [f"left out: {line}" for line in folder.left_out]
     if not os.path.isdir(results):
@@ -199,6 +195,23 @@ def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     estimates = Estimates(folder, tflops=request.tflops)
     document = page.build(found, estimates, table=request.table, titles=titles, caption=caption)
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
+
+
+def _to_be_filled(asked: Path) -> tuple[Path, list[str]]:
+    """The results folder that is meant, and a line where there is more to be said of it: the one that a folder called
+    runs lies in, else what is asked for, since the first run may still have to be made there.
+    """
+    from broadopt.analysis.comparing.selection import located, with_runs
+
+    if os.path.isdir(asked / "runs") or not os.path.isdir(asked):
+        return asked, []
+    if Path(os.path.abspath(asked)).name == "runs":
+        results = located(asked)
+        return results, [f"{asked} holds no runs/: read from {results}"]
+    if below := with_runs(asked):
+        named = ", ".join(map(str, below[:5])) + ", ..." * (len(below) > 5)
+        return asked, [f"{asked} holds no runs/ (yet): every run counts as missing; those of {named} are not looked at"]
+    return asked, []
 
 
 def _ranges(seeds: Sequence[int]) -> str:

@@ -38,16 +38,21 @@ def located(folder: Path, *, option: str = "--results ") -> Path:
         return folder
     if Path(os.path.abspath(folder)).name == "runs":
         return folder.parent if folder.name == "runs" else folder / ".."
-    try:
-        below = sorted(path for path in folder.iterdir() if os.path.isdir(path / "runs"))
-    except OSError:  # a folder that cannot be listed holds nothing that can be read
-        below = []
+    below = with_runs(folder)
     if len(below) > 1:
         named = " ".join(f"{option}{path}" for path in below[:MOST_FOLDERS]) + (
             " ..." if len(below) > MOST_FOLDERS else ""
         )
         raise InputError(f"results folder {folder} holds no runs/, but {len(below)} of its folders do: {named}")
     return below[0] if below else folder
+
+
+def with_runs(folder: Path) -> list[Path]:
+    """Those of a folder's folders that hold runs/."""
+    try:
+        return sorted(path for path in folder.iterdir() if os.path.isdir(path / "runs"))
+    except OSError:  # a folder that cannot be listed holds nothing that can be read
+        return []
 
 
 def read(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
