@@ -447,6 +447,60 @@ def test_accuracy_at_an_equal_cost(costly: Path) -> None:
     assert [row[6] for row in costs[1:]] == ["69.33 ± 1.15", "61.00 ± 1.41 (2)"]
 
 
+def test_a_step_that_is_plain_at_first_has_spent_less_by_then(tmp_path: Path) -> None:
+    """Late SAM takes one gradient a step in 43 % of its epochs and two in the others: 1.57 in the mean. By epoch 7 of
+    10 it has taken 4.3 + 2 x 2.7 = 9.7 of SGD's 10, and by epoch 8 more; by epoch 5, 5.7 of its own 15.7.
+    """
+    rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}
+    store(tmp_path, record(*SHORT, "method=sgd"), cost={"gradient_evaluations": 1000}, history=rising)
+    sizes: dict[str, Any]
+    for seed, sizes in ((1, {"images_per_epoch": 12_800}), (2, {})):
+        late = record(*SHORT, "method=late_sam", "batch_size=128", seed=seed)
+        store(tmp_path, late, cost={"gradient_evaluations": 1570, "train_seconds": 157.0, **sizes}, history=rising)
+    out, _ = run("runs", "--results", tmp_path, "--equal-cost", "--reach", "60")
+    costs = tables(out)[-1]
+    assert dict(zip(*(costs[number] for number in (0, 2)), strict=True)) == {
+        **dict(zip(costs[0], costs[2], strict=True)),
+        **{"method": "late_sam", "epochs to 60": "5", "seconds to 60": "57", "at sgd's gradients": "64.00 ± 0.00"},
+    }
+    assert "Seconds of a step with step.from or step.until are in proportion to its gradients." in words(out)
+
+
+def test_every_kth_step_is_counted_step_by_step(tmp_path: Path) -> None:
+    """11 epochs of 7 steps, of which steps 0, 10, ..., 70 are sharp: 85 gradients, and 77 by the end of epoch 10."""
+    rising = {epoch: 50.0 + epoch for epoch in range(1, 12)}
+    eleven = (RESNET20, "budget=11", "batch_size=128")
+    sizes = {"images_per_epoch": 7 * 128}
+    store(tmp_path, record(*eleven, "method=sgd"), cost={"gradient_evaluations": 77, **sizes}, history=rising)
+    tenth = record(*eleven, "method=sam", "step.every=10")
+    store(tmp_path, tenth, cost={"gradient_evaluations": 85, **sizes}, history=rising)
+    costs = tables(run("runs", "--results", tmp_path, "--equal-cost")[0])[-1]
+    assert [row[-1] for row in costs[1:]] == ["61.00", "60.00"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"_target_": "own.Step", "from": 0.5},
+        {"_target_": "broadopt.methods.sam.sam", "from": "late"},
+        {"_target_": "broadopt.methods.sam.sam", "until": 10**400},
+        {"_target_": "broadopt.methods.sam.sam", "from": 0.5, "every": 0},
+    ],
+)
+def test_what_a_step_of_ones_own_takes_in_a_part_of_a_training_is_not_guessed(
+    tmp_path: Path, step: dict[str, Any]
+) -> None:
+    rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}
+    recorded = record(*SHORT, "method=sgd")
+    store(tmp_path, recorded, cost={"gradient_evaluations": 1000}, history=rising)
+    store(tmp_path, {**recorded, "step": step, "method": "own"}, cost={"gradient_evaluations": 1570}, history=rising)
+    out, _ = run("runs", "--results", tmp_path, "--equal-cost", "--reach", "60")
+    header, sgd, mine = tables(out)[-1]
+    assert header[-3:] == ["epochs to 60", "seconds to 60", "at sgd's gradients"]
+    assert (sgd[-3:], mine[-3:]) == (["5", "50", "70.00"], ["5", "", ""])
+    assert "Not known of a step of your own with step.from or step.until" in words(out)
+
+
 def test_unfinished_runs_are_compared_at_the_last_common_epoch(costly: Path) -> None:
     out, _ = run("runs", "--results", costly, "--at-epoch")
     assert tables(out)[0] == [
