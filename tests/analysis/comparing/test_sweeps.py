@@ -270,7 +270,7 @@ def test_the_metric_that_is_compared_and_the_csv(compared: Path) -> None:
     records = [row for row in csv.DictReader(io.StringIO(out)) if row["quantity"] == "difference"]
     assert [(row["step.rho"], row["metric"], row["against"], row["mean"]) for row in records][:2] == [
         ("0.05", "best", "sgd", "2"),
-        ("0.1", "best", "sgd", "2.4"),
+        ("0.1", "best", "sgd", "2.3999999999999915"),  # the differences are those of the binary numbers, unrounded
     ]
     assert (records[0]["p"], records[0]["test"]) == ("", "")  # each pair is 2 apart
 
@@ -563,6 +563,18 @@ def test_the_csv_has_what_was_asked_for(costly: Path) -> None:
     assert found["test_accuracy", "at epoch", "6"] == ("3", "64")
     assert found["test_accuracy", "at sgd's gradients", ""] == ("3", "62")
     assert found["gradient_evaluations", "", ""] == ("3", "2000")
+
+
+def test_the_csv_has_every_digit(tmp_path: Path) -> None:
+    lasts = {1e-08: 71.1, 0.1 + 0.2: 200 / 3}
+    for lr, last in lasts.items():
+        store(tmp_path, record(*SHORT, "method=sgd", f"lr={lr}"), last=last)
+    out, _ = run("runs", "--results", tmp_path, "--format", "csv")
+    rows = [row for row in csv.DictReader(io.StringIO(out)) if row["metric"] == "last"]
+    assert [(row["lr"], row["mean"]) for row in rows if row["quantity"] == "test_accuracy"] == [
+        ("1e-08", "71.1"),
+        ("0.30000000000000004", repr(200 / 3)),
+    ]
 
 
 def test_a_history_that_cannot_be_read_is_named(costly: Path, tmp_path: Path) -> None:
