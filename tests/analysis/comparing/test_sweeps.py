@@ -178,6 +178,27 @@ def test_where_selects_runs(tmp_path: Path) -> None:
     assert "No finished run." in out
 
 
+def test_where_finds_texts_that_look_like_numbers_or_words(tmp_path: Path) -> None:
+    sam = record(*SHORT, "method=sam")
+    store(tmp_path, own(sam, step={"p": "inf"}), last=71.0)
+    store(tmp_path, own(sam, step={"p": 1}), last=72.0)
+    store(tmp_path, own(sam, model={"name": "18", "own": "none"}), last=73.0)
+    store(tmp_path, own(sam, model={"shape": [3, "1e2"]}), last=74.0)
+    for where, last in (
+        ("step.p=inf", ["71.00"]),
+        ("step.p=1", ["72.00"]),
+        ("step.p=inf,1", ["71.00", "72.00"]),
+        ("model=18", ["73.00"]),
+        ("model='18'", ["73.00"]),
+        ("model.own=none step.p=2 model=18", ["73.00"]),
+        ("model.shape=[3.0,1e2]", ["74.00"]),
+    ):
+        table = tables(run("runs", "--results", tmp_path, "--where", *where.split())[0])[0]
+        assert sorted(row[table[0].index("last")] for row in table[1:]) == last, where
+    _, err = run("runs", "--results", tmp_path, "--where", "model=018", expect=2)
+    assert err == "broadopt-table: --where model.name=018: no run has this value; they have 18, resnet20\n"
+
+
 def test_several_folders_and_a_folder_one_level_off(tmp_path: Path) -> None:
     store(tmp_path / "mine/a", record(*SHORT, "method=sam"), last=71.0)
     store(tmp_path / "b", record(*SHORT, "method=sam", seed=2), last=73.0)
