@@ -116,6 +116,19 @@ def test_no_cell_mixes_recipes_whatever_columns_are_asked_for(tmp_path: Path) ->
     ]
 
 
+def test_a_column_of_what_differs_inside_a_line_is_refused(tmp_path: Path) -> None:
+    for seed in (2, 1):
+        store(tmp_path, record(*SHORT, "method=sam", seed=seed))
+    store(tmp_path, record(*SHORT, "method=sgd", seed=3))
+    message = "--columns seed: a line is of several runs, with 1 and 2 in one line of sam; --per-run: a row a run"
+    for form in ("markdown", "csv"):
+        asked = ("--columns", "lr", "seed", "--format", form)
+        out, err = run("runs", "--results", tmp_path, *asked, expect=2)
+        assert (out, err) == ("", f"broadopt-table: {message}\n")
+    out, _ = run("runs", "--results", tmp_path, "--columns", "seed", "--where", "seed=2,3")
+    assert [row[:3] for row in tables(out)[0]] == [["method", "seed", "n"], ["sgd", "3", "1"], ["sam", "2", "1"]]
+
+
 def test_a_table_of_several_protocols_says_so_and_what_they_differ_in(tmp_path: Path) -> None:
     base = ("model=resnet20", "dataset=cifar10", "budget=10")
     store(tmp_path, record(*base, "method=sgd"))
