@@ -7,7 +7,6 @@ from typing import Any
 
 from broadopt.analysis.comparing import selection
 from broadopt.analysis.comparing.frame import read_history
-from broadopt.analysis.comparing.keys import flat
 from broadopt.analysis.status import state
 from broadopt.analysis.status.state import Folder
 from broadopt.analysis.tables.match import Result
@@ -66,16 +65,13 @@ def _as_one(looked: Sequence[Folder], results: Sequence[Result]) -> Folder:
 
 def _selected(results: Sequence[Result], folder: Folder, where: Sequence[str]) -> tuple[list[Result], Folder]:
     """The runs that fit, those that have only a heartbeat too."""
-    wanted = selection.conditions(where)
-    kept = selection.select(results, wanted)
-    keys = {result["identity"] for result in kept}
-    progress = {
-        key: seen
-        for key, seen in folder.progress.items()
-        if all(condition.fits(flat(seen[1]["config"])) for condition in wanted)
-    }
-    return kept, replace(
-        folder, results={key: value for key, value in folder.results.items() if key in keys}, progress=progress
+    # All together: what is the only run of a value may be running, and a key may be recorded by runs of either kind.
+    every = [*results, *(seen for _, seen in folder.progress.values())]
+    keys = {run["identity"] for run in selection.select(every, selection.conditions(where))}
+    return [result for result in results if result["identity"] in keys], replace(
+        folder,
+        results={key: value for key, value in folder.results.items() if key in keys},
+        progress={key: value for key, value in folder.progress.items() if key in keys},
     )
 
 

@@ -444,6 +444,23 @@ def test_runs_can_be_selected(folder: Path) -> None:
     assert not [one for one in found.root.all("table") if one.attributes["id"].endswith("-missing")]
 
 
+def test_runs_that_have_only_a_heartbeat_can_be_selected(tmp_path: Path) -> None:
+    for seed, keys in ((1, ()), (2, ("step.ascent=0.5",))):
+        store(tmp_path, record(*SHORT, "method=sam", *keys, seed=seed))
+    recorded = record(*SHORT, "method=sam", seed=3)
+    run_folder = results.run_folder(tmp_path, recorded)
+    run_folder.mkdir(parents=True)
+    seeds = {}
+    with FileLock(run_folder / ".lock"), Heartbeat(run_folder, recorded, device="a device"):
+        for where in ("seed=3", "seed=1,3", "step.ascent=1", "step.ascent=0.5"):
+            pages.run(tmp_path, "-o", "page.html", "--where", where, cwd=tmp_path)
+            seeds[where] = [row[3] for row in page(tmp_path / "page.html").table("all-runs")[1:]]
+        refused = pages.run(tmp_path, "--where", "seed=4", cwd=tmp_path, expect=2)
+    # Without the key recorded a run is one of its first value, whether it has a result or a heartbeat.
+    assert seeds == {"seed=3": ["3"], "seed=1,3": ["1", "3"], "step.ascent=1": ["1", "3"], "step.ascent=0.5": ["2"]}
+    assert refused == "broadopt-report: --where seed=4: no run has this value; they have 1, 2, 3\n"
+
+
 def test_several_folders_are_one_report(folder: Path, tmp_path: Path) -> None:
     store(tmp_path, record(RESNET20, "method=sgd", seed=4), last=70.5)
     store(tmp_path, record(RESNET20, "method=asam", seed=1), last=72.0)  # a copy counts once
