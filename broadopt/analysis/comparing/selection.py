@@ -89,6 +89,9 @@ def going_on(folders: Sequence[Path], known: Collection[str]) -> list[Result]:
 def _of_a_heartbeat(progress: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> Result:
     config = progress["config"]
     names = {name: config[name] for name in ("method", "protocol", "seed", "budget")}
+    figures = ("epoch", "test_accuracy", "test_nll", "test_ece")
+    # The history of a result is held to what the result says; of this one a row may lack any figure.
+    whole = [{name: row[name] for name in figures} for row in rows if all(name in row for name in figures)]
     return {
         **names,
         "identity": progress["identity"],
@@ -96,7 +99,7 @@ def _of_a_heartbeat(progress: Mapping[str, Any], rows: Sequence[Mapping[str, flo
         "model": config["model"]["name"],
         "config": config,
         "epochs": rows[-1]["epoch"],
-        "metrics": metrics(rows, {}),
+        "metrics": metrics(whole, {}),
         "cost": {},
         "environment": {"device": progress["device"], "precision": config["precision"]},
     }

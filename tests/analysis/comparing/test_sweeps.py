@@ -1,7 +1,10 @@
 """broadopt-table runs as users of sweeps run it: columns, rows, selection, differences and cost, on stored results."""
 
 import csv
+import functools
 import io
+import json
+import operator
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +19,7 @@ from broadopt.config.identity import identity_of
 from broadopt.runs.folders import run_folder
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
+from broadopt.runs.results import write
 from broadopt.signals import Stop
 
 SHORT = (RESNET20, "budget=10")
@@ -611,13 +615,46 @@ def test_the_csv_has_every_digit(tmp_path: Path) -> None:
     ]
 
 
-def test_a_history_that_cannot_be_read_is_named(costly: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"\xff\x00", b"epoch,test_accuracy\n1,50.0\ninf,70.0\n"])
+def test_a_history_that_cannot_be_read_is_named(costly: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(costly, tmp_path / "copy")
     (odd,) = (tmp_path / "copy/runs/cifar100/resnet20/sam").glob("seed1-*/history.csv")
-    odd.write_bytes(b"\xff\x00")
+    odd.write_bytes(content)
     out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "60", "--strict", expect=1)
     assert f"left out: {odd.relative_to(tmp_path / 'copy')}: " in out
     assert [row[6] for row in tables(out)[-1][1:]] == ["3 of 3", "2 of 3"]
+    run("runs", "--results", tmp_path / "copy", "--reach", "60", "--equal-cost", "--at-epoch", "--strict", expect=1)
+
+
+@pytest.mark.parametrize(
+    "columns", ["test_accuracy", "test_accuracy,test_nll", "test_accuracy,test_nll,test_ece,validation_accuracy"]
+)
+def test_a_history_beside_a_heartbeat_may_lack_figures(costly: Path, tmp_path: Path, columns: str) -> None:
+    shutil.copytree(costly, tmp_path / "copy")
+    recorded = record(*SHORT, "method=asam", seed=2)
+    folder = run_folder(tmp_path / "copy", recorded)
+    folder.mkdir(parents=True)
+    others = ",1.0" * columns.count(",")
+    (folder / "history.csv").write_text(f"epoch,{columns}\n5.0\n6.0,54.0{others}\n")
+    with Heartbeat(folder, recorded, device="a device"), only_writer(folder, wait=False, stop=Stop()):
+        out, _ = run("runs", "--results", tmp_path / "copy", "--at-epoch", "--strict")
+    assert tables(out)[0][-1] == ["asam", "0", "", "", "53.00 ± 1.41 (2)"]
+
+
+@pytest.mark.parametrize(
+    "field", ["collected.1.validation_accuracy", "collected.1.validation_nll", "best.test_nll", "best.test_ece"]
+)
+def test_a_result_with_a_figure_that_is_none_is_left_out(tmp_path: Path, field: str) -> None:
+    store(tmp_path, record(*SHORT, "method=sgd"))
+    folder = store(tmp_path, record(*SHORT, "method=sgd", "collect=swa"), collected={"1": 70.0})
+    content = json.loads((folder / "result.json").read_text())
+    del content["checksum"]
+    *path, name = field.split(".")
+    functools.reduce(operator.getitem, path, content["metrics"])[name] = 10**400
+    write(folder, content)
+    out, err = run("runs", "--results", tmp_path, "--format", "csv", "--strict", expect=1)
+    assert {row["method"] for row in csv.DictReader(io.StringIO(out))} == {"sgd"}
+    assert f"left out: {folder.relative_to(tmp_path)}: metrics.{field}: expected a " in err
 
 
 # ---- bad input
