@@ -1,5 +1,6 @@
 """What the page is made of: every result, heartbeat and history of one or several results folders, read once."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from broadopt.analysis.comparing.frame import read_history
 from broadopt.analysis.status import state
 from broadopt.analysis.status.state import Folder
 from broadopt.analysis.tables.match import Result
+from broadopt.config.identity import identity_of
 from broadopt.errors import InputError
+from broadopt.runs.folders import run_folder
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,22 @@ class Gathered:
     def finished(self) -> list[Result]:
         """The runs that have their final figures."""
         return [result for result in self.results if result["state"] == "finished"]
+
+    def place_of(self, record: Mapping[str, Any]) -> tuple[Path, Path]:
+        """The results folder that a run was found in, where it goes on, and its own folder; of a run that was not
+        found, in the first results folder.
+        """
+        key = identity_of(record)
+        result, seen = self.folder.results.get(key), self.folder.progress.get(key)
+        if seen and (result is None or result["state"] != "finished"):
+            folder = seen[0]
+        elif result is not None:
+            folder = Path(result["path"])
+        else:  # with neither it may have left a checkpoint
+            folders = [run_folder(root, record) for root in self.roots]
+            folder = next((one for one in folders if os.path.isdir(one)), folders[0])
+        roots = (root for root in self.roots if folder.is_relative_to(root / "runs"))
+        return next(roots, self.roots[0]), folder
 
 
 def gather(given: Sequence[Path], where: Sequence[str] = ()) -> Gathered:
