@@ -27,6 +27,9 @@ VARYING = OVER_TIME | {"every", "ascent", "second_order"}
 SECOND_ORDER = 2
 """What step.second_order adds at a sharp step, as `broadopt.methods.steps.second_order` counts it."""
 
+LARGEST = 1e15
+"""Of any number here: products of a few of them stay finite."""
+
 FINE = 10_000
 """Steps that an epoch is counted in where their number is not known."""
 
@@ -69,12 +72,12 @@ def share_by(record: Mapping[str, Any], *, epochs: float, images: int | None) ->
 
 def _occasions(step: Mapping[str, Any]) -> Occasions:
     until, every = step.get("until"), step.get("every", 1)
-    if type(every) is not int:
+    if type(every) is not int or every > LARGEST:
         raise TypeError("step.every")
     return Occasions(start=_number(step.get("from", 0)), end=None if until is None else _number(until), every=every)
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not abs(value) <= 1e15:
-        raise TypeError("expected a number")
+    if type(value) not in (int, float) or not 0 <= value <= LARGEST:
+        raise TypeError("expected a number >= 0")
     return float(value)

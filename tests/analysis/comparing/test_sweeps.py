@@ -523,6 +523,8 @@ def test_every_kth_step_is_counted_step_by_step(tmp_path: Path) -> None:
         {"_target_": "broadopt.methods.sam.sam", "from": "late"},
         {"_target_": "broadopt.methods.sam.sam", "until": 10**400},
         {"_target_": "broadopt.methods.sam.sam", "from": 0.5, "every": 0},
+        {"_target_": "broadopt.methods.sam.sam", "from": 0.5, "every": 10**400},
+        {"_target_": "broadopt.methods.sam.sam", "from": 0.5, "ascent": -1},
     ],
 )
 def test_what_a_step_of_ones_own_takes_in_a_part_of_a_training_is_not_guessed(
