@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from broadopt.analysis.status.estimate import PASSES
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import public
 from broadopt.config.shipped import options
 from broadopt.devices.rates import TABLE
+from broadopt.methods.recorded import PASSES
 from broadopt.runs.results import read_all
 from broadopt.training.plan import price
 

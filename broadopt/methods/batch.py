@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from broadopt.methods.steps.occasions import quotient
+
 Gradient = Callable[[Tensor, Tensor, bool], Tensor]
 """(images, labels, whether these images are seen for the first time) -> mean loss; adds to every `.grad`."""
 
@@ -79,9 +81,3 @@ class Batch:
         """
         evaluated = self.evaluated + sum(part.evaluated for part in self.parts)
         return quotient(evaluated, len(self.labels))
-
-
-def quotient(count: float, each: int) -> float:
-    """count / each, as an integer where it is a whole number."""
-    found = count / each
-    return int(found) if found == int(found) else found

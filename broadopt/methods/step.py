@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.batch import Batch, quotient
+from broadopt.methods.batch import Batch
 from broadopt.methods.batchnorm import keep_statistics
 from broadopt.methods.steps.layers import LAYERS, only_these, parameters_of
-from broadopt.methods.steps.occasions import ALWAYS, Course, Occasions
+from broadopt.methods.steps.occasions import ALWAYS, Course, Occasions, quotient
 
 Closure = Callable[[], Tensor]
 """One forward and backward pass on the current batch: returns the mean loss, a detached scalar, and adds to every

@@ -40,6 +40,6 @@ def read(folder: Path) -> list[dict[str, float]]:
     except (csv.Error, TypeError, ValueError) as error:
         raise ValueError(f"not a table of numbers ({error})") from error
     epochs = [row.get("epoch", math.nan) for row in rows]
-    if not all(0 < before < after for before, after in zip([1e-300, *epochs], epochs, strict=False)):
+    if not all(0 < before < after < math.inf for before, after in zip([1e-300, *epochs], epochs, strict=False)):
         raise ValueError("without a column epoch that ascends")
     return [{key: value for key, value in row.items() if math.isfinite(value)} for row in rows]

@@ -206,12 +206,12 @@ def _figures(split: str) -> dict[str, Check]:
 def _split(split: str) -> dict[str, Check]:
     figures = _figures(split)
     best = {f"{split}_accuracy": figures[f"{split}_accuracy"], "epoch": _MEASURED}
-    return {"last": _nullable(_mapping(figures)), "best": _nullable(_mapping(best))}
+    return {"last": _nullable(_mapping(figures)), "best": _nullable(_mapping(best, figures))}
 
 
 _COLLECTED = _each(
     lambda key: re.fullmatch(r"([\w./-]{1,100} )?\d{1,7}(\.\d{1,12})?(e[+-]?\d\d)?", key, re.ASCII),
-    _mapping(_figures("test"), {"members": _number(0, LARGEST), "epochs": _MEASURED}),
+    _mapping(_figures("test"), {"members": _number(0, LARGEST), "epochs": _MEASURED, **_figures("validation")}),
     "numbers of budgets, behind the name of another collector than the run's own,",
 )
 

@@ -11,6 +11,7 @@ from broadopt.analysis.comparing.lines import Line
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.match import Result, precision
 from broadopt.analysis.tables.options import Comparison
+from broadopt.methods.recorded import share_by
 
 History = Sequence[Mapping[str, float]]
 
@@ -31,10 +32,11 @@ def last_common_epoch(histories: Iterable[History]) -> float | None:
     return max(set.intersection(*epochs), default=None) if epochs else None
 
 
-def accuracy_after(history: History, epochs: float) -> float | None:
-    """Test accuracy at the last evaluated epoch that is not beyond `epochs`; None where none is."""
-    # Of an epoch that a number of steps ends, 1e-6 of an epoch are rounding.
-    found = [reached for epoch, reached in evaluated(history).items() if epoch <= epochs + 1e-6]
+def accuracy_within(history: History, amount: float, spent_by: Callable[[float], float]) -> float | None:
+    """Test accuracy at the last evaluated epoch by which no more than `amount` was spent; None where none is."""
+    # Of an epoch that a number of steps ends, 1e-6 of an epoch are rounding; so are 1e-9 of an amount.
+    most = amount * (1 + 1e-9)
+    found = [reached for epoch, reached in evaluated(history).items() if spent_by(max(0.0, epoch - 1e-6)) <= most]
     return found[-1] if found else None
 
 
@@ -44,10 +46,15 @@ def spent(result: Result, quantity: str) -> float | None:
     return float(value) if value else None
 
 
-def per_epoch(result: Result, quantity: str) -> float | None:
-    """The same of one epoch."""
-    total = spent(result, quantity)
-    return total / result["epochs"] if total and result["epochs"] else None
+def spent_by(result: Result, quantity: str) -> Callable[[float], float] | None:
+    """(epoch) -> the same up to an epoch, seconds in proportion to gradients; None where it was not measured, or where
+    it is not known at which steps.
+    """
+    total, epochs = spent(result, quantity), result["epochs"]
+    if not total or not epochs:
+        return None
+    share = share_by(result["config"], epochs=epochs, images=result["cost"].get("images_per_epoch"))
+    return None if share is None else lambda epoch: total * share(epoch)
 
 
 def machine(result: Result) -> tuple[Any, ...] | None:
@@ -81,12 +88,6 @@ def time_ratio(runs: Iterable[Result], baseline: Iterable[Result]) -> float | No
     return statistics.median(ratios) if ratios else None
 
 
-def epochs_for(result: Result, quantity: str, amount: float) -> float | None:
-    """How many epochs of a run cost `amount` of a quantity; None where that was not measured."""
-    each = per_epoch(result, quantity)
-    return amount / each if each else None
-
-
 class AlongTraining:
     """The columns that are worked out from histories: at an epoch, to an accuracy, at an equal cost."""
 
@@ -99,6 +100,8 @@ class AlongTraining:
         if asked.at_epoch == 0:
             self.epoch = last_common_epoch(history for history in self._of.values() if evaluated(history))
         self.against = asked.against or "sgd"
+        self.quantity = "train_seconds" if asked.equal_cost == "seconds" else "gradient_evaluations"
+        """Of which accuracies at an equal cost have spent as much."""
         self._baseline = [run for line in sweep.lines if line.method == self.against for run in line.finished]
 
     def at_epoch(self, line: Line) -> list[float | None]:
@@ -110,19 +113,19 @@ class AlongTraining:
         found: list[tuple[float, float | None] | None] = []
         for run in line.finished:
             epochs = epochs_to(self._of[run["identity"]], self.asked.reach or 0.0)
-            each = per_epoch(run, "train_seconds")
-            found.append(None if epochs is None else (epochs, epochs * each if each else None))
+            seconds = spent_by(run, "train_seconds")
+            found.append(None if epochs is None else (epochs, None if seconds is None else seconds(epochs)))
         return found
 
     def at_equal_cost(self, line: Line) -> list[float | None]:
         """Accuracy of each finished run when it had cost what the baseline's median run cost in all."""
-        quantity = {"gradients": "gradient_evaluations", "seconds": "train_seconds"}[self.asked.equal_cost or ""]
-        found: list[float | None] = []
+        quantity, found = self.quantity, list[float | None]()
         for run in line.finished:
             like = self._baseline
             if quantity == "train_seconds":  # seconds of another machine are no measure
                 like = [one for one in like if machine(one) == machine(run) is not None]
             known = [value for one in like if (value := spent(one, quantity))]
-            epochs = epochs_for(run, quantity, statistics.median(known)) if known else None
-            found.append(None if epochs is None else accuracy_after(self._of[run["identity"]], epochs))
+            by = spent_by(run, quantity) if known else None
+            history = self._of[run["identity"]]
+            found.append(None if by is None else accuracy_within(history, statistics.median(known), by))
         return found

@@ -19,6 +19,7 @@ from broadopt.analysis.tables.match import Recipes, Result
 from broadopt.analysis.tables.off_recipe import figures, place
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.summary import collected_keys, cost, longest_key, reading, summarise, text
+from broadopt.methods.recorded import OVER_TIME
 from broadopt.runs.schema import evaluation_point
 
 CALIBRATION = ("test_nll", "test_ece")
@@ -35,6 +36,7 @@ FURTHER = (
     "coll. with a name: what that collector predicts on the same run; the run reports what the first of its collectors "
     "predicts, without a name."
 )
+UNKNOWN = " Not known of a step of your own with step.from or step.until: only its code says when it costs how much."
 RATIO = "x sgd: the median run's seconds over those of SGD in the same table, on the same device."
 
 
@@ -183,7 +185,7 @@ def _asked_for(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], list
         note = (
             f"reach {target}: runs with an evaluated epoch of at least {target} %, chosen on the test set; "
             "epochs and seconds to the first such epoch: medians of those runs."
-        )
+        ) + _over_time(sweep, "train_seconds")
         found.append(([f"reach {target}", f"epochs to {target}", f"seconds to {target}"], cells, note))
     if extra.asked.equal_cost is not None:
         title = f"at {extra.against}'s {extra.asked.equal_cost}"
@@ -191,9 +193,17 @@ def _asked_for(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], list
         note = (
             f"{title}: test accuracy of the plain weights at the last evaluated epoch by which no more was spent than "
             f"by the median run of {extra.against} in all; a schedule made for that budget would end lower."
-        )
+        ) + _over_time(sweep, extra.quantity)
         found.append(([title], cells, note))
     return found
+
+
+def _over_time(sweep: Sweep, quantity: str) -> str:
+    """What is to be said where a step costs more in one part of a training than in another."""
+    uneven = [run for run in sweep.runs if OVER_TIME & run["config"]["step"].keys()]
+    unknown = any(costs.spent(run, quantity) and costs.spent_by(run, quantity) is None for run in uneven)
+    words = " Seconds of a step with step.from or step.until are in proportion to its gradients."
+    return (words if uneven and quantity == "train_seconds" else "") + (UNKNOWN if unknown else "")
 
 
 def _ratio(sweep: Sweep, line: Line) -> float | None:

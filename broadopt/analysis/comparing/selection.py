@@ -94,6 +94,9 @@ def going_on(folders: Sequence[Path], known: Collection[str]) -> list[Result]:
 def _of_a_heartbeat(progress: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> Result:
     config = progress["config"]
     names = {name: config[name] for name in ("method", "protocol", "seed", "budget")}
+    figures = ("epoch", "test_accuracy", "test_nll", "test_ece")
+    # The history of a result is held to what the result says; of this one a row may lack any figure.
+    whole = [{name: row[name] for name in figures} for row in rows if all(name in row for name in figures)]
     return {
         **names,
         "identity": progress["identity"],
@@ -101,7 +104,7 @@ def _of_a_heartbeat(progress: Mapping[str, Any], rows: Sequence[Mapping[str, flo
         "model": config["model"]["name"],
         "config": config,
         "epochs": rows[-1]["epoch"],
-        "metrics": metrics(rows, {}),
+        "metrics": metrics(whole, {}),
         "cost": {},
         "environment": {"device": progress["device"], "precision": config["precision"]},
     }
@@ -129,7 +132,7 @@ def conditions(words: Sequence[str], *, option: str = "--where ") -> tuple[Condi
         if not (key and equals and values):
             ahead = "; the table is named ahead of it" if option else ""
             raise InputError(f"{option}{word}: expected KEY=VALUE or KEY=VALUE,VALUE{ahead}")
-        found.append(Condition(ALIASES.get(key, key), tuple(map(_value, _split(values)))))
+        found.append(Condition(ALIASES.get(key, key), tuple(map(_typed, _split(values)))))
     return tuple(found)
 
 
@@ -162,7 +165,7 @@ def select(results: Sequence[Result], wanted: Sequence[Condition], *, option: st
         if not any(map(condition.fits, configs)):
             found = distinct(config[condition.key] for config in configs if condition.key in config)
             shown = ", ".join(map(label, found[:MOST_VALUES])) + (", ..." if len(found) > MOST_VALUES else "")
-            asked = ",".join(map(label, condition.values))
+            asked = ",".join(label(_as_typed(value)) for value in condition.values)
             raise InputError(f"{option}{condition.key}={asked}: no run has this value; they have {printable(shown)}")
     return [
         result
@@ -184,10 +187,29 @@ def _split(text: str) -> list[str]:
     return [part for part in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", text) if part]
 
 
-def _value(text: str) -> Any:
+@dataclass(frozen=True)
+class _Typed:
+    """A value of a command line: a config may hold what it means or the text itself, as of step.p=inf and model=18."""
+
+    text: str
+    value: Any
+
+
+def _typed(text: str) -> Any:
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
-        return tuple(_value(part) for part in text[1:-1].split(",") if part.strip())
+        return tuple(_typed(part) for part in text[1:-1].split(",") if part.strip())
+    return _Typed(text.strip("'\""), _value(text))
+
+
+def _as_typed(value: Any) -> Any:
+    """The text of a value of a command line; one from Python stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_typed, value))
+    return value.text if isinstance(value, _Typed) else value
+
+
+def _value(text: str) -> Any:
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     try:
@@ -201,7 +223,9 @@ def _value(text: str) -> Any:
 
 
 def _equal(value: Any, wanted: Any) -> bool:
-    """By value: 200 is 200.0; but true is not 1."""
+    """By value: 200 is 200.0; but true is not 1. A text is equal to what was typed, whatever else that means."""
+    if isinstance(wanted, _Typed):
+        return value == wanted.text if isinstance(value, str) else _equal(value, wanted.value)
     if isinstance(value, (list, tuple)) and isinstance(wanted, (list, tuple)):
         return len(value) == len(wanted) and all(map(_equal, value, wanted))
     return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)

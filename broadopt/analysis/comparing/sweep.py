@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broadopt.analysis.comparing.keys import ABSENT, distinct, label, order
+from broadopt.analysis.comparing.keys import ABSENT, distinct, flat, label, order
 from broadopt.analysis.comparing.lines import (
     Line,
     completed_lines,
@@ -17,6 +17,7 @@ from broadopt.analysis.comparing.lines import (
 from broadopt.analysis.comparing.selection import check_key
 from broadopt.analysis.tables.match import Recipes, Result, groups, rank, show
 from broadopt.analysis.tables.summary import longest_key
+from broadopt.errors import InputError
 
 OF_A_METHOD = ("step", "collect", "code")
 
@@ -62,7 +63,7 @@ def sweeps(
 
     `columns`: dotted keys to show instead of those in which the lines differ. `sort`: dotted keys, by which lines
     ascend, and last, best or collected, by which they descend; the method and the columns by default. Raises
-    InputError for a key that no run has.
+    InputError for a key that no run has, and for a column that the runs of one line have different values of.
     """
     together: dict[tuple[str, str, float], list[Line]] = {}
     for group in groups(results):
@@ -77,7 +78,19 @@ def sweeps(
         for key in keys if found else ():
             if key not in DESCENDING or option == "--columns":
                 check_key(key, configs, option=option)
+    for key in columns:
+        _check_is_one(key, found)
     return found
+
+
+def _check_is_one(key: str, found: Sequence[Sweep]) -> None:
+    """Raise InputError for a column whose cells would stand for several runs and be true of one of them."""
+    for sweep in found:
+        for line in sweep.lines:
+            values = distinct(flat(run["config"]).get(key) for run in line.group.runs)
+            if len(values) > 1:
+                several = f"{label(values[0])} and {label(values[1])} in one line of {line.method}"
+                raise InputError(f"--columns {key}: a line is of several runs, with {several}; --per-run: a row a run")
 
 
 def _sweep(place: tuple[str, str, float], lines: Sequence[Line], columns: Sequence[str], sort: Sequence[str]) -> Sweep:

@@ -1,5 +1,6 @@
 """What the page is made of: every result, heartbeat and history of one or several results folders, read once."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any
 
 from broadopt.analysis.comparing import selection
 from broadopt.analysis.comparing.frame import read_history
-from broadopt.analysis.comparing.keys import flat
 from broadopt.analysis.status import state
 from broadopt.analysis.status.state import Folder
 from broadopt.analysis.tables.match import Result
+from broadopt.config.identity import identity_of
 from broadopt.errors import InputError
+from broadopt.runs.folders import run_folder
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ class Gathered:
     def finished(self) -> list[Result]:
         """The runs that have their final figures."""
         return [result for result in self.results if result["state"] == "finished"]
+
+    def place_of(self, record: Mapping[str, Any]) -> tuple[Path, Path]:
+        """The results folder that a run was found in, where it goes on, and its own folder; of a run that was not
+        found, in the first results folder.
+        """
+        key = identity_of(record)
+        result, seen = self.folder.results.get(key), self.folder.progress.get(key)
+        if seen and (result is None or result["state"] != "finished"):
+            folder = seen[0]
+        elif result is not None:
+            folder = Path(result["path"])
+        else:  # with neither it may have left a checkpoint
+            folders = [run_folder(root, record) for root in self.roots]
+            folder = next((one for one in folders if os.path.isdir(one)), folders[0])
+        roots = (root for root in self.roots if folder.is_relative_to(root / "runs"))
+        return next(roots, self.roots[0]), folder
 
 
 def gather(given: Sequence[Path], where: Sequence[str] = ()) -> Gathered:
@@ -66,16 +84,13 @@ def _as_one(looked: Sequence[Folder], results: Sequence[Result]) -> Folder:
 
 def _selected(results: Sequence[Result], folder: Folder, where: Sequence[str]) -> tuple[list[Result], Folder]:
     """The runs that fit, those that have only a heartbeat too."""
-    wanted = selection.conditions(where)
-    kept = selection.select(results, wanted)
-    keys = {result["identity"] for result in kept}
-    progress = {
-        key: seen
-        for key, seen in folder.progress.items()
-        if all(condition.fits(flat(seen[1]["config"])) for condition in wanted)
-    }
-    return kept, replace(
-        folder, results={key: value for key, value in folder.results.items() if key in keys}, progress=progress
+    # All together: what is the only run of a value may be running, and a key may be recorded by runs of either kind.
+    every = [*results, *(seen for _, seen in folder.progress.values())]
+    keys = {run["identity"] for run in selection.select(every, selection.conditions(where))}
+    return [result for result in results if result["identity"] in keys], replace(
+        folder,
+        results={key: value for key, value in folder.results.items() if key in keys},
+        progress={key: value for key, value in folder.progress.items() if key in keys},
     )
 
 

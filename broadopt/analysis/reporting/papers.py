@@ -108,7 +108,7 @@ def _to_do(table: PaperTable, found: Gathered, recipes: Recipes, seeds: Sequence
     begun = [cell for cell in cells if cell.count("missing") < len(cell.runs)]
     rows = [
         (*cell.labels[-2:], str(run.seed), run.state, run.words or "not run yet", command)
-        for cell, run, command in runs_to_do(begun, found.roots[0])
+        for cell, run, command in runs_to_do(begun, found)
     ]
     shown = Table(
         name=f"{table.name}-missing",

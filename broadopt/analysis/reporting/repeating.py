@@ -1,5 +1,6 @@
 """The commands that repeat runs, or that carry on with those that did not finish."""
 
+import json
 import os
 import re
 import shlex
@@ -8,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError, safe_load
+
 from broadopt.analysis.comparing.keys import flat
-from broadopt.analysis.status.cells import Cell, Status, commands
+from broadopt.analysis.reporting.gathered import Gathered
+from broadopt.analysis.status.cells import Cell, Status, commands, place
 from broadopt.analysis.status.state import Run
 from broadopt.analysis.tables.match import Compose, differing, show, step_and_collect
 from broadopt.config.identity import AS_WITHOUT, identity_of
@@ -29,11 +33,12 @@ ROUNDS = 3
 """Times that overrides are completed by what they leave different."""
 
 
-def runs_to_do(cells: Sequence[Cell], results_dir: Path) -> Iterator[tuple[Cell, Run, str]]:
-    """Each run that is neither finished nor running, with its command."""
+def runs_to_do(cells: Sequence[Cell], found: Gathered) -> Iterator[tuple[Cell, Run, str]]:
+    """Each run that is neither finished nor running, with its command, by which it goes on where it was found."""
     for cell in cells:
         for run in cell.runs:
-            for command in commands(Status((replace(cell, runs=(run,)),), ()), results_dir, ()):
+            root, _ = found.place_of(run.record)
+            for command in commands(Status((replace(cell, runs=(run,)),), ()), root, ()):
                 yield cell, run, command
 
 
@@ -47,14 +52,18 @@ class Repeats:
         self._compose = compose
         self._known: dict[str, tuple[str, ...] | None] = {}
 
-    def command(self, record: Mapping[str, Any], path: Path) -> str:
-        """What to type for a run of a recorded config that lies in the folder `path`; empty where nothing would do."""
+    def command(self, record: Mapping[str, Any], path: Path, root: Path) -> str:
+        """What to type for a run of a recorded config that lies in the folder `path` of the results folder `root`;
+        empty where nothing would do.
+        """
         if os.path.isfile(path / "config.yaml"):
-            return f"broadopt-run {shlex.quote(f'repeat={path}')}"
+            # Its config.yaml has the results folder of the first time, which may have been moved since.
+            return shlex.join(["broadopt-run", f"repeat={path}", f"results_dir={_as_yaml(str(root))}"])
         words = self._overrides(record)
         if words is None:
             return ""
-        return shlex.join(["broadopt-run", *words, f"seed={record['seed']}", f"precision={record['precision']}"])
+        named = (f"seed={record['seed']}", f"precision={record['precision']}", *place(root))
+        return shlex.join(["broadopt-run", *words, *named])
 
     def _overrides(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
         recipe = _without(record)
@@ -88,6 +97,15 @@ class Repeats:
             return self._compose(list(words))
         except (InputError, HydraException, OmegaConfBaseException):
             return None
+
+
+def _as_yaml(text: str) -> str:
+    """A text as what follows `repeat=FOLDER` takes it, which is YAML."""
+    try:
+        is_plain = safe_load(text) == text
+    except YAMLError:
+        is_plain = False
+    return text if is_plain else json.dumps(text)
 
 
 def _without(record: Mapping[str, Any]) -> dict[str, Any]:

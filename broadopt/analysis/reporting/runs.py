@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from broadopt.analysis.reporting.gathered import Gathered
 from broadopt.analysis.reporting.parts import Section, Table, count, with_values
@@ -13,13 +12,12 @@ from broadopt.analysis.status.state import STATES, Run
 from broadopt.analysis.tables.match import Recipes, Result
 from broadopt.analysis.tables.summary import cost, longest_key, reading
 from broadopt.config.identity import identity_of
-from broadopt.runs.folders import run_folder
 
 HOW = (
     "last: test accuracy in percent of the weights after the last epoch; best: of the best epoch on the test set; "
     "coll.: of what SWA or FGE predicts after the budgets in brackets. One run each.",
-    "How to repeat: a finished run is trained again with results_dir=again (or force=true), without which its stored "
-    "result is printed; one that did not finish goes on. A run with code of your own also takes trust=MODULE.",
+    "How to repeat: a finished run is trained again with another results_dir= (or force=true), without which its "
+    "stored result is printed; one that did not finish goes on. A run with code of your own also takes trust=MODULE.",
 )
 EMPTY = (
     "An empty cell: the folder has no config.yaml, and no overrides of this version make the same config, or there are "
@@ -45,18 +43,9 @@ def entries(found: Gathered, recipes: Recipes, repeats: Repeats) -> list[Entry]:
     for cell in cells.of_runs(found.folder, recipes).cells:
         for run in cell.runs:
             key = identity_of(run.record)
-            listed.append(
-                Entry(cell.labels, run, results.get(key), repeats.command(run.record, _path(found, key, run)))
-            )
+            root, folder = found.place_of(run.record)
+            listed.append(Entry(cell.labels, run, results.get(key), repeats.command(run.record, folder, root)))
     return listed
-
-
-def _path(found: Gathered, key: str, run: Run) -> Path:
-    if key in found.folder.results:
-        return Path(found.folder.results[key]["path"])
-    if key in found.folder.progress:
-        return found.folder.progress[key][0]
-    return run_folder(found.roots[0], run.record)
 
 
 def totals(listed: Sequence[Entry]) -> str:

@@ -188,7 +188,6 @@ def commands(status: Status, results_dir: Path, overrides: Sequence[str]) -> lis
     """
     given = [override for override in overrides if not override.startswith("precision=")]
     asked = [override for override in overrides if override.startswith("precision=")]
-    place = [] if results_dir == Path("results") else [f"results_dir={_quoted(str(results_dir))}"]
     lines, records = [], []
     for cell in status.cells:
         for run in cell.runs:
@@ -196,10 +195,15 @@ def commands(status: Status, results_dir: Path, overrides: Sequence[str]) -> lis
                 continue
             known = cell.precision or (run.record["precision"] if run.state == "interrupted" else None)
             precision = [f"precision={known}"] if known else asked
-            words = [*cell.overrides, f"seed={run.seed}", *precision, *place, *given]
+            words = [*cell.overrides, f"seed={run.seed}", *precision, *place(results_dir), *given]
             lines.append(" ".join(["broadopt-run", *map(shlex.quote, words)]))
             records.append({**run.record, "precision": known or "auto"})
-    return [lines[place] for place in _trunks_first(records)] if "trunk=share" in given else lines
+    return [lines[index] for index in _trunks_first(records)] if "trunk=share" in given else lines
+
+
+def place(results_dir: Path) -> list[str]:
+    """The override that names a results folder; none for the default one."""
+    return [] if results_dir == Path("results") else [f"results_dir={_quoted(str(results_dir))}"]
 
 
 def _trunks_first(records: Sequence[Record]) -> list[int]:

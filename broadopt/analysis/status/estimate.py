@@ -15,23 +15,10 @@ from typing import Any
 from broadopt.analysis.status.state import Folder, Record, total_epochs
 from broadopt.config.identity import public
 from broadopt.devices import rates
+from broadopt.methods.recorded import PASSES, varies
 
 IMAGES = {"broadopt.datasets.cifar": 50_000, "broadopt.datasets.digits": 1_438}
 """Training images of the data sets that are always the same, before any are held out."""
-
-PASSES = {
-    "broadopt.methods.step.Plain": 1,
-    "broadopt.methods.sam.sam": 2,
-    "broadopt.methods.asam.asam": 2,
-    "broadopt.methods.steps.friendly.FriendlySAM": 2,
-    "broadopt.methods.steps.gsam.gsam": 2,
-    "broadopt.methods.steps.looksam.LookSAM": 2,
-    "broadopt.methods.steps.msam.MSAM": 1,
-}
-"""Gradients that each of broadopt's own steps takes; known here without torch, which takes seconds to import."""
-
-VARYING = frozenset({"from", "until", "every", "ascent", "second_order"})
-"""Keys by which a step takes another number of them, which its runs record."""
 
 GRADIENT = 3
 """Forward passes that a gradient costs, as in broadopt.training.plan."""
@@ -145,15 +132,15 @@ class Estimates:
             return cost == other
         gradients = (self._gradients(cost), self._gradients(other))
         if None in gradients:
-            return not any(_varies(json.loads(one)["step"]) for one in (cost, other))
+            return not any(varies(json.loads(one)["step"]) for one in (cost, other))
         return gradients[0] == gradients[1]
 
     def _gradients(self, cost: str) -> float | None:
         """Gradients that a step takes in the mean, None where they are unknown; `cost` is what _cost_of_step gives, as
         JSON.
         """
-        varies = _varies(json.loads(cost)["step"])
-        return self._passes.get(cost) or (None if varies else PASSES.get(public(_target(cost))))
+        is_other = varies(json.loads(cost)["step"])
+        return self._passes.get(cost) or (None if is_other else PASSES.get(public(_target(cost))))
 
     def _flops(self, record: Record, images: int | None, known: Mapping[str, int]) -> float | None:
         """Operations of a whole run, by the multiply-adds that are known."""
@@ -164,18 +151,13 @@ class Estimates:
         return 2.0 * macs * GRADIENT * passes * images * total_epochs(record)
 
 
-def _varies(step: Mapping[str, Any]) -> bool:
-    """Whether a step takes other numbers of gradients at different times of a training."""
-    return bool(VARYING & step.keys())
-
-
 def _cost_of_step(record: Record) -> dict[str, Any]:
     """What the mean number of gradients of a step hangs on: where it varies, also on how long the training goes on
     after its budget, and on how many steps it has.
     """
     cost = {"step": record["step"]}
-    if _varies(record["step"]):
-        cost |= {"budgets": total_epochs(record) / float(record["budget"]), "batch_size": record["batch_size"]}
+    if varies(record["step"]):
+        cost |= {"budgets": total_epochs(record) / float(record["budget"]), "batch_size": record.get("batch_size")}
     return cost
 
 
@@ -203,11 +185,11 @@ def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
     """
     found: dict[tuple[str, str], Measured] = defaultdict(list)
     for result in folder.results.values():
-        if _varies(result["config"]["step"]) and result["state"] != "finished":
+        if varies(result["config"]["step"]) and result["state"] != "finished":
             continue
         _add(found, result["config"], result["environment"].get("device"), result["cost"]["images_per_second"])
     for _, progress in folder.progress.values():
-        if not _varies(progress["config"]["step"]):
+        if not varies(progress["config"]["step"]):
             _add(found, progress["config"], progress["device"], progress.get("images_per_second"))
     return found
 

@@ -228,7 +228,7 @@ def _latex_lines(notes: Sequence[str]) -> list[str]:
 
 def _csv(value: Any) -> Any:
     if isinstance(value, float):
-        return repr(round(value, 6)).removesuffix(".0")
+        return repr(value).removesuffix(".0")
     return csv_text(value) if isinstance(value, str) else value
 
 

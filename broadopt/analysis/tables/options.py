@@ -132,8 +132,8 @@ def _per_run(given: argparse.Namespace) -> None:
 
 
 def _listed(words: Sequence[Any]) -> tuple[str, ...]:
-    """Words that are separated by blanks or by commas."""
-    return tuple(part for word in words for part in word.split(",") if part)
+    """Words that are separated by blanks or by commas, each once."""
+    return tuple(dict.fromkeys(part for word in words for part in word.split(",") if part))
 
 
 def positive(option: str, text: str, *, most: float = math.inf) -> float:

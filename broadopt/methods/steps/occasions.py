@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from broadopt.errors import InputError
-from broadopt.methods.batch import Batch, quotient
+
+if TYPE_CHECKING:  # what only reads results counts with this module, and does not import torch
+    from torch import Tensor
 
 NEVER = 2**62
 """A step that no training reaches."""
@@ -66,8 +66,10 @@ class Occasions:
             last = math.ceil(self.end * steps_per_budget - 1e-6)
         return range(-(-first // self.every) * self.every, last, self.every)
 
-    def include(self, closure: Callable[[], Tensor]) -> bool:
+    def include(self, closure: "Callable[[], Tensor]") -> bool:
         """Whether the step on this batch is one of them. Raises TypeError where the batch does not say which it is."""
+        from broadopt.methods.batch import Batch  # imports torch
+
         if self == ALWAYS:
             return True
         if not isinstance(closure, Batch) or closure.step is None:
@@ -79,12 +81,14 @@ class Occasions:
 
     def count(self, course: Course, weight: Callable[[int], float] = lambda images: 1) -> float:
         """The sum, over these steps of a training, of the `weight` of a batch of so many images."""
-        steps = range(course.steps)
+        mine, epoch = self.among(course.steps_per_budget), course.steps_per_epoch
+        last = sum(step in mine for step in range(epoch - 1, course.steps, epoch))
+        return (self.before(course) - last) * weight(course.batch_size) + last * weight(course.last_batch)
+
+    def before(self, course: Course) -> int:
+        """How many of these steps a training has; of one of any length at once, and in numbers of any size."""
         mine = self.among(course.steps_per_budget)
-        mine = mine[: len(range(mine.start, min(mine.stop, course.steps), mine.step))]
-        epoch = course.steps_per_epoch
-        last = sum(step in mine for step in steps[epoch - 1 :: epoch])
-        return (len(mine) - last) * weight(course.batch_size) + last * weight(course.last_batch)
+        return max(0, -(-(min(mine.stop, course.steps) - mine.start) // mine.step))
 
 
 ALWAYS = Occasions()
@@ -121,3 +125,9 @@ def _never_begins(start: float, course: Course) -> str:
 def gradients_a_step(step: Any, course: Course) -> float:
     """The mean of `gradients` over the steps, an integer where it is a whole number."""
     return quotient(gradients(step, course), course.steps) if course.steps else step.passes
+
+
+def quotient(count: float, each: int) -> float:
+    """count / each, as an integer where it is a whole number."""
+    found = count / each
+    return int(found) if found == int(found) else found

@@ -233,6 +233,15 @@ def test_values_of_several_types_are_texts_in_parquet(tmp_path: Path) -> None:
     assert sorted(column.dropna()) == ["1000000000000000000000000000000", "2.0", "inf"]
 
 
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_a_column_that_is_asked_for_twice_is_there_once(root: Path, tmp_path: Path, form: str) -> None:
+    target = tmp_path / f"runs.{form}"
+    asked = ("--columns", "seed", "method,seed", "--output", target)
+    run("runs", "--per-run", "--format", form, "--results", root, *asked)
+    read = {"csv": pandas.read_csv, "json": pandas.read_json, "parquet": pandas.read_parquet}[form]
+    assert list(read(target).columns) == ["seed", "method"]  # type: ignore[operator]
+
+
 def test_texts_of_others_do_no_harm_in_a_csv_or_json(tmp_path: Path) -> None:
     recorded = record(RESNET20, "method=sgd")
     store(tmp_path, {**recorded, "model": {**recorded["model"], "odd\x1b": "=1+1\u202e"}})

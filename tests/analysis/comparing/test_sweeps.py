@@ -1,7 +1,10 @@
 """broadopt-table runs as users of sweeps run it: columns, rows, selection, differences and cost, on stored results."""
 
 import csv
+import functools
 import io
+import json
+import operator
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +19,7 @@ from broadopt.config.identity import identity_of
 from broadopt.runs.folders import run_folder
 from broadopt.runs.heartbeat import Heartbeat
 from broadopt.runs.lock import only_writer
+from broadopt.runs.results import write
 from broadopt.signals import Stop
 
 SHORT = (RESNET20, "budget=10")
@@ -116,6 +120,19 @@ def test_no_cell_mixes_recipes_whatever_columns_are_asked_for(tmp_path: Path) ->
     ]
 
 
+def test_a_column_of_what_differs_inside_a_line_is_refused(tmp_path: Path) -> None:
+    for seed in (2, 1):
+        store(tmp_path, record(*SHORT, "method=sam", seed=seed))
+    store(tmp_path, record(*SHORT, "method=sgd", seed=3))
+    message = "--columns seed: a line is of several runs, with 1 and 2 in one line of sam; --per-run: a row a run"
+    for form in ("markdown", "csv"):
+        asked = ("--columns", "lr", "seed", "--format", form)
+        out, err = run("runs", "--results", tmp_path, *asked, expect=2)
+        assert (out, err) == ("", f"broadopt-table: {message}\n")
+    out, _ = run("runs", "--results", tmp_path, "--columns", "seed", "--where", "seed=2,3")
+    assert [row[:3] for row in tables(out)[0]] == [["method", "seed", "n"], ["sgd", "3", "1"], ["sam", "2", "1"]]
+
+
 def test_a_table_of_several_protocols_says_so_and_what_they_differ_in(tmp_path: Path) -> None:
     base = ("model=resnet20", "dataset=cifar10", "budget=10")
     store(tmp_path, record(*base, "method=sgd"))
@@ -176,6 +193,27 @@ def test_where_selects_runs(tmp_path: Path) -> None:
         assert [row[:2] for row in accuracies[1:]] == rows
     out, _ = run("runs", "--results", tmp_path, "--where", "step.rho=0.05", "method=sgd")
     assert "No finished run." in out
+
+
+def test_where_finds_texts_that_look_like_numbers_or_words(tmp_path: Path) -> None:
+    sam = record(*SHORT, "method=sam")
+    store(tmp_path, own(sam, step={"p": "inf"}), last=71.0)
+    store(tmp_path, own(sam, step={"p": 1}), last=72.0)
+    store(tmp_path, own(sam, model={"name": "18", "own": "none"}), last=73.0)
+    store(tmp_path, own(sam, model={"shape": [3, "1e2"]}), last=74.0)
+    for where, last in (
+        ("step.p=inf", ["71.00"]),
+        ("step.p=1", ["72.00"]),
+        ("step.p=inf,1", ["71.00", "72.00"]),
+        ("model=18", ["73.00"]),
+        ("model='18'", ["73.00"]),
+        ("model.own=none step.p=2 model=18", ["73.00"]),
+        ("model.shape=[3.0,1e2]", ["74.00"]),
+    ):
+        table = tables(run("runs", "--results", tmp_path, "--where", *where.split())[0])[0]
+        assert sorted(row[table[0].index("last")] for row in table[1:]) == last, where
+    _, err = run("runs", "--results", tmp_path, "--where", "model=018", expect=2)
+    assert err == "broadopt-table: --where model.name=018: no run has this value; they have 18, resnet20\n"
 
 
 def test_several_folders_and_a_folder_one_level_off(tmp_path: Path) -> None:
@@ -270,7 +308,7 @@ def test_the_metric_that_is_compared_and_the_csv(compared: Path) -> None:
     records = [row for row in csv.DictReader(io.StringIO(out)) if row["quantity"] == "difference"]
     assert [(row["step.rho"], row["metric"], row["against"], row["mean"]) for row in records][:2] == [
         ("0.05", "best", "sgd", "2"),
-        ("0.1", "best", "sgd", "2.4"),
+        ("0.1", "best", "sgd", "2.3999999999999915"),  # the differences are those of the binary numbers, unrounded
     ]
     assert (records[0]["p"], records[0]["test"]) == ("", "")  # each pair is 2 apart
 
@@ -447,6 +485,62 @@ def test_accuracy_at_an_equal_cost(costly: Path) -> None:
     assert [row[6] for row in costs[1:]] == ["69.33 ± 1.15", "61.00 ± 1.41 (2)"]
 
 
+def test_a_step_that_is_plain_at_first_has_spent_less_by_then(tmp_path: Path) -> None:
+    """Late SAM takes one gradient a step in 43 % of its epochs and two in the others: 1.57 in the mean. By epoch 7 of
+    10 it has taken 4.3 + 2 x 2.7 = 9.7 of SGD's 10, and by epoch 8 more; by epoch 5, 5.7 of its own 15.7.
+    """
+    rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}
+    store(tmp_path, record(*SHORT, "method=sgd"), cost={"gradient_evaluations": 1000}, history=rising)
+    sizes: dict[str, Any]
+    for seed, sizes in ((1, {"images_per_epoch": 12_800}), (2, {})):
+        late = record(*SHORT, "method=late_sam", "batch_size=128", seed=seed)
+        store(tmp_path, late, cost={"gradient_evaluations": 1570, "train_seconds": 157.0, **sizes}, history=rising)
+    out, _ = run("runs", "--results", tmp_path, "--equal-cost", "--reach", "60")
+    costs = tables(out)[-1]
+    assert dict(zip(*(costs[number] for number in (0, 2)), strict=True)) == {
+        **dict(zip(costs[0], costs[2], strict=True)),
+        **{"method": "late_sam", "epochs to 60": "5", "seconds to 60": "57", "at sgd's gradients": "64.00 ± 0.00"},
+    }
+    assert "Seconds of a step with step.from or step.until are in proportion to its gradients." in words(out)
+
+
+def test_every_kth_step_is_counted_step_by_step(tmp_path: Path) -> None:
+    """11 epochs of 7 steps, of which steps 0, 10, ..., 70 are sharp: 85 gradients, and 77 by the end of epoch 10."""
+    rising = {epoch: 50.0 + epoch for epoch in range(1, 12)}
+    eleven = (RESNET20, "budget=11", "batch_size=128")
+    sizes = {"images_per_epoch": 7 * 128}
+    store(tmp_path, record(*eleven, "method=sgd"), cost={"gradient_evaluations": 77, **sizes}, history=rising)
+    tenth = record(*eleven, "method=sam", "step.every=10")
+    store(tmp_path, tenth, cost={"gradient_evaluations": 85, **sizes}, history=rising)
+    costs = tables(run("runs", "--results", tmp_path, "--equal-cost")[0])[-1]
+    assert [row[-1] for row in costs[1:]] == ["61.00", "60.00"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"_target_": "own.Step", "from": 0.5},
+        {"_target_": "broadopt.methods.sam.sam", "from": "late"},
+        {"_target_": "broadopt.methods.sam.sam", "until": 10**400},
+        {"_target_": "broadopt.methods.sam.sam", "from": 0.5, "every": 0},
+        {"_target_": "broadopt.methods.sam.sam", "from": 0.5, "every": 10**400},
+        {"_target_": "broadopt.methods.sam.sam", "from": 0.5, "ascent": -1},
+    ],
+)
+def test_what_a_step_of_ones_own_takes_in_a_part_of_a_training_is_not_guessed(
+    tmp_path: Path, step: dict[str, Any]
+) -> None:
+    rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}
+    recorded = record(*SHORT, "method=sgd")
+    store(tmp_path, recorded, cost={"gradient_evaluations": 1000}, history=rising)
+    store(tmp_path, {**recorded, "step": step, "method": "own"}, cost={"gradient_evaluations": 1570}, history=rising)
+    out, _ = run("runs", "--results", tmp_path, "--equal-cost", "--reach", "60")
+    header, sgd, mine = tables(out)[-1]
+    assert header[-3:] == ["epochs to 60", "seconds to 60", "at sgd's gradients"]
+    assert (sgd[-3:], mine[-3:]) == (["5", "50", "70.00"], ["5", "", ""])
+    assert "Not known of a step of your own with step.from or step.until" in words(out)
+
+
 def test_unfinished_runs_are_compared_at_the_last_common_epoch(costly: Path) -> None:
     out, _ = run("runs", "--results", costly, "--at-epoch")
     assert tables(out)[0] == [
@@ -511,13 +605,58 @@ def test_the_csv_has_what_was_asked_for(costly: Path) -> None:
     assert found["gradient_evaluations", "", ""] == ("3", "2000")
 
 
-def test_a_history_that_cannot_be_read_is_named(costly: Path, tmp_path: Path) -> None:
+def test_the_csv_has_every_digit(tmp_path: Path) -> None:
+    lasts = {1e-08: 71.1, 0.1 + 0.2: 200 / 3}
+    for lr, last in lasts.items():
+        store(tmp_path, record(*SHORT, "method=sgd", f"lr={lr}"), last=last)
+    out, _ = run("runs", "--results", tmp_path, "--format", "csv")
+    rows = [row for row in csv.DictReader(io.StringIO(out)) if row["metric"] == "last"]
+    assert [(row["lr"], row["mean"]) for row in rows if row["quantity"] == "test_accuracy"] == [
+        ("1e-08", "71.1"),
+        ("0.30000000000000004", repr(200 / 3)),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00", b"epoch,test_accuracy\n1,50.0\ninf,70.0\n"])
+def test_a_history_that_cannot_be_read_is_named(costly: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(costly, tmp_path / "copy")
     (odd,) = (tmp_path / "copy/runs/cifar100/resnet20/sam").glob("seed1-*/history.csv")
-    odd.write_bytes(b"\xff\x00")
+    odd.write_bytes(content)
     out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "60", "--strict", expect=1)
     assert f"left out: {odd.relative_to(tmp_path / 'copy')}: " in out
     assert [row[6] for row in tables(out)[-1][1:]] == ["3 of 3", "2 of 3"]
+    run("runs", "--results", tmp_path / "copy", "--reach", "60", "--equal-cost", "--at-epoch", "--strict", expect=1)
+
+
+@pytest.mark.parametrize(
+    "columns", ["test_accuracy", "test_accuracy,test_nll", "test_accuracy,test_nll,test_ece,validation_accuracy"]
+)
+def test_a_history_beside_a_heartbeat_may_lack_figures(costly: Path, tmp_path: Path, columns: str) -> None:
+    shutil.copytree(costly, tmp_path / "copy")
+    recorded = record(*SHORT, "method=asam", seed=2)
+    folder = run_folder(tmp_path / "copy", recorded)
+    folder.mkdir(parents=True)
+    others = ",1.0" * columns.count(",")
+    (folder / "history.csv").write_text(f"epoch,{columns}\n5.0\n6.0,54.0{others}\n")
+    with Heartbeat(folder, recorded, device="a device"), only_writer(folder, wait=False, stop=Stop()):
+        out, _ = run("runs", "--results", tmp_path / "copy", "--at-epoch", "--strict")
+    assert tables(out)[0][-1] == ["asam", "0", "", "", "53.00 ± 1.41 (2)"]
+
+
+@pytest.mark.parametrize(
+    "field", ["collected.1.validation_accuracy", "collected.1.validation_nll", "best.test_nll", "best.test_ece"]
+)
+def test_a_result_with_a_figure_that_is_none_is_left_out(tmp_path: Path, field: str) -> None:
+    store(tmp_path, record(*SHORT, "method=sgd"))
+    folder = store(tmp_path, record(*SHORT, "method=sgd", "collect=swa"), collected={"1": 70.0})
+    content = json.loads((folder / "result.json").read_text())
+    del content["checksum"]
+    *path, name = field.split(".")
+    functools.reduce(operator.getitem, path, content["metrics"])[name] = 10**400
+    write(folder, content)
+    out, err = run("runs", "--results", tmp_path, "--format", "csv", "--strict", expect=1)
+    assert {row["method"] for row in csv.DictReader(io.StringIO(out))} == {"sgd"}
+    assert f"left out: {folder.relative_to(tmp_path)}: metrics.{field}: expected a " in err
 
 
 # ---- bad input

@@ -19,6 +19,7 @@ from filelock import FileLock
 from pages import Page, page
 from stored import RESNET20, VGG16, record, store
 from stored import run as table
+from yaml import safe_load
 
 from broadopt.analysis.reporting import curves, figures
 from broadopt.config.compose import recipe_of
@@ -292,7 +293,7 @@ def test_runs_without_final_figures_say_why(folder: Path, made: Page) -> None:
         ["cifar100", "resnet20", "asam", "4", "interrupted", "from scratch: no checkpoint"],
     ]
     (failed,) = (folder / "runs").glob("*/*/asam/seed3-*")
-    assert rows[0][6] == f"broadopt-run repeat={failed.relative_to(folder.parent)}"
+    assert rows[0][6] == f"broadopt-run repeat={failed.relative_to(folder.parent)} results_dir=results"
 
 
 def test_the_overrides_of_a_run_make_its_config(folder: Path, made: Page) -> None:
@@ -321,11 +322,11 @@ def test_overrides_are_those_in_which_a_run_differs(tmp_path: Path) -> None:
     store(tmp_path, {**record(*SHORT, "method=sgd"), "model": own}, last=60.0)
     pages.run(tmp_path, "-o", "page.html", cwd=tmp_path)
     header, *rows = page(tmp_path / "page.html").table("all-runs")
-    start = "broadopt-run dataset=cifar100 model=resnet20 protocol=asam2021"
+    start, where = "broadopt-run dataset=cifar100 model=resnet20 protocol=asam2021", f"results_dir={tmp_path}"
     assert {row[2]: row[header.index("how to repeat")] for row in rows} == {
-        "fge": f"{start} method=fge budget=10 schedule.low=null seed=1 precision=fp32",
-        "swa": f"{start} method=swa budget=10 'collect.budgets=[1,1.25]' seed=1 precision=bf16",
-        "sam+swa": f"{start} method=sam collect=swa budget=10 seed=7 precision=fp32",
+        "fge": f"{start} method=fge budget=10 schedule.low=null seed=1 precision=fp32 {where}",
+        "swa": f"{start} method=swa budget=10 'collect.budgets=[1,1.25]' seed=1 precision=bf16 {where}",
+        "sam+swa": f"{start} method=sam collect=swa budget=10 seed=7 precision=fp32 {where}",
         "sgd": "",
     }
     assert "An empty cell: the folder has no config.yaml" in page(tmp_path / "page.html").section("All runs").text
@@ -444,12 +445,57 @@ def test_runs_can_be_selected(folder: Path) -> None:
     assert not [one for one in found.root.all("table") if one.attributes["id"].endswith("-missing")]
 
 
+def test_runs_that_have_only_a_heartbeat_can_be_selected(tmp_path: Path) -> None:
+    for seed, keys in ((1, ()), (2, ("step.ascent=0.5",))):
+        store(tmp_path, record(*SHORT, "method=sam", *keys, seed=seed))
+    recorded = record(*SHORT, "method=sam", seed=3)
+    run_folder = results.run_folder(tmp_path, recorded)
+    run_folder.mkdir(parents=True)
+    seeds = {}
+    with FileLock(run_folder / ".lock"), Heartbeat(run_folder, recorded, device="a device"):
+        for where in ("seed=3", "seed=1,3", "step.ascent=1", "step.ascent=0.5"):
+            pages.run(tmp_path, "-o", "page.html", "--where", where, cwd=tmp_path)
+            seeds[where] = [row[3] for row in page(tmp_path / "page.html").table("all-runs")[1:]]
+        refused = pages.run(tmp_path, "--where", "seed=4", cwd=tmp_path, expect=2)
+    # Without the key recorded a run is one of its first value, whether it has a result or a heartbeat.
+    assert seeds == {"seed=3": ["3"], "seed=1,3": ["1", "3"], "step.ascent=1": ["1", "3"], "step.ascent=0.5": ["2"]}
+    assert refused == "broadopt-report: --where seed=4: no run has this value; they have 1, 2, 3\n"
+
+
 def test_several_folders_are_one_report(folder: Path, tmp_path: Path) -> None:
     store(tmp_path, record(RESNET20, "method=sgd", seed=4), last=70.5)
     store(tmp_path, record(RESNET20, "method=asam", seed=1), last=72.0)  # a copy counts once
     pages.run(folder, tmp_path, "-o", "page.html", cwd=tmp_path)
     rows = [row for row in page(tmp_path / "page.html").table("table3-values") if row[1] == "ResNet-20"]
     assert [row[4] for row in rows] == ["4", "3", "1"]
+
+
+def test_a_run_goes_on_in_the_folder_that_it_was_found_in(tmp_path: Path) -> None:
+    """Each of these has its checkpoint in the second folder: a result, a heartbeat, a config.yaml or none of them."""
+    first, second = Path("first"), Path("sec ond's: #2")
+    asam = "broadopt-run experiment=table3/resnet20 method=asam"
+    store(tmp_path / first, record(RESNET20, "method=asam", seed=1), last=72.0)
+    store(tmp_path / second, record(RESNET20, "method=asam", seed=2), state="interrupted")
+    third = results.run_folder(tmp_path / second, record(RESNET20, "method=asam", seed=3))
+    third.mkdir(parents=True)
+    with Heartbeat(third, record(RESNET20, "method=asam", seed=3), device="a device"):
+        left = (third / "progress.json").read_bytes()
+    (third / "progress.json").write_bytes(left)  # as a process leaves it that was killed
+    (third / "config.yaml").write_text("budget: 10\n")
+    results.run_folder(tmp_path / second, record(RESNET20, "method=asam", seed=4)).mkdir()
+    pages.run(first, second, "--seeds", "1-5", "-o", "page.html", cwd=tmp_path)
+    found = page(tmp_path / "page.html")
+    place = r"results_dir='sec ond\'s: #2'"
+    commands = [shlex.split(row[5]) for row in found.table("table3-missing")[1:]]
+    assert commands == [
+        [*asam.split(), f"seed={seed}", "precision=fp32", place if seed < 5 else "results_dir=first"]
+        for seed in (2, 3, 4, 5)
+    ]
+    unfinished = {row[3]: shlex.split(row[6]) for row in found.table("unfinished-runs")[1:]}
+    assert unfinished["2"][-3:] == ["seed=2", "precision=fp32", place]
+    again = unfinished["3"]
+    assert again == ["broadopt-run", f"repeat={third.relative_to(tmp_path)}", 'results_dir="sec ond\'s: #2"']
+    assert safe_load(again[2].removeprefix("results_dir=")) == str(second)  # as repeat= reads it
 
 
 BAD = {

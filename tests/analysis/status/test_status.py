@@ -416,6 +416,16 @@ def test_a_step_that_varies_is_estimated_by_finished_runs_of_the_same_length(tmp
     assert [found.of(one).seconds_per_epoch for one in (short, long)] == [50_000 / 3000, 50_000 / 2800]
 
 
+def test_a_step_that_varies_needs_no_batch_size_to_be_read(tmp_path: Path) -> None:
+    late = record(RESNET20, "method=late_sam")
+    own = {key: value for key, value in late.items() if key != "batch_size"}
+    store(tmp_path, own, cost={"passes": 1.57, "images_per_second": 3000.0})
+    found = Estimates(look(tmp_path), tflops=None)
+    assert (found.of(own).source, found.of(own).seconds_per_epoch) == ("measured", 50_000 / 3000)
+    assert found.of(late).source == "unknown"
+    assert "1 run: 1 finished." in " ".join(run("runs", "--status", "--results", tmp_path)[0].split())
+
+
 def test_every_hour_is_called_measured_or_derived(tmp_path: Path) -> None:
     for seed in (1, 2):
         store(tmp_path, record(RESNET20, "method=sgd", seed=seed))
