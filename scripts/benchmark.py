@@ -156,7 +156,7 @@ def draw(shares: dict[str, float], path: Path, *, title: str) -> None:
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
-        raise InputError("--picture: expected matplotlib; install it by pip install 'broadopt[figures]'") from error
+        raise InputError("--picture needs matplotlib: pip install '.[figures]' in the checkout") from error
     figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(shares) + 1), layout="constrained")
     bars = axes.barh(list(shares), [100 * share for share in shares.values()])
     axes.bar_label(bars, fmt="%.1f", padding=3)

@@ -26,7 +26,7 @@ def check_installed(names: Sequence[str]) -> None:
             spec = find_spec(package)
             # A folder of that name, as wandb/ in the current one, is a package without an origin.
             if spec is None or spec.origin is None:
-                raise InputError(f"tracker={name}: {package} is not installed: pip install 'broadopt[{name}]'")
+                raise InputError(f"tracker={name}: {package} is not installed: pip install '.[{name}]' in the checkout")
 
 
 def opened(name: str, run: TrackedRun, place: Path) -> Writer:

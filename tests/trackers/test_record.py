@@ -137,7 +137,7 @@ def test_a_tracker_that_is_not_installed_is_refused(
     package = PACKAGES[tracker][-1]
     monkeypatch.setitem(sys.modules, package, None)  # as where there is none
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    line = f"tracker={tracker}: {package} is not installed: pip install 'broadopt[{tracker}]'\n"
+    line = f"tracker={tracker}: {package} is not installed: pip install '.[{tracker}]' in the checkout\n"
     assert said("broadopt-run", *SMALL, f"tracker={tracker}", cwd=tmp_path) == (2, "", f"broadopt-run: {line}")
     assert not (tmp_path / "results").exists()
     tmp_path.joinpath("results").mkdir()

@@ -181,7 +181,7 @@ def _parquet(frame: "pandas.DataFrame") -> bytes:
     try:
         import pyarrow  # noqa: F401 -- pandas' own message names three ways to install it
     except ImportError as error:
-        raise InputError("--format parquet needs pyarrow: pip install 'broadopt[parquet]'") from error
+        raise InputError("--format parquet needs pyarrow: pip install '.[parquet]' in the checkout") from error
     objects = {name: frame[name].dropna() for name in frame.columns if frame[name].dtype == object}
     # A column of Parquet has one type: values of several, and numbers too large for any, are stored as text.
     mixed = [

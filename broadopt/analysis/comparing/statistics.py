@@ -178,4 +178,4 @@ def _statsmodels(module: str) -> Any:
     try:
         return importlib.import_module(f"statsmodels.stats.{module}")
     except ImportError as error:
-        raise InputError("--against needs statsmodels: pip install 'broadopt[statistics]'") from error
+        raise InputError("--against needs statsmodels: pip install '.[statistics]' in the checkout") from error

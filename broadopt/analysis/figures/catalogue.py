@@ -147,7 +147,7 @@ FIGURES = {entry.name: entry for entry in ENTRIES}
 def check_installed() -> None:
     """Raise InputError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("figures need matplotlib: pip install 'broadopt[figures]'")
+        raise InputError("figures need matplotlib: pip install '.[figures]' in the checkout")
 
 
 def function_of(entry: Entry) -> "Callable[[Request], Drawing]":

@@ -19,7 +19,7 @@ OPERATIONS = (
     "PFLOPs: 10^15 floating-point operations of all gradients of one run, counted from the multiply-adds of the "
     "network (two operations each, a gradient as three forward passes), not measured."
 )
-NOT_INSTALLED = "Differences to SGD need statsmodels: pip install 'broadopt[statistics]'."
+NOT_INSTALLED = "Differences to SGD need statsmodels: pip install '.[statistics]' in the checkout."
 
 
 def baseline(found: Gathered, asked: str | None) -> tuple[str | None, str]:

@@ -173,4 +173,4 @@ except InputError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "--against needs statsmodels: pip install 'broadopt[statistics]'\n"
+    assert done.stdout == "--against needs statsmodels: pip install '.[statistics]' in the checkout\n"

@@ -56,7 +56,7 @@ def test_help_lists_every_figure_with_its_source(tmp_path: Path) -> None:
 
 def test_without_matplotlib_a_figure_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    line = "broadopt-figure: figures need matplotlib: pip install 'broadopt[figures]'\n"
+    line = "broadopt-figure: figures need matplotlib: pip install '.[figures]' in the checkout\n"
     assert said("broadopt-figure", "schematic", cwd=tmp_path) == (2, "", line)
     assert said("broadopt-figure", "--help", cwd=tmp_path)[0] == 0
 

@@ -278,7 +278,8 @@ def test_without_statsmodels_there_are_no_differences(folder: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "statsmodels", None)  # as Python has it for what cannot be imported
     pages.run("results", "-o", "without.html", cwd=folder.parent)
     found = page(folder.parent / "without.html")
-    assert "Differences to SGD need statsmodels: pip install 'broadopt[statistics]'." in found.section("Sweeps").text
+    note = "Differences to SGD need statsmodels: pip install '.[statistics]' in the checkout."
+    assert note in found.section("Sweeps").text
     assert "Δ to sgd" not in found.root.text
 
 
