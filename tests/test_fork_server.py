@@ -116,12 +116,12 @@ def test_a_run_that_others_start_is_forked_and_ends_as_it_would_by_itself(both: 
     def act(place: Path) -> "subprocess.CompletedProcess[str]":
         server()
         refused = finish(by_others("sed=1", cwd=place))
-        process = by_others(*SMALL, "budget=1", cwd=place, HALT="train 20", HALT_FILE=str(place / "halted-PID"))
+        halt = {"HALT": "train 20", "HALT_UNTIL": "SIGTERM", "HALT_FILE": str(place / "halted-PID")}
+        process = by_others(*SMALL, "budget=1", cwd=place, **halt)
         until(lambda: list(place.glob("halted-*")), process)
         (halted,) = place.glob("halted-*")
         forked.append(halted.name != f"halted-{process.pid}")
-        process.send_signal(signal.SIGTERM)
-        halted.unlink()
+        process.send_signal(signal.SIGTERM)  # what stands for the run passes it on
         stopped = finish(process)
         again = finish(by_others(*SMALL, "budget=1", cwd=place))
         codes = f"{refused.returncode} {stopped.returncode} {again.returncode}"

@@ -2,14 +2,19 @@
 
 With HALT="train 20" (or "test 1") in the environment the process stands still in its 20th training pass (its first
 test pass), with "init 1" when it makes the network: it makes the file HALT_FILE, in which PID stands for its number,
-and goes on when that is removed, so that a test acts at an exact moment. With HUNGRY="train 20" it asks for more memory
+and goes on when that is removed, so that a test acts at an exact moment; with HALT_UNTIL=SIGTERM it removes the file
+itself when that signal has arrived, by whatever way. With HUNGRY="train 20" it asks for more memory
 than there is.
 """
 
 import os
+import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +54,31 @@ def moment(kind: str) -> None:
 
 
 def stand_still(file: Path) -> None:
-    file.touch()
-    deadline = time.monotonic() + 600  # of a test that was ended by force
-    while file.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{file} was not removed")
-        time.sleep(0.01)
+    with removed_by(os.environ.get("HALT_UNTIL"), file):
+        file.touch()
+        deadline = time.monotonic() + 600  # of a test that was ended by force
+        while file.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{file} was not removed")
+            time.sleep(0.01)
+
+
+@contextmanager
+def removed_by(name: str | None, file: Path) -> Iterator[None]:
+    """Inside, a signal of that name removes the file, besides what it does anyway."""
+    if name is None:
+        yield
+        return
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+
+    def arrived(number: int, frame: FrameType | None) -> None:
+        file.unlink(missing_ok=True)
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(number, arrived)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
