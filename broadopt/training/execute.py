@@ -125,14 +125,14 @@ def built(
     except Exception as error:
         with only_writer(folder, wait=False, stop=stop) as alone:
             reason = reported(error, folder)
-            if alone and processes.is_first and is_replaced(folder, run):
+            if alone and processes.is_first and make_way(folder, run):
                 conclude_unbuilt(folder, run.recipe, device, reason)
         raise RunFailed(reason) from error
 
 
-def is_replaced(folder: Path, run: RunConfig) -> bool:
-    """Whether the result of a run that could not be built takes the place of what `folder` holds: a finished result
-    stays or is set aside, and so does one that cannot be trusted; one of a run that can go on stays as it is.
+def make_way(folder: Path, run: RunConfig) -> bool:
+    """Set aside what a failure must not replace; whether the result of a run that could not be built may be written: a
+    finished result stays, unless it is forced, and so does that of a run that can go on.
     """
     if already_finished(folder, run, run.recipe, alone=True) is not None:
         return False
