@@ -68,16 +68,15 @@ class Occasions:
 
     def include(self, closure: "Callable[[], Tensor]") -> bool:
         """Whether the step on this batch is one of them. Raises TypeError where the batch does not say which it is."""
-        from broadopt.methods.batch import Batch  # imports torch
-
         if self == ALWAYS:
             return True
-        if not isinstance(closure, Batch) or closure.step is None:
+        batch: Any = closure
+        if getattr(batch, "step", None) is None:  # not by its class, whose module imports this one
             raise TypeError(
                 "step.from, step.until and step.every need to know how far the training is: "
                 "a broadopt.methods.batch.Batch with its step and steps_per_budget"
             )
-        return closure.step in self.among(closure.steps_per_budget)
+        return batch.step in self.among(batch.steps_per_budget)
 
     def count(self, course: Course, weight: Callable[[int], float] = lambda images: 1) -> float:
         """The sum, over these steps of a training, of the `weight` of a batch of so many images."""
