@@ -3,10 +3,10 @@ convolutions.
 """
 
 import argparse
+import gc
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -33,17 +33,14 @@ def of_rates(arguments: argparse.Namespace) -> Rows:
     """A few steps of the loop at a time, by SGD in the precision that auto takes."""
     device = choose_device(arguments.device)
     fastest = product_rate(device, choose_precision("auto", device))
-    variants: dict[str, tuple[str, ...]] = {"plain steps": ("graphs=false",)}
-    if device.type == "cuda":
-        variants = {"as auto chooses": ("graphs=true",), **variants}
-    else:
-        variants = {"as auto chooses": (), **variants}
+    variants: dict[str, tuple[str, ...]] = {"as auto chooses": (), "plain steps": ("graphs=false",)}
+    if device.type != "cuda":
         print("rates: a CPU records nothing; both variants are plain steps")
     if arguments.compile:
         variants["compiled"] = ("compile=true", "graphs=false")
-    for name in arguments.networks:
-        dataset = random_dataset(arguments.batch * arguments.steps, 2)
-        for variant, keys in variants.items():
+    dataset = random_dataset(arguments.batch * arguments.steps, 2)
+    for variant, keys in variants.items():
+        for name in arguments.networks:
             yield rate(name, variant, keys, arguments, dataset) | {"matmul TFLOP/s": fastest}
 
 
@@ -67,6 +64,7 @@ def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Nam
         "variant": variant,
         "batch": arguments.batch,
         "precision": parts.precision,
+        "recorded": "yes" if parts.settings["graphs"] else "no",
         "sgd, images/s": images_per_second,
         "TFLOP/s": 6e-3 * measure.gmacs(name) * images_per_second,
         **({} if memory is None else {"sgd, peak GiB": memory / 2**30}),
@@ -94,6 +92,8 @@ def allocated(device: str) -> int:
     place = choose_device(device)
     if place.type != "cuda":
         return 0
+    gc.collect()  # the networks before, which hold each other in circles
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(place)
     return torch.cuda.memory_allocated(place)
 
@@ -158,14 +158,14 @@ Shape = tuple[Any, ...]
 """Channels in and out, kernel, stride, padding, groups, height and width of the input."""
 
 
-def shapes(name: str) -> Counter[Shape]:
-    """How often each convolution occurs in a network."""
-    found: Counter[Shape] = Counter()
+def shapes(name: str) -> set[Shape]:
+    """The convolutions that occur in a network."""
+    found: set[Shape] = set()
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.Conv2d)
         sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.groups)
-        found[(*sizes, *inputs[0].shape[2:])] += 1
+        found.add((*sizes, *inputs[0].shape[2:]))
 
     with torch.device("meta"):
         model = network(run_config(compose([f"model={name}"])).recipe.model, 100)
@@ -178,44 +178,35 @@ def shapes(name: str) -> Counter[Shape]:
 
 def of_convolutions(arguments: argparse.Namespace) -> Rows:
     """Each network's convolutions alone, forward and backward, in both precisions: the largest difference relative to
-    fp32's norm, and the seconds of all.
+    fp32's norm.
     """
-    device, known = choose_device(arguments.device), dict[Shape, tuple[float, float, float]]()
+    device, known = choose_device(arguments.device), dict[Shape, float]()
     for name in arguments.networks:
         counted = shapes(name)
         for shape in counted:
             if shape not in known:
-                known[shape] = both(shape, arguments.batch, device)
-        times = [sum(count * known[shape][place] for shape, count in counted.items()) for place in (0, 1)]
-        largest = max(known[shape][2] for shape in counted)
+                known[shape] = difference(shape, arguments.batch, device)
+        largest = max(known[shape] for shape in counted)
         yield {
             "check": f"{name}: bf16 against fp32 on its {len(counted)} shapes of convolutions",
             "found": largest,
             "at most": BF16,
             "passed": "yes" if largest <= BF16 else "no",
-            "fp32, ms": 1e3 * times[0],
-            "bf16, ms": 1e3 * times[1],
         }
 
 
-def both(shape: Shape, batch: int, device: torch.device) -> tuple[float, float, float]:
-    """Seconds in fp32 and in bf16, and how much the output and the gradients differ."""
+def difference(shape: Shape, batch: int, device: torch.device) -> float:
+    """How much the output and the gradients differ between fp32 and bf16."""
     channels, filters, kernel, stride, padding, groups, height, width = shape
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, channels, height, width, generator=generator).bfloat16()
     weights = torch.randn(filters, channels // groups, *kernel, generator=generator).bfloat16()
-    times, outputs = [], []
+    outputs = []
     for dtype in (torch.float32, torch.bfloat16):
         inputs, factors = (
             tensor.to(device, dtype, memory_format=torch.channels_last).requires_grad_() for tensor in (images, weights)
         )
-
-        def once() -> list[Tensor]:
-            output = conv2d(inputs, factors, stride=stride, padding=padding, groups=groups)  # noqa: B023 - called here
-            gradients = torch.autograd.grad(output, (inputs, factors), torch.ones_like(output))  # noqa: B023
-            return [output.detach(), *gradients]
-
-        outputs.append([tensor.double() for tensor in once()])
-        times.append(min(seconds(once, device) for _ in range(3)))
-    differences = [float((own - other).norm() / own.norm()) for own, other in zip(*outputs, strict=True)]
-    return times[0], times[1], max(differences)
+        output = conv2d(inputs, factors, stride=stride, padding=padding, groups=groups)
+        gradients = torch.autograd.grad(output, (inputs, factors), torch.ones_like(output))
+        outputs.append([tensor.double() for tensor in (output.detach(), *gradients)])
+    return max(float((own - other).norm() / own.norm()) for own, other in zip(*outputs, strict=True))

@@ -5,6 +5,7 @@ A rate is images/s times the gradients of a step, the median over the runs of on
 many threads, in one precision. Rates that scripts/gpu_check.py has written as results/benchmark/gpu*.json count too.
 """
 
+import argparse
 import json
 import statistics
 from collections import defaultdict
@@ -81,6 +82,7 @@ def table(root: Path = RESULTS) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     TABLE.write_text(table())
     print(
         f"{TABLE.name}: {', '.join(f'{len(rows)} {name}' for name, rows in yaml.safe_load(TABLE.read_text()).items())}"

@@ -46,7 +46,7 @@ def test_a_part_ends_at_its_limit_and_the_next_begins() -> None:
     lines = done.stdout.splitlines()
     assert lines[1:3] == [
         "training: ended by its limit of 0.0025 s",
-        "waiting: there is nothing to wait for on a CPU; left out",
+        "waiting: there is nothing to wait for on a CPU; the steps are made, none is counted",
     ]
     assert lines[-1].startswith("0 checks, 0 failed, ")
 

@@ -132,6 +132,32 @@ def test_readme_states_the_hours_of_a_row_at_the_stated_rate() -> None:
     assert stated.format(*runs, *map(float, hours)) in text("README.md")
 
 
+def test_the_hours_of_every_row_are_those_of_its_rate() -> None:
+    """Of SGD's run, on an H100; a row of Table 3 costs the same by all methods."""
+    rows = [line.split(" | ") for line in text("docs/rows.md").splitlines() if line.startswith("| `table")]
+    assert len(rows) == 13
+    for row in rows:
+        recipe = run_config(compose([f"experiment={row[0].split('`')[1]}", "method=sgd"])).recipe
+        cost = price(recipe)
+        work = {"images": cost.passes * cost.epochs * cost.images, "flops": cost.flops}
+        time = rates.duration(recipe.record()["model"], **work, precision=recipe.precision)
+        assert row[6].split(",")[0] == rates.shown(time.hours) + " measured" * time.is_measured, row[0]
+
+
+def test_the_rates_of_a_gpu_that_are_stated_are_the_measured_ones() -> None:
+    rows = [row for row in json.loads(text("results/benchmark/gpu.json"))["rows"] if row["part"] == "rates"]
+    recorded = {row["network"]: row for row in rows if row["variant"] == "as auto chooses"}
+    page = " ".join(text("docs/rows.md").split())
+    names = {"densenet121": "DenseNet-121", "preresnet110": "PreResNet-110", "preresnet164": "PreResNet-164"}
+    for name, row in recorded.items():
+        assert f"{names[name]} {row['sgd, images/s']:,.0f}" in page
+    speeds = [row["TFLOP/s"] for row in recorded.values()]
+    shares = [100 * speed / rates.PEAKS["H100"]["bf16"] for speed in speeds]
+    stated = f"{min(speeds):.0f} to {max(speeds):.0f} TFLOP/s, {min(shares):.1f} to {max(shares):.1f} % of the peak"
+    assert stated in page
+    assert f"reach {min(speeds):.0f} to {max(speeds):.0f} " in " ".join(text("README.md").split())
+
+
 # Links, figures and names
 
 

@@ -13,6 +13,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import autoaugment as reference
 
 POLICIES = 25
+VALUES = 256
+"""That a pixel may have."""
 
 
 class Policies:
@@ -46,9 +48,32 @@ class Policies:
         for groups in stages:
             for (name, magnitude), images in groups.items():
                 chosen = torch.tensor(images).to(pixels.device, non_blocking=True)
-                changed = reference._apply_op(pixels[chosen], name, magnitude, InterpolationMode.NEAREST, None)
-                pixels[chosen] = changed
+                if name == "Equalize":
+                    pixels[chosen] = equalized(pixels[chosen])
+                else:
+                    pixels[chosen] = reference._apply_op(
+                        pixels[chosen], name, magnitude, InterpolationMode.NEAREST, None
+                    )
         return pixels
+
+
+def equalized(pixels: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] with the values of each channel of each image spread evenly, as torchvision's `equalize`.
+
+    That goes through the channels one by one, and on a GPU counts their values by an operation that deterministic=true
+    refuses. Here they are counted together, as whole numbers, whose sums have no order.
+    """
+    channels = pixels.flatten(2).flatten(0, 1).long()  # [BC, HW]
+    counts = torch.zeros(len(channels) * VALUES, dtype=torch.int64, device=pixels.device)
+    rows = torch.arange(len(channels), device=pixels.device)[:, None] * VALUES
+    counts.scatter_add_(0, (rows + channels).flatten(), torch.ones_like(channels).flatten())
+    counts = counts.view(-1, VALUES)
+    of_brightest = counts.gather(1, channels.amax(dim=1, keepdim=True))
+    step = (channels.shape[1] - of_brightest) // (VALUES - 1)  # [BC, 1]; 0: too few values, which stay
+    darker = counts.cumsum(dim=1) - counts  # [BC, VALUES]: how many are darker than each value
+    same = torch.arange(VALUES, device=pixels.device)
+    table = torch.where(step == 0, same, (darker + step // 2) // step.clamp(min=1))
+    return table.clamp(max=VALUES - 1).gather(1, channels).to(torch.uint8).view_as(pixels)
 
 
 def _magnitude(levels: Tensor, level: int | None) -> float:

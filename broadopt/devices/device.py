@@ -16,7 +16,9 @@ of the tables 1.06 to 1.34 (results/benchmark/networks.json)."""
 
 
 def choose_device(name: str) -> torch.device:
-    """auto takes the GPU where there is one; a GPU asked for by name must exist, else InputError."""
+    """auto takes the GPU where there is one; a GPU asked for by name must exist, else InputError. A GPU comes with its
+    number: torch's limit on a process's memory takes no device without.
+    """
     count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
@@ -24,6 +26,8 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
         raise InputError(f"device={name}: this machine has {found}; expected cpu, auto or one that exists")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

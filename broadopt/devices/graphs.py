@@ -7,7 +7,8 @@ the numbers that the host gave them: what changes from step to step has to come 
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -20,6 +21,10 @@ log = logging.getLogger("broadopt")
 WARM_UP = 3
 """Steps made one kernel after the other ahead of the recording: libraries choose their algorithms, and the optimizer
 and the step allocate what they keep."""
+
+SYNCHRONISES = "called a synchronizing CUDA operation"
+"""In torch's warning at an operation that waits for the device. Switching these warnings on warns too, once a process:
+that they do "not yet detect all synchronizing operations"."""
 
 Work = Callable[[Sequence[Tensor]], float]
 """One step on tensors of the device, all of it there; returns the gradients of a batch that it took."""
@@ -54,17 +59,10 @@ class CudaGraph:
         """On a stream of its own, as the recording will be; what waits for the device there cannot be recorded."""
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with warnings.catch_warnings(record=True) as caught, torch.cuda.stream(stream):
-            warnings.simplefilter("always")
-            before = torch.cuda.get_sync_debug_mode()
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                passes = work()
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
+        with waiting_counted(self._device) as places, torch.cuda.stream(stream):
+            passes = work()
         torch.cuda.current_stream(self._device).wait_stream(stream)
-        waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
-        return passes, f"it waits for the device at {waits[0].filename}:{waits[0].lineno}" if waits else ""
+        return passes, f"it waits for the device at {places[0]}" if places else ""
 
     def record(self, work: Callable[[], object]) -> None:
         """See Graph. The heartbeat's thread may go on meanwhile: it launches nothing."""
@@ -83,6 +81,24 @@ class CudaGraph:
     def replay(self) -> None:
         """See Graph."""
         self._graph.replay()
+
+
+@contextmanager
+def waiting_counted(device: torch.device) -> Iterator[list[str]]:
+    """Gives a list that holds at the end where the code within waited for a CUDA `device`: file and line, each time."""
+    places: list[str] = []
+    if device.type != "cuda":
+        yield places
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            places += [f"{one.filename}:{one.lineno}" for one in caught if SYNCHRONISES in str(one.message)]
 
 
 class CalledGraph:

@@ -120,13 +120,16 @@ def duration(
     rates: Sequence[Rate] | None = None,
 ) -> Duration:
     """How long the gradients of `images` images, of `flops` operations in all, take on a device: a GPU where it has no
-    `threads`. By operations it is a GPU of the device's kind, or of the usual one.
+    `threads`. Where no rate of that device is known it is a GPU of its kind, or of the usual one, by its measured rate
+    where there is one, else by operations.
     """
-    rate = rate_of(model, device=device, threads=threads, precision=precision, rates=rates)
+    kind = next((kind for kind in PEAKS if kind in device), USUAL)
+    places: tuple[tuple[str, int | None], ...] = ((device, threads), (kind, None))
+    found = (rate_of(model, device=name, threads=of, precision=precision, rates=rates) for name, of in places)
+    rate = next((rate for rate in found if rate is not None), None)
     if rate is not None:
         words = f"on {rate.place}, measured: {rate.images_per_second:,.0f} images/s a gradient ({_runs(rate.runs)})"
         return Duration(images / rate.images_per_second / 3600, True, words)
-    kind = next((kind for kind in PEAKS if kind in device), USUAL)
     name = precision if precision in PEAKS[kind] else "bf16"
     words = f"on an {kind} at {100 * SHARE:g} % of its {name} peak, derived, not measured"
     return Duration(flops / tflops(kind, name) / 1e12 / 3600, False, words)

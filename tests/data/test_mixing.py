@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms import functional as reference
 
 from broadopt.data.augment import Augmentation, cut_mix, cut_out, draw
-from broadopt.data.autoaugment import POLICIES, Policies
+from broadopt.data.autoaugment import POLICIES, Policies, equalized
 from broadopt.data.batches import Data
 from broadopt.data.datasets import digits
 
@@ -35,6 +36,20 @@ def test_a_batch_of_autoaugment_has_the_bits_of_torchvisions_one_image_at_a_time
 
     assert torch.equal(batch, torch.stack(one_by_one))
     assert not torch.equal(batch, images)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 17, 256])
+def test_channels_are_equalised_together_as_torchvision_does_it_one_by_one(levels: int) -> None:
+    """Also those with so few values, or so many pixels of the brightest, that they stay as they are."""
+    generator = torch.Generator().manual_seed(levels)
+    images = torch.randint(levels, (9, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images[1] = (images[1].float() ** 2 / 255).to(torch.uint8)
+    images[2] = 255
+    images[3, 0], images[3, 1, :25], images[3, 2, :24] = 7, 255, 255
+    images[4, :, 0, 0] = 255
+    assert torch.equal(equalized(images), reference.equalize(images))
+    odd = images[:, :1, :5, :7]
+    assert torch.equal(equalized(odd), reference.equalize(odd))
 
 
 def test_draws_of_an_option_leave_the_draws_before_it_as_they_are() -> None:

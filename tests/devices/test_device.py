@@ -10,6 +10,8 @@ import torch
 
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
+from broadopt.devices.device import choose_device
+from broadopt.errors import InputError
 from broadopt.signals import Stop
 from broadopt.training.build import build
 from broadopt.training.evaluate import log_probabilities
@@ -62,6 +64,17 @@ def test_evaluation_and_collection_stay_on_their_device_and_never_wait_for_it(me
         made.parts.collector.collect(made.parts.model, made.evaluator.predict)
     read = made.parts.collector.predict(made.parts.model, made.evaluator.predict, made.reestimate)
     assert (read["test"].device, read["test"].shape) == (META, (20, 10))
+
+
+def test_a_gpu_comes_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.set_per_process_memory_fraction refuses a device without: several runs could not share a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    chosen = [choose_device(name) for name in ("auto", "cuda", "cuda:0", "cuda:1", "cpu")]
+    assert [str(device) for device in chosen] == ["cuda:1", "cuda:1", "cuda:0", "cuda:1", "cpu"]
+    with pytest.raises(InputError, match="device=cuda:2: this machine has 2 CUDA devices"):
+        choose_device("cuda:2")
 
 
 def test_that_device_does_refuse_a_mixture_and_a_read_back() -> None:

@@ -32,7 +32,8 @@ RATES = (
 
 def test_the_committed_table_is_what_the_committed_results_give() -> None:
     assert yaml.safe_load(rates.TABLE.read_text())["rates"] == script.rates(script.RESULTS), "python scripts/rates.py"
-    assert {row.model["name"] for row in rates.measured()} == {"resnet20"}
+    names = {"resnet20", "densenet121", "preresnet110", "preresnet164"}
+    assert {row.model["name"] for row in rates.measured()} == names
 
 
 def test_rates_of_a_gpu_check_are_taken_into_the_table(tmp_path: Path) -> None:
@@ -88,6 +89,8 @@ def test_hours_say_whether_they_are_measured_or_derived() -> None:
         derived = duration(RESNET, **work, precision="bf16", device=device, threads=threads, rates=())
         assert str(derived) == "about 10 h on an H100 at 10 % of its bf16 peak, derived, not measured"
         assert derived.hours == pytest.approx(3.6e18 / 98.94e12 / 3600)
+    elsewhere = duration(RESNET, **work, precision="bf16", device="CPU (AMD EPYC)", threads=2, rates=RATES)
+    assert elsewhere == measured, "as an H100's, where it is measured too"
     a100 = duration(RESNET, **work, precision="fp32", device="NVIDIA A100-SXM4-80GB", rates=())
     assert str(a100) == "about 513 h on an A100 at 10 % of its fp32 peak, derived, not measured"
     assert (measured.brief, a100.brief) == ("about 1.0 h (by measured rate)", "about 513 h (derived)")

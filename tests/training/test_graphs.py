@@ -7,6 +7,7 @@ are those of a graph. What CUDA records is looked at where there is a GPU, here 
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from broadopt.data.augment import Augmentation
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset, Images
 from broadopt.devices.device import set_flags
-from broadopt.devices.graphs import WARM_UP, CalledGraph, CudaGraph, choose
+from broadopt.devices.graphs import WARM_UP, CalledGraph, CudaGraph, choose, waiting_counted
 from broadopt.errors import InputError, Interrupted
 from broadopt.methods.asam import asam
 from broadopt.methods.collect import Collector, Nothing
@@ -297,6 +298,38 @@ def test_a_replayed_draw_of_the_second_pass_is_not_recorded() -> None:
 def test_the_key_takes_words_and_flags() -> None:
     for given, meant in (("true", "true"), ("false", "false"), ("auto", "auto")):
         assert run_config(compose([f"graphs={given}"])).execution.graphs == meant
+
+
+def test_waiting_for_the_device_is_counted_and_the_notice_of_the_count_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own words, as an H100 with torch 2.11 gave them: the first switch to "warn" of a process warns of itself,
+    and every recording was given up for it.
+    """
+    notice = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    modes: list[Any] = []
+
+    def switch(mode: Any) -> None:
+        modes.append(mode)
+        if mode == "warn":
+            warnings.warn(notice, stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", switch)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    device = torch.device("cuda", 0)
+    with waiting_counted(device) as places:
+        pass
+    assert places == []
+
+    def waits() -> None:
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp)", stacklevel=1)
+        raise KeyError
+
+    with pytest.raises(KeyError), waiting_counted(device) as places:
+        waits()
+    assert [place.rsplit(":", 1)[0] for place in places] == [__file__]
+    assert modes == ["warn", 0, "warn", 0]
+    with waiting_counted(CPU) as places:
+        pass
+    assert (places, len(modes)) == ([], 4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
