@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 
 RESULTS = Path(__file__).parent.parent / "results"
 PLACES = [RESULTS / "cifar10_resnet20_10epochs", RESULTS / "cifar10_resnet20_methods"]
+BENCHMARK = RESULTS / "benchmark/methods.json"
 SEEDS = (1, 2, 3)
 BySeed = dict[int, float]
 
@@ -30,16 +31,17 @@ def rows(run: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """The rows of the table that a run is part of, and its figures there."""
     if "also" in run["config"]["collect"]:
         return averages(run)
-    alpha = run["config"]["step"].get("alpha", 0.7)
-    name = run["method"] if alpha == 0.7 else f"{run['method']} step.alpha={alpha:g}"
+    own = [f"step.{key}={run['config']['step'][key]:g}" for key in ("every", "ascent") if key in run["config"]["step"]]
+    name = " ".join([run["method"], *own]) if run["method"] == "sam" else run["method"]
     collected = run["metrics"]["collected"]
     return {f"{name} {budgets}": of for budgets, of in collected.items()} or {name: run["metrics"]["last"]}
 
 
-def read() -> tuple[dict[str, BySeed], dict[str, float]]:
-    """Accuracies by row and seed, and the gradients of each row in units of SGD's."""
+def read() -> tuple[dict[str, BySeed], dict[str, float], dict[str, float]]:
+    """Accuracies by row and seed; the gradients of each row and the seconds of its steps, in units of SGD's."""
     accuracies: dict[str, BySeed] = {}
     gradients: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for path in (path for place in PLACES for path in place.rglob("result.json")):
         run = json.loads(path.read_text())
         config = run["config"]
@@ -49,11 +51,15 @@ def read() -> tuple[dict[str, BySeed], dict[str, float]]:
         for row, figures in rows(run).items():
             one = accuracies.setdefault(row, {}).setdefault(run["seed"], figures["test_accuracy"])
             assert one == figures["test_accuracy"], f"{row} is another where it is the only one"
-            gradients[row] = run["cost"]["passes"] * figures.get("epochs", 10) / 10
-    return accuracies, gradients
+            budgets = figures.get("epochs", 10) / 10
+            gradients[row] = run["cost"]["passes"] * budgets
+            seconds[row] = RATIOS.get(row, 1) * budgets
+    return accuracies, gradients, seconds
 
 
-ACCURACIES, GRADIENTS = read()
+RATIOS = {row["method"]: row["ratio"] for row in json.loads(BENCHMARK.read_text())["rows"]}
+"""Seconds of a step over SGD's; rows that are not among them are SGD's steps with a collector."""
+ACCURACIES, GRADIENTS, SECONDS = read()
 SGD = ACCURACIES["sgd"]
 OTHERS = sorted(ACCURACIES.keys() - {"sgd"})
 TESTS = {
@@ -68,7 +74,7 @@ HOLM = dict(zip(OTHERS, multipletests([TESTS[row].pvalue for row in OTHERS], met
 def line(row: str) -> str:
     """A line of the table."""
     values = ACCURACIES[row].values()
-    cells = [f"`{row}`", f"{GRADIENTS[row]:.3g}", f"{mean(values):.2f} ± {stdev(values):.2f}"]
+    cells = [f"`{row}`", f"{GRADIENTS[row]:.3g}", f"{SECONDS[row]:.3g}", f"{mean(values):.2f} ± {stdev(values):.2f}"]
     if row == "sgd":
         return "| " + " | ".join(cells) + " | | |"
     interval = TESTS[row].confidence_interval(0.95)
@@ -92,6 +98,28 @@ def test_the_differences_between_averages_are_those_of_the_runs() -> None:
         low, high = sorted(sign * end for end in test.confidence_interval(0.95))
         difference = sign * (mean(ACCURACIES[row].values()) - mean(ACCURACIES["swa 1.5"].values()))
         assert f"{words} {difference:.2f} ({low:.2f} to {high:.2f}" in page
+
+
+def test_rows_without_a_measured_ratio_are_of_sgds_steps() -> None:
+    assert {row.split()[0] for row in ACCURACIES.keys() - RATIOS.keys()} == {"fge", "swa", "ema", "lawa", "swag"}
+
+
+def test_the_steps_are_said_to_differ_as_the_runs_do() -> None:
+    """Of all steps of one training's length but LookSAM's: from which mean to which, and what the intervals hold."""
+    steps = [row for row in OTHERS if row in RATIOS and row != "looksam"]
+    means = [mean(ACCURACIES[row].values()) - mean(SGD.values()) for row in steps]
+    ends = [TESTS[row].confidence_interval(0.95) for row in steps]
+    words = f"from {min(means):.2f} to +{max(means):.2f}, and no interval of theirs leaves out 0; they reach from"
+    words += f" {min(end.low for end in ends):.2f} to +{max(end.high for end in ends):.2f}"
+    assert all(end.low < 0 < end.high for end in ends)
+    assert words in " ".join(section("docs/methods.md", "What they reach").split())
+
+
+def test_the_averages_are_said_to_lie_above_sgd_as_the_runs_do() -> None:
+    averages = ("swa 1.5", "ema 1.5", "swag 1.5")
+    assert all(TESTS[row].confidence_interval(0.95).low > 0 for row in averages)
+    low, high = (end(HOLM[row] for row in averages) for end in (min, max))
+    assert f"corrected p {low:.2f} to {high:.2f}" in " ".join(section("docs/methods.md", "What they reach").split())
 
 
 def test_every_line_of_the_table_has_runs() -> None:
