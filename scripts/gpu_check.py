@@ -52,8 +52,11 @@ from broadopt.training.loop import Training
 
 CPU = torch.device("cpu")
 FIRST = ("vgg16", "resnet20", "preresnet164", "wrn28_10", "vgg19_bn")
-NETWORKS = [*FIRST, *sorted(set(options("model")) - set(FIRST))]
-"""In the order in which their figures are wanted: a part may come to its limit."""
+LAST = ("pyramidnet272", "pyramidnet272_shakedrop")
+NETWORKS = [*FIRST, *sorted(set(options("model")) - {*FIRST, *LAST}), *LAST]
+"""In the order in which their figures are wanted: a part may come to its limit. PyramidNet's 271 convolutions have as
+many shapes, for each of which cuDNN looks for the fastest algorithm.
+"""
 METHODS = {
     "sgd": ("method=sgd",),
     "sam": ("method=sam",),
@@ -63,7 +66,12 @@ METHODS = {
     "sam+swa": ("method=sam", "collect=swa", "collect.budgets=[1]"),
     "sgd+adamw": ("method=sgd", "optimizer=adamw"),
 }
-NOISY = {"dropout": "vgg16", "Shake-Shake": "shakeshake26_2x64d", "ShakeDrop": "pyramidnet272_shakedrop"}
+NOISY = {
+    "dropout": "vgg16",
+    "torchvision's head": "vgg19_bn",
+    "Shake-Shake": "shakeshake26_2x64d",
+    "ShakeDrop": "pyramidnet272_shakedrop",
+}
 SHORT = ("batch_size=16", "budget=2", "evaluate_every=1", "precision=fp32")  # 2 epochs of 3 steps, the last of 8 images
 FP32 = 2e-3
 """What rounding may make of a smooth network's gradient, as a share of its norm, at PyramidNet-272's depth too."""
@@ -276,7 +284,8 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
     cases = {name: (f"method={name}",) for name in sorted(options("step"))}
     cases |= {"ema": ("method=sgd", "collect=ema", "collect.bn=own")}
     for what, keys in cases.items():  # graphs=false: what is replayed waits for nothing
-        overrides = ("model=resnet20", *keys, "batch_size=16", "budget=1", "graphs=false", f"device={arguments.device}")
+        small = ("model=resnet20", "model.depth=8", "batch_size=16", "budget=1", "graphs=false")
+        overrides = (*small, *keys, f"device={arguments.device}")
         parts = parts_of(*overrides, dataset=dataset)
         training = Training(parts, stop=Stop(), reporter=Silent())
         inputs = parts.data.inputs(0)

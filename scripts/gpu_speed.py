@@ -23,7 +23,7 @@ from broadopt.devices.device import choose_device, choose_precision, peak_memory
 from broadopt.devices.sharing import PER_GPU, keep_to_share
 from broadopt.models.build import network
 
-TOGETHER = ("resnet20", "vgg16")
+TOGETHER = ("vgg16", "resnet20")
 BF16 = 2e-2
 """What factors of 8 bits may make of a convolution, as a share of its norm: several times 2^-9."""
 Rows = Iterator[dict[str, Any]]
@@ -39,8 +39,8 @@ def of_rates(arguments: argparse.Namespace) -> Rows:
     if arguments.compile:
         variants["compiled"] = ("compile=true", "graphs=false")
     dataset = random_dataset(arguments.batch * arguments.steps, 2)
-    for variant, keys in variants.items():
-        for name in arguments.networks:
+    for name in arguments.networks:
+        for variant, keys in variants.items():
             yield rate(name, variant, keys, arguments, dataset) | {"matmul TFLOP/s": fastest}
 
 
@@ -74,21 +74,27 @@ def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Nam
 
 def of_ascent(arguments: argparse.Namespace) -> Rows:
     """Seconds of SAM's and ASAM's steps over SGD's, in turns."""
+    dataset = random_dataset(arguments.batch * arguments.steps, 2)
     for name in arguments.networks:
-        dataset = random_dataset(arguments.batch * arguments.steps, 2)
-        made = {
-            method: parts_of(*fixed(name, arguments), f"method={method}", dataset=dataset)
-            for method in ("sgd", "sam", "asam")
-        }
-        measured = interleaved(
-            {method: steps_of(parts, arguments.steps) for method, parts in made.items()}, rounds=arguments.rounds
-        )
-        ratios = {f"{method} / sgd, seconds": ratio(measured, method, "sgd")["ratio"] for method in ("sam", "asam")}
-        yield {"network": name, **ratios}
+        allocated(arguments.device)
+        yield ascent(name, arguments, dataset)
+
+
+def ascent(name: str, arguments: argparse.Namespace, dataset: Any) -> dict[str, Any]:
+    """One network's row; what it takes of the device is let go at its end."""
+    methods = ("sgd", "sam", "asam")
+    made = {method: parts_of(*fixed(name, arguments), f"method={method}", dataset=dataset) for method in methods}
+    cases = {method: steps_of(parts, arguments.steps) for method, parts in made.items()}
+    measured = interleaved(cases, rounds=arguments.rounds)
+    ratios = {f"{method} / sgd, seconds": ratio(measured, method, "sgd")["ratio"] for method in ("sam", "asam")}
+    recorded = [method for method, parts in made.items() if parts.settings["graphs"]]
+    return {"network": name, **ratios, "recorded": ", ".join(recorded) or "none"}
 
 
 def allocated(device: str) -> int:
-    """Bytes in use on a GPU, whose peak is counted from here on; 0 on a CPU."""
+    """Bytes in use on a GPU, whose peak is counted from here on, when nothing holds what was trained before; 0 on a
+    CPU.
+    """
     place = choose_device(device)
     if place.type != "cuda":
         return 0

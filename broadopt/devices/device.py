@@ -99,6 +99,15 @@ def _processor() -> str:
     return f"CPU ({name})"
 
 
+def count_peak_from_here(device: torch.device) -> None:
+    """Let `peak_memory` tell of what comes, not of an earlier run of this process: on a GPU; a CPU's counts the process
+    from its start.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most memory in use at any time, in bytes: of the device's allocator on a GPU, of the process on a CPU."""
     if device.type == "cuda":

@@ -54,10 +54,11 @@ class CudaGraph:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._graph = torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream(device)  # one for all steps of the warm-up: memory is kept for each stream
 
     def warm_up(self, work: Callable[[], float]) -> tuple[float, str]:
         """On a stream of its own, as the recording will be; what waits for the device there cannot be recorded."""
-        stream = torch.cuda.Stream(self._device)
+        stream = self._stream
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with waiting_counted(self._device) as places, torch.cuda.stream(stream):
             passes = work()
@@ -66,10 +67,12 @@ class CudaGraph:
 
     def record(self, work: Callable[[], object]) -> None:
         """See Graph. The heartbeat's thread may go on meanwhile: it launches nothing."""
+        stream = torch.cuda.current_stream(self._device)
         try:
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 work()
         except BaseException:  # that of a time limit too: what comes after it draws from the same generator
+            torch.cuda.set_stream(stream)  # torch leaves its own current where the recording does not end well
             # A recording that fails leaves the generator believing that it is recorded still: it gets a new state, with
             # the seed that was set for this step, which is then made without a recording.
             index = torch.cuda.current_device() if self._device.index is None else self._device.index

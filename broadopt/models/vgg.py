@@ -13,6 +13,7 @@ SWA's VGG-16 has no BN, so SWA has no statistics to compute anew for it. All dro
 VGG19-BN it trained; its requirements make torchvision's the likeliest (140 million parameters, most in the head).
 """
 
+import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
@@ -43,13 +44,35 @@ class VGG(nn.Module):
 
 
 def vgg19_bn(*, num_classes: int, head: str) -> nn.Module:
-    """VGG-19 with BN; `head="torchvision"` is torchvision's own, unchanged. Raises InputError for an unknown head."""
+    """VGG-19 with BN; `head="torchvision"` is torchvision's own. Raises InputError for an unknown head."""
     require_choice("head", head, HEADS)
     if head != "torchvision":
         return VGG(num_classes=num_classes, depth=19, batch_norm=True, head=head)
     from torchvision.models import vgg19_bn as torchvision_vgg19_bn  # costs a second: only where it is used
 
-    return torchvision_vgg19_bn(num_classes=num_classes)
+    made: nn.Module = torchvision_vgg19_bn(num_classes=num_classes)
+    made.avgpool = _Spread()
+    return made
+
+
+class _Spread(nn.AdaptiveAvgPool2d):
+    """torchvision's pool from 1x1 to 7x7 pixels, which repeats the one. A GPU has no deterministic gradient of it, but
+    one of the repetition: the same values forward, the same sum of 49 backward.
+    """
+
+    def __init__(self) -> None:
+        super().__init__((7, 7))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, 1, 1] -> [B, C, 7, 7]."""
+        if images.is_cuda and images.shape[2:] == (1, 1) and torch.are_deterministic_algorithms_enabled():
+            return repeated(images)
+        return super().forward(images)
+
+
+def repeated(images: Tensor) -> Tensor:
+    """[B, C, 1, 1] -> [B, C, 7, 7]."""
+    return images.expand(-1, -1, 7, 7)
 
 
 def _feature_layers(convolutions: tuple[int, ...], batch_norm: bool) -> list[nn.Module]:

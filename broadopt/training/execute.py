@@ -17,7 +17,14 @@ from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
 from broadopt.devices import probe
 from broadopt.devices import processes as distributed
-from broadopt.devices.device import automatic_precisions, choose_device, choose_precision, device_name, set_flags
+from broadopt.devices.device import (
+    automatic_precisions,
+    choose_device,
+    choose_precision,
+    count_peak_from_here,
+    device_name,
+    set_flags,
+)
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
 from broadopt.devices.sharing import keep_to_share
@@ -67,6 +74,7 @@ def execute(
     recipe = decided(run, dataset, device, processes)
     set_flags(recipe.precision, deterministic=execution.deterministic)
     keep_to_share(device)
+    count_peak_from_here(device)
     folder = results.run_folder(execution.results_dir, recipe.record())
     result = already_finished(folder, run, recipe) if processes.is_first and not execution.force else None
     if processes.from_first(result is not None):

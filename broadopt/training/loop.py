@@ -227,7 +227,7 @@ class Training:
 
     def _is_finite(self, norms: Sequence[Tensor]) -> bool:
         """Whether these and the sum of the epoch's losses are; waits for the device."""
-        return math.isfinite(float(sum((norm.double() for norm in norms), start=self.stepper.loss_sum)))
+        return math.isfinite(float(torch.stack(list(norms)).double().sum() + self.stepper.loss_sum))
 
     def place(self) -> dict[str, float | None]:
         """Where a failure happened: epoch (counted from 1), lr and the last finite loss of a batch, None if there was

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from broadopt.errors import InputError
-from broadopt.models.vgg import VGG, vgg19_bn
+from broadopt.models.vgg import VGG, repeated, vgg19_bn
 
 
 def head(name: str, classes: int) -> nn.Sequential:
@@ -55,3 +55,17 @@ def test_bad_options_are_refused():
         VGG(num_classes=10, depth=16, batch_norm="no", head="linear")
     with pytest.raises(InputError, match=r'^model\.head=torchvison: .*; did you mean "torchvision"\?$'):
         vgg19_bn(num_classes=10, head="torchvison")
+
+
+def test_the_pixel_that_a_deterministic_gpu_repeats_has_the_values_and_the_gradient_of_torchvisions_pool() -> None:
+    images = torch.randn(3, 5, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(3, 5, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = []
+    for layer in (repeated, nn.AdaptiveAvgPool2d((7, 7))):
+        inputs = images.clone().requires_grad_()
+        outputs = layer(inputs)
+        found.append((outputs, *torch.autograd.grad((outputs * weights).sum(), inputs)))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-14, atol=1e-14)
+    pool = vgg19_bn(num_classes=10, head="torchvision").avgpool
+    assert torch.equal(pool(images), found[0][0])
