@@ -132,18 +132,6 @@ def test_readme_states_the_hours_of_a_row_at_the_stated_rate() -> None:
     assert stated.format(*runs, *map(float, hours)) in text("README.md")
 
 
-def test_the_hours_of_every_row_are_those_of_its_rate() -> None:
-    """Of SGD's run, on an H100; a row of Table 3 costs the same by all methods."""
-    rows = [line.split(" | ") for line in text("docs/rows.md").splitlines() if line.startswith("| `table")]
-    assert len(rows) == 13
-    for row in rows:
-        recipe = run_config(compose([f"experiment={row[0].split('`')[1]}", "method=sgd"])).recipe
-        cost = price(recipe)
-        work = {"images": cost.passes * cost.epochs * cost.images, "flops": cost.flops}
-        time = rates.duration(recipe.record()["model"], **work, precision=recipe.precision)
-        assert row[6].split(",")[0] == rates.shown(time.hours) + " measured" * time.is_measured, row[0]
-
-
 def test_the_rates_of_a_gpu_that_are_stated_are_the_measured_ones() -> None:
     rows = [row for row in json.loads(text("results/benchmark/gpu.json"))["rows"] if row["part"] == "rates"]
     recorded = {row["network"]: row for row in rows if row["variant"] == "as auto chooses"}
@@ -308,10 +296,15 @@ def test_the_table_of_rows_gives_the_figures_of_the_code(
     assert not in_table3 or budgets[0] == 2 * budgets[1], "so that two gradients a step cost as much"
     figures = [cost.flops / 1e15 for cost in costs]
     assert operations == ", SWA ".join(f"{figure:.1f}" if figure < 100 else f"{figure:,.0f}" for figure in figures)
-    rate = rates.tflops("H100", "bf16") * 1e12
     stated_macs = (recipes[0].record()["model"], recipes[0].dataset.name, costs[0].macs)
     assert stated_macs in list(rates.networks()), "python scripts/rates.py"
-    assert hours == ", SWA ".join(rates.shown(cost.flops / rate / 3600) for cost in costs)
+    images = [cost.passes * cost.epochs * cost.images for cost in costs]
+    times = [
+        rates.duration(stated_macs[0], images=count, flops=cost.flops, precision=recipes[0].precision)
+        for count, cost in zip(images, costs, strict=True)
+    ]
+    shown = [rates.shown(time.hours) for time in times]
+    assert hours == ", SWA ".join([shown[0] + " measured" * times[0].is_measured, *shown[1:]])
 
 
 def rounded_as(stated: str, value: float, unit: str) -> bool:
