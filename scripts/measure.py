@@ -167,7 +167,8 @@ def write(rows: Sequence[Mapping[str, Any]], path: Path | None, *, device: str, 
     place = choose_device(device)
     known = environment(place, {"precision": choose_precision("auto", place)}) | facts
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": "python " + " ".join(sys.argv), "environment": known, "timing": HOW, "rows": list(rows)}
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]  # no folder of this machine
+    content = {"command": "python " + " ".join(words), "environment": known, "timing": HOW, "rows": list(rows)}
     with replacing(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 

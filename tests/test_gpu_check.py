@@ -34,6 +34,7 @@ def test_the_gpu_check_passes_on_a_cpu(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     counts = {"gradients": 2, "training": 7, "resume": 7, "rates": 2, "convolutions": 1}
     assert [row["part"] for row in content["rows"]] == [part for part, count in counts.items() for _ in range(count)]
+    assert content["command"].endswith("--json check.json"), "without a folder of this machine"
     assert content["environment"]["machine"].startswith(f"torch {torch.__version__}, ")
     for line in ("waiting: there is nothing to wait for on a CPU", "rates: a CPU records nothing"):
         assert f"\n{line}" in done.stdout
