@@ -50,10 +50,15 @@ def automatic_precisions(device: torch.device) -> tuple[str, ...]:
     return ("fp32", "bf16")
 
 
-def choose_memory_format(name: str, network: str, device: torch.device) -> torch.memory_format:
-    """auto takes channels_last, but contiguous on CPUs for the networks that train slower by it there."""
+def choose_memory_format(
+    name: str, network: str, device: torch.device, *, second_order: bool = False
+) -> torch.memory_format:
+    """auto takes channels_last, but contiguous on CPUs for the networks that train slower by it there, and for second
+    derivatives: those of BN sum over images and pixels many times, which torch does slowly where channels come last.
+    """
     if name == "auto":
-        name = "contiguous" if device.type == "cpu" and network in SLOWER_BY_CHANNELS_LAST else "channels_last"
+        slower = second_order or network in SLOWER_BY_CHANNELS_LAST
+        name = "contiguous" if device.type == "cpu" and slower else "channels_last"
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 

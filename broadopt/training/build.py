@@ -33,7 +33,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     on the seed alone. Raises InputError.
     """
     recipe, execution = run.recipe, run.execution
-    memory_format = choose_memory_format(execution.memory_format, recipe.model.name, device)
+    second_order = bool(recipe.step.get("second_order"))
+    memory_format = choose_memory_format(execution.memory_format, recipe.model.name, device, second_order=second_order)
     data = Data(
         dataset,
         batch_size=recipe.batch_size,
@@ -52,7 +53,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     _say_of_last_batch(model, data, recipe.batch_size)
     if execution.compile:
         model.compile(dynamic=False)
-    if recipe.step.get("second_order") and execution.compile:
+    if second_order and execution.compile:
         raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
     optimizer = base_optimizer(recipe, model.parameters())
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)

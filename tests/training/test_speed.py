@@ -84,6 +84,8 @@ def test_auto_takes_the_memory_format_that_was_measured_faster() -> None:
     cuda = torch.device("cuda")
     assert choose_memory_format("auto", "resnet20", CPU) == torch.channels_last
     assert choose_memory_format("auto", "vgg16", CPU) == torch.contiguous_format
+    assert choose_memory_format("auto", "resnet20", CPU, second_order=True) == torch.contiguous_format
+    assert choose_memory_format("auto", "resnet20", cuda, second_order=True) == torch.channels_last
     assert choose_memory_format("auto", "vgg16", cuda) == torch.channels_last
     assert choose_memory_format("channels_last", "vgg16", CPU) == torch.channels_last
     assert choose_memory_format("contiguous", "resnet20", cuda) == torch.contiguous_format
