@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from broadopt import streams
-from broadopt.analysis.comparing.selection import located
 from broadopt.analysis.tables.options import one_of
 from broadopt.analysis.tables.request import Parser
 from broadopt.config.rules import RULES, expanded
 from broadopt.errors import InputError, Interrupted, RunFailed, printable
+from broadopt.runs.folders import located, remark
 from broadopt.signals import Stop
 from broadopt.trackers.choose import check_installed, failure, opened
 from broadopt.trackers.record import TrackedRun, points_of, record
@@ -102,8 +102,8 @@ def parse(arguments: Sequence[str]) -> Request:
     one_of("tracker", given.tracker, TRACKERS)
     asked = Path(expanded(given.results, "RESULTS"))
     results = located(asked, option="")
-    if results != asked:
-        print(f"broadopt-export: {asked} holds no runs/: read from {results}", file=sys.stderr)
+    for line in remark(asked, results):
+        print(f"broadopt-export: {line}", file=sys.stderr)
     return Request(given.tracker, results, Path(expanded(given.output, "--output")) if given.output else results)
 
 

@@ -13,6 +13,7 @@ from broadopt import streams
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.request import Request, parse
 from broadopt.errors import InputError, nearest, printable
+from broadopt.runs.folders import located, remark, to_be_filled
 
 if TYPE_CHECKING:
     from broadopt.analysis.tables.cells import Context
@@ -104,8 +105,7 @@ def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
     results, unusable = selection.read(request.results)
     if request.comparison.at_epoch is not None:
         results += selection.going_on(request.results, {result["identity"] for result in results})
-    found = [(root, selection.located(root)) for root in request.results]
-    remarks = [f"{root} holds no runs/: read from {place}" for root, place in found if place != root]
+    remarks = [line for root in request.results for line in remark(root, located(root))]
     results = selection.select(results, selection.conditions(request.comparison.where))
     compared = ("interrupted", "running") if request.comparison.at_epoch is not None else ()
     return results, remarks + _unfinished(results, compared) + [f"left out: {line}" for line in unusable]
@@ -175,7 +175,7 @@ def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     from broadopt.analysis.tables import formats, published
     from broadopt.config.shipped import paper_dir
 
-    results, remarks = _to_be_filled(request.results[0])
+    results, remarks = to_be_filled(request.results[0])
     folder = state.look(results)
     remarks += [f"left out: {line}" for line in folder.left_out]
     if not os.path.isdir(results):
@@ -197,23 +197,6 @@ def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
 
 
-def _to_be_filled(asked: Path) -> tuple[Path, list[str]]:
-    """The results folder that is meant, and a line where there is more to be said of it: the one that a folder called
-    runs lies in, else what is asked for, since the first run may still have to be made there.
-    """
-    from broadopt.analysis.comparing.selection import located, with_runs
-
-    if os.path.isdir(asked / "runs") or not os.path.isdir(asked):
-        return asked, []
-    if Path(os.path.abspath(asked)).name == "runs":
-        results = located(asked)
-        return results, [f"{asked} holds no runs/: read from {results}"]
-    if below := with_runs(asked):
-        named = ", ".join(map(str, below[:5])) + ", ..." * (len(below) > 5)
-        return asked, [f"{asked} holds no runs/ (yet): every run counts as missing; those of {named} are not looked at"]
-    return asked, []
-
-
 def _ranges(seeds: Sequence[int]) -> str:
     """`1-3, 7` for 1, 2, 3, 7."""
     starts = [seed for seed in seeds if seed - 1 not in seeds]
@@ -230,7 +213,6 @@ def _absent(folder: Path) -> str:
 
 def _begun(roots: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[str]:
     """A line on each run that is going on, or died, and has left no figures yet."""
-    from broadopt.analysis.comparing.selection import located
     from broadopt.analysis.status import state
 
     seen = {result["identity"] for result in known}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from broadopt.config.identity import identity_of
+from broadopt.errors import InputError
 from broadopt.files import reason
 
 READERS = 16
@@ -16,6 +17,9 @@ READERS = 16
 
 DEEPEST = 16
 """Levels below runs/ that are looked at: those of a run folder are four, and one more for each / in a name."""
+
+MOST_FOLDERS = 5
+"""Folders that a message names."""
 
 OUTPUT = "output.txt"
 """The link that a launcher lays from a run folder to what the run prints: never one to a folder."""
@@ -27,6 +31,57 @@ S = TypeVar("S")
 def run_folder(results_dir: str | Path, config: Mapping[str, Any]) -> Path:
     """`<results_dir>/runs/<dataset>/<model>/<method>/seed<k>-<first 8 of the identity>` for a recorded config."""
     return Path(results_dir, "runs", _place(config, identity_of(config)))
+
+
+def located(folder: Path, *, option: str = "--results ") -> Path:
+    """The results folder that is meant: `folder` itself, which holds runs/; where it is called runs, the folder that it
+    lies in; where it holds no runs/ but one of its folders does, that one.
+
+    Raises InputError where there is no such folder, or where several of its folders hold runs/; `option` is what is
+    typed ahead of a folder.
+    """
+    if not os.path.isdir(folder):
+        absent = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise InputError(f"results folder {folder} {absent}: {option or 'RESULTS '}names the folder that holds runs/")
+    if os.path.isdir(folder / "runs"):
+        return folder
+    if Path(os.path.abspath(folder)).name == "runs":
+        return folder.parent if folder.name == "runs" else folder / ".."
+    below = with_runs(folder)
+    if len(below) > 1:
+        named = " ".join(f"{option}{path}" for path in below[:MOST_FOLDERS]) + (
+            " ..." if len(below) > MOST_FOLDERS else ""
+        )
+        raise InputError(f"results folder {folder} holds no runs/, but {len(below)} of its folders do: {named}")
+    return below[0] if below else folder
+
+
+def with_runs(folder: Path) -> list[Path]:
+    """Those of a folder's folders that hold runs/."""
+    try:
+        return sorted(path for path in folder.iterdir() if os.path.isdir(path / "runs"))
+    except OSError:  # a folder that cannot be listed holds nothing that can be read
+        return []
+
+
+def remark(asked: Path, found: Path) -> list[str]:
+    """A line that `found` is read for the results folder `asked`; none where they are the same."""
+    return [] if found == asked else [f"{asked} holds no runs/: read from {found}"]
+
+
+def to_be_filled(asked: Path) -> tuple[Path, list[str]]:
+    """The results folder that is meant, and a line where there is more to be said of it: the one that a folder called
+    runs lies in, else what is asked for, since the first run may still have to be made there.
+    """
+    if os.path.isdir(asked / "runs") or not os.path.isdir(asked):
+        return asked, []
+    if Path(os.path.abspath(asked)).name == "runs":
+        found = located(asked)
+        return found, remark(asked, found)
+    if below := with_runs(asked):
+        named = ", ".join(map(str, below[:MOST_FOLDERS])) + ", ..." * (len(below) > MOST_FOLDERS)
+        return asked, [f"{asked} holds no runs/ (yet): every run counts as missing; those of {named} are not looked at"]
+    return asked, []
 
 
 def check_place(folder: Path, config: Mapping[str, Any], identity: str) -> None:

@@ -1,6 +1,5 @@
-"""Which runs are compared: the folders that they lie in, and the keys of their configs that select them."""
+"""Which runs are compared: those of the results folders, and the keys of their configs that select them."""
 
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,47 +11,13 @@ from broadopt.analysis.comparing.keys import ABSENT, ALIASES, completed, distinc
 from broadopt.analysis.tables.match import Result
 from broadopt.errors import InputError, nearest, printable
 from broadopt.runs import heartbeat, history
-from broadopt.runs.folders import scan
+from broadopt.runs.folders import located, scan
 from broadopt.runs.results import metrics, read_several
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
 MOST_VALUES = 20
 """Values of a key that a message lists."""
-
-MOST_FOLDERS = 5
-"""Folders that a message names."""
-
-
-def located(folder: Path, *, option: str = "--results ") -> Path:
-    """The results folder that is meant: `folder` itself, which holds runs/; where it is called runs, the folder that it
-    lies in; where it holds no runs/ but one of its folders does, that one.
-
-    Raises InputError where there is no such folder, or where several of its folders hold runs/; `option` is what is
-    typed ahead of a folder.
-    """
-    if not os.path.isdir(folder):
-        absent = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise InputError(f"results folder {folder} {absent}: {option or 'RESULTS '}names the folder that holds runs/")
-    if os.path.isdir(folder / "runs"):
-        return folder
-    if Path(os.path.abspath(folder)).name == "runs":
-        return folder.parent if folder.name == "runs" else folder / ".."
-    below = with_runs(folder)
-    if len(below) > 1:
-        named = " ".join(f"{option}{path}" for path in below[:MOST_FOLDERS]) + (
-            " ..." if len(below) > MOST_FOLDERS else ""
-        )
-        raise InputError(f"results folder {folder} holds no runs/, but {len(below)} of its folders do: {named}")
-    return below[0] if below else folder
-
-
-def with_runs(folder: Path) -> list[Path]:
-    """Those of a folder's folders that hold runs/."""
-    try:
-        return sorted(path for path in folder.iterdir() if os.path.isdir(path / "runs"))
-    except OSError:  # a folder that cannot be listed holds nothing that can be read
-        return []
 
 
 def read(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:

@@ -13,7 +13,7 @@ from broadopt.analysis.status.state import Folder
 from broadopt.analysis.tables.match import Result
 from broadopt.config.identity import identity_of
 from broadopt.errors import InputError
-from broadopt.runs.folders import run_folder
+from broadopt.runs.folders import located, run_folder
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Gathered:
 
 def gather(given: Sequence[Path], where: Sequence[str] = ()) -> Gathered:
     """The runs of the results folders `given` that fit `where`. Raises InputError where there is none."""
-    roots = tuple(dict.fromkeys(selection.located(folder, option="") for folder in given))
+    roots = tuple(dict.fromkeys(located(folder, option="") for folder in given))
     # Statuses come first: a run that ends in between then has a result, and no number is missing.
     looked = [state.look(root) for root in roots]
     results, unusable = selection.read(roots)
