@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 
 from broadopt.config.identity import importable
 from broadopt.config.messages import instantiation_error
+from broadopt.config.own_code import refuse_interpolation
 from broadopt.errors import InputError, RunFailed, is_lack_of_memory
 
 
@@ -18,6 +19,8 @@ def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options
     """
     if not isinstance(node.get("_target_"), str):
         raise InputError(f"{group}: expected a _target_, the dotted name of what is to be called, among its keys")
+    # What was composed is resolved by now: an interpolation comes from a file, and Hydra would carry it out.
+    refuse_interpolation(dict(node), place=group)
     try:
         return instantiate(_with_arguments(importable(node)), *arguments, _convert_="all", **options)
     except InstantiationException as error:

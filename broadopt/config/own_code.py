@@ -57,8 +57,9 @@ def own_code(node: Any) -> dict[str, str]:
 
 def refuse_foreign(node: Any, *, trusted: Sequence[str], place: object) -> None:
     """Raise InputError, naming `place`, where a config from elsewhere names code that is neither broadopt's, nor
-    torchvision's, nor of a `trusted` module.
+    torchvision's, nor of a `trusted` module, or holds an interpolation, which can make such a name.
     """
+    refuse_interpolation(node, place=place)
     for target in targets(node):
         if any(target == name or target.startswith(f"{name}.") for name in trusted):
             continue
@@ -68,6 +69,16 @@ def refuse_foreign(node: Any, *, trusted: Sequence[str], place: object) -> None:
                 f"{place}: it names {target}, which is not broadopt's: trust={module} runs that code, once you have "
                 "read it"
             )
+
+
+def refuse_interpolation(node: Any, *, place: object) -> None:
+    """Raise InputError, naming `place`, where a value is still to be computed: `${oc.create:...}` would make a node
+    with a `_target_` of its own, which nobody has looked at, and `${oc.env:...}` reads what is no part of a config.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise InputError(f"{place}: found {node[:80]!r}; expected a value, not an interpolation")
+    for item in node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ():
+        refuse_interpolation(item, place=place)
 
 
 def _is_harmless(target: str) -> bool:

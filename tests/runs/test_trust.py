@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from command import (
     BIN,
     OWN,
@@ -29,8 +30,11 @@ from command import (
     until,
 )
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from broadopt.config.identity import identity_of
+from broadopt.config.instantiate import instantiated
 from broadopt.devices import provenance
 from broadopt.errors import InputError
 from broadopt.launchers.local import new_folder, threads_of_a_run
@@ -324,6 +328,56 @@ def test_targets_that_lead_out_of_broadopt_are_foreign(target: str, five_runs: S
     refused = run("repeat=folder", "trust=own_network", cwd=tmp_path)
     assert refused.returncode == 2
     assert f"it names {target}, which is not broadopt's" in refused.stderr
+
+
+@pytest.fixture
+def made_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """An interpolation that makes a node of a module in tmp_path, and the file that its code would leave."""
+    left = tmp_path / "left"
+    (tmp_path / "made_code.py").write_text(
+        f"from pathlib import Path\n\n\ndef made():\n    Path({str(left)!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "${oc.create:{_target_:made_code.made}}", left
+
+
+def test_an_interpolation_in_a_config_makes_no_code(
+    five_runs: Sweep, tmp_path: Path, made_code: tuple[str, Path]
+) -> None:
+    words, left = made_code
+    shutil.copytree(five_runs.folders["sam"], tmp_path / "folder")
+    config = tmp_path / "folder/config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["step"]["rho"] = words
+    config.write_text(yaml.safe_dump(content))
+    refused = run("repeat=folder", "trust=own_network", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert f"found '{words}'; expected a value, not an interpolation" in refused.stderr
+    assert not left.exists()
+
+
+def test_an_interpolation_in_a_predictor_makes_no_code(
+    five_runs: Sweep, tmp_path: Path, made_code: tuple[str, Path]
+) -> None:
+    words, left = made_code
+    path = five_runs.folders["sam"] / "predictor.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    recipe = json.loads(metadata["recipe"])
+    recipe["model"]["depth"] = words
+    described = metadata | {"recipe": json.dumps(recipe), "identity": identity_of(recipe)}
+    save_file(load_file(path), tmp_path / path.name, metadata=described)
+    with pytest.raises(InputError, match="expected a value, not an interpolation"):
+        load(tmp_path, trust="own_network")
+    assert not left.exists()
+
+
+def test_what_is_instantiated_holds_no_interpolation(made_code: tuple[str, Path]) -> None:
+    words, left = made_code
+    for value in (words, [words], {"deeper": words}):
+        with pytest.raises(InputError, match=r"schedule: found .*; expected a value, not an interpolation"):
+            instantiated("schedule", {"_target_": "broadopt.methods.schedule.Schedule", "lr": value, "budget": 1})
+    assert not left.exists()
 
 
 # ---- 16: failures ahead of the loop
