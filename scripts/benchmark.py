@@ -208,7 +208,8 @@ def main() -> None:
         for row in SECTIONS[arguments.section](arguments):
             print("  ".join(f"{key}: {measure.shown(value)}" for key, value in row.items()), flush=True)
             rows.append(row)
-            measure.write(rows, arguments.json, device=arguments.device)
+            asked = {} if arguments.precision == "auto" else {"precision": arguments.precision}
+            measure.write(rows, arguments.json, device=arguments.device, **asked)
     except InputError as error:
         measure.fail(error)
     print()

@@ -31,7 +31,8 @@ def rows(run: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """The rows of the table that a run is part of, and its figures there."""
     if "also" in run["config"]["collect"]:
         return averages(run)
-    own = [f"step.{key}={run['config']['step'][key]:g}" for key in ("every", "ascent") if key in run["config"]["step"]]
+    step = run["config"]["step"]
+    own = [f"step.{key}={json.dumps(step[key])}" for key in ("every", "ascent", "second_order") if key in step]
     name = " ".join([run["method"], *own]) if run["method"] == "sam" else run["method"]
     collected = run["metrics"]["collected"]
     return {f"{name} {budgets}": of for budgets, of in collected.items()} or {name: run["metrics"]["last"]}
@@ -112,7 +113,10 @@ def test_the_steps_are_said_to_differ_as_the_runs_do() -> None:
     words = f"from {min(means):.2f} to +{max(means):.2f}, and no interval of theirs leaves out 0; they reach from"
     words += f" {min(end.low for end in ends):.2f} to +{max(end.high for end in ends):.2f}"
     assert all(end.low < 0 < end.high for end in ends)
-    assert words in " ".join(section("docs/methods.md", "What they reach").split())
+    page = " ".join(section("docs/methods.md", "What they reach").split())
+    assert words in page
+    exact = "sam step.second_order=true"
+    assert f"(`{exact}`) costs {SECONDS[exact]:.1f} times SGD's seconds." in page
 
 
 def test_the_averages_are_said_to_lie_above_sgd_as_the_runs_do() -> None:
