@@ -54,6 +54,8 @@ class CudaGraph:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._graph = torch.cuda.CUDAGraph()
+        # Of this device: torch's own is of the device that is current when the first graph of the process is recorded.
+        self._recording = torch.cuda.Stream(device)
         self._stream = torch.cuda.Stream(device)  # one for all steps of the warm-up: memory is kept for each stream
 
     def warm_up(self, work: Callable[[], float]) -> tuple[float, str]:
@@ -69,7 +71,7 @@ class CudaGraph:
         """See Graph. The heartbeat's thread may go on meanwhile: it launches nothing."""
         stream = torch.cuda.current_stream(self._device)
         try:
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=self._recording, capture_error_mode="thread_local"):
                 work()
         except BaseException:  # that of a time limit too: what comes after it draws from the same generator
             torch.cuda.set_stream(stream)  # torch leaves its own current where the recording does not end well
@@ -146,12 +148,15 @@ class Recorder:
                 self._give_up(reason)
             return passes
         if self._buffers is None:
-            buffers = self._buffers = [torch.empty_like(tensor) for tensor in inputs]
+            buffers, reason = [torch.empty_like(tensor) for tensor in inputs], ""
             try:
                 self._graph.record(lambda: self._work(buffers))
             except RuntimeError as error:
-                self._give_up(" ".join(str(error).split()).partition(". ")[0])
+                reason = cause(error)
+            if reason:  # not within the handler: the frames of its traceback hold the memory of the failed step
+                self._give_up(reason)
                 return self._work(inputs)
+            self._buffers = buffers
         for buffer, tensor in zip(self._buffers, inputs, strict=True):
             buffer.copy_(tensor)
         self._graph.replay()
@@ -160,6 +165,15 @@ class Recorder:
     def _give_up(self, reason: str) -> None:
         self._is_possible = False
         self._failed(reason)
+
+
+def cause(error: BaseException) -> str:
+    """The first sentence of the error that came first: torch raises another where it ends a recording that is broken,
+    which says no more than that.
+    """
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
 
 
 def choose(

@@ -33,6 +33,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     on the seed alone. Raises InputError.
     """
     recipe, execution = run.recipe, run.execution
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what names no device of its own is made on the current one
     second_order = bool(recipe.step.get("second_order"))
     memory_format = choose_memory_format(execution.memory_format, recipe.model.name, device, second_order=second_order)
     data = Data(

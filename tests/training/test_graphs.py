@@ -75,6 +75,16 @@ class Failing(CalledGraph):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing. And more")
 
 
+class EndedBadly(CalledGraph):
+    """As torch ends a recording that is broken: with an error of its own after the one that broke it."""
+
+    def record(self, work: Callable[[], object]) -> None:
+        try:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing. Compile with ...")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
 class Waiting(CalledGraph):
     def warm_up(self, work: Callable[[], int]) -> tuple[int, str]:
         return work(), "it waits for the device at my_net.py:7"
@@ -204,6 +214,7 @@ def test_a_run_goes_on_with_recorded_steps_from_whatever_steps_it_was_made_of(me
     ("graph", "reason"),
     [
         (Failing, "CUDA error: operation not permitted when stream is capturing"),
+        (EndedBadly, "CUDA error: operation not permitted when stream is capturing"),
         (Waiting, "it waits for the device at my_net.py:7"),
     ],
 )
