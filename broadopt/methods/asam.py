@@ -29,8 +29,8 @@ def asam(
 
     T_w is diagonal and positive: "element" takes |w_k|, "filter" takes ||f_j||_2 on the entries of filter j of a
     convolution and |w_k| elsewhere (eq. 5), plus eta. Biases and BN's beta (every parameter without "weight" in its
-    name) are perturbed with T = 1. `options` are SharpnessAware's. Raises InputError for rho < 0, eta < 0, p < 1 or an
-    unknown normalisation.
+    name) are perturbed with T = 1. `options` are SharpnessAware's. Raises InputError for rho < 0, eta < 0, p < 1, an
+    unknown normalisation, or a network without such a name.
     """
     if normalisation not in ("element", "filter"):
         raise InputError(f"step.normalisation={normalisation}: expected element or filter")
@@ -39,6 +39,8 @@ def asam(
     scales: dict[Tensor, str] = {
         parameter: scale_of(name, parameter, normalisation) for name, parameter in model.named_parameters()
     }
+    if all(scale == "one" for scale in scales.values()):
+        raise InputError('no parameter of this network has "weight" in its name, by which ASAM takes what it scales')
     perturbation = partial(asam_perturbation, rho=radius(rho), eta=float(eta), p=exponent(p), scales=scales)
     return SharpnessAware(model, optimizer, perturbation, **options)
 
@@ -68,10 +70,12 @@ def asam_perturbation(
     # direction that was found there back to w.
     scaled = [i for i, weight in enumerate(weights) if scales[weight] != "one"]
     T = [size(weights[i], scales[weights[i]]) for i in scaled]
-    torch._foreach_add_(T, eta)
-    torch._foreach_mul_([gradients[i] for i in scaled], T)
+    if T:  # the layers that are perturbed may hold biases alone, and foreach operations take no empty list
+        torch._foreach_add_(T, eta)
+        torch._foreach_mul_([gradients[i] for i in scaled], T)
     direction = steepest(gradients, p=p)
-    torch._foreach_mul_([direction[i] for i in scaled], T)
+    if T:
+        torch._foreach_mul_([direction[i] for i in scaled], T)
     torch._foreach_mul_(direction, rho)
     return direction
 

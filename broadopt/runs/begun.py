@@ -58,7 +58,7 @@ def prepare(folder: Path, run: RunConfig, *, changes: str) -> None:
 
 def unfinished(folder: Path) -> list[Path]:
     """What processes that died while they wrote a file have left; to be called by the one that holds the folder."""
-    return list(folder.glob(".*.tmp"))
+    return [*folder.glob(".*.tmp"), *folder.glob("snapshots/.*.tmp")]
 
 
 def leftovers(folder: Path) -> list[Path]:

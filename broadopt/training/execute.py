@@ -165,7 +165,9 @@ def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: boo
     if result is None or result["state"] != "finished":
         return None
     if run.execution.force:
-        remove(checkpoint.files(folder))  # of a copy that was made while it ran, for one: anew is from the first step
+        # Anew is from the first step, also in a copy that was made while it ran; and the weights of one training never
+        # stand beside the result of another, which may keep none.
+        remove([*checkpoint.files(folder), folder / predictor.NAME, *(kept.path for kept in snapshots.files(folder))])
         results.set_aside(folder)
         return None
     print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")

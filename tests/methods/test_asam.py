@@ -303,3 +303,25 @@ def test_values_out_of_range_are_refused_in_one_line(values: dict, message: str)
     with pytest.raises(InputError) as error:
         asam(model, torch.optim.SGD(model.parameters(), lr=0.1), **values, **OPTIONS)
     assert str(error.value) == message
+
+
+class Bare(nn.Module):
+    """A network whose matrix is not called a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(5, 12))
+
+
+def test_a_network_without_a_parameter_to_scale_is_refused() -> None:
+    model = Bare()
+    with pytest.raises(InputError, match='no parameter of this network has "weight" in its name'):
+        asam(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=1.0, **OPTIONS)
+
+
+def test_parameters_of_which_none_is_scaled_are_perturbed_as_by_sam() -> None:
+    weights = [nn.Parameter(torch.randn(5, 12, generator=torch.Generator().manual_seed(0)))]
+    gradients = [torch.randn(5, 12, generator=torch.Generator().manual_seed(1))]
+    scales = {weights[0]: "one"}
+    ours = asam_perturbation(weights, [gradients[0].clone()], rho=0.5, eta=0.01, p=2, scales=scales)
+    assert torch.equal(ours[0], sam_perturbation(weights, gradients, rho=0.5, p=2)[0])

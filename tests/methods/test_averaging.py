@@ -241,6 +241,12 @@ def test_a_small_variance_keeps_its_digits() -> None:
     assert found == pytest.approx(1e-8, rel=1e-3)
 
 
+def test_a_parameter_without_dimensions_is_drawn_too() -> None:
+    collector, model = GaussianAverage(start=0.0, rank=0), nn.ParameterList([torch.ones(())])
+    collector.collect(model)
+    assert [weight.item() for weight in collector.sample(0)] == [1.0]  # one network has no variance
+
+
 @pytest.mark.parametrize("rank", [0, 3])
 def test_prediction_is_the_mean_softmax_of_the_drawn_networks(rank: int) -> None:
     collector, _ = gaussian(5, rank=rank, samples=4)

@@ -1,5 +1,6 @@
 """keep=snapshots: the weights of a run in the course of its training."""
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def test_a_resumed_run_leaves_the_same_weights(undisturbed: Path, tmp_path: Path
         one.path.unlink()
     again = run(*SWA, cwd=tmp_path)
     assert again.stdout.splitlines()[-1] == "  it has kept no snapshots: force=true runs it anew and keeps them"
+
+
+def test_a_run_made_anew_keeps_no_weights_of_the_training_before(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.parents[4], tmp_path / "results")
+    (folder,) = folders(tmp_path)
+    (folder / "snapshots/.step-0000000090.safetensors.1.tmp").touch()  # of a process that was killed
+    assert (folder / predictor.NAME).exists()
+    assert snapshots.files(folder)
+    again = run(*SWA[:-1], "checkpoint.predictor=false", "force=true", cwd=tmp_path)
+    assert again.returncode == 0
+    assert not (folder / predictor.NAME).exists()
+    assert not [*(folder / "snapshots").iterdir()]
 
 
 def test_what_is_no_snapshot_is_refused(undisturbed: Path, tmp_path: Path) -> None:

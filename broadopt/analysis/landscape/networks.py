@@ -14,6 +14,7 @@ from broadopt.config.instantiate import collectors_of
 from broadopt.config.own_code import refuse_foreign
 from broadopt.errors import InputError
 from broadopt.methods.collect import EverySteps
+from broadopt.methods.fge import SnapshotEnsemble
 from broadopt.predictor import Predictor
 from broadopt.training.calendar import Calendar
 
@@ -101,6 +102,11 @@ def member_moments(run: Run) -> list[tuple[int, float]]:
 def is_ensemble(run: Run) -> bool:
     """Whether a run reports what several networks predict together."""
     return _collector(run).is_ensemble
+
+
+def draws_its_members(run: Run) -> bool:
+    """Whether the networks of an ensemble are others than those that it collected, as SWAG's are."""
+    return not isinstance(_collector(run), SnapshotEnsemble)
 
 
 def collection_start(run: Run) -> float:

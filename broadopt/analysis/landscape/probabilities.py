@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.analysis.landscape import distances
 from broadopt.analysis.landscape.images import autocast
-from broadopt.analysis.landscape.networks import is_ensemble, member_moments, put, reported, snapshot
+from broadopt.analysis.landscape.networks import draws_its_members, is_ensemble, member_moments, put, reported, snapshot
 from broadopt.analysis.landscape.runs import Run
 from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.errors import InputError
@@ -48,6 +48,11 @@ def of_run(run: Run, images: Tensor, *, memory_format: torch.memory_format = tor
 
     if not is_ensemble(run):
         return predicted(reported(run).model)
+    if draws_its_members(run):
+        raise InputError(
+            f"{run.folder}: the networks of its ensemble ({run.recipe.method}) are drawn for each prediction and not "
+            "kept; expected a run of FGE, or one that reports a single network"
+        )
     steps, expected = [step for step, _ in member_moments(run)], round(run.reported.get("members", 0))
     if len(steps) != expected:
         raise InputError(

@@ -121,4 +121,4 @@ class GaussianAverage:
 
 def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     # In float64 whatever the weights are: the draws of a float32 network are those of its float64 twin, rounded.
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)

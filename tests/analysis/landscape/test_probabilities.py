@@ -1,12 +1,17 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from stored import record, store
 
 from broadopt.analysis.landscape import probabilities
+from broadopt.analysis.landscape.runs import chosen
+from broadopt.errors import InputError
 from broadopt.methods.fge import SnapshotEnsemble
 from broadopt.training.evaluate import metrics
 
+QUICK = "experiment=quickstart"
 FIRST = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64).log()
 SECOND = torch.tensor([[0.0, 1.0], [0.5, 0.5]], dtype=torch.float64).log()
 
@@ -41,6 +46,12 @@ def test_the_ensemble_is_to_the_bit_what_fge_predicts() -> None:
         probabilities.ensemble(members),
         collector.predict(torch.nn.Identity(), lambda model: {})["test"],
     )
+
+
+def test_an_ensemble_that_is_drawn_is_not_taken_for_the_mean_of_what_it_collected(tmp_path: Path) -> None:
+    (run,) = chosen([str(store(tmp_path, record(QUICK, "method=sgd", "collect=swag")))], [])
+    with pytest.raises(InputError, match=r"the networks of its ensemble \(swag\) are drawn for each prediction"):
+        probabilities.of_run(run, torch.zeros(1, 3, 32, 32))
 
 
 def test_the_ensemble_is_the_mean_of_probabilities() -> None:
