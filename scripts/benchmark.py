@@ -21,6 +21,7 @@ import ratios
 import torch
 import usual_loop
 from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, steady
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torchvision import transforms
 
@@ -134,7 +135,9 @@ def of_landscape(arguments: argparse.Namespace) -> Rows:
 def of_profile(arguments: argparse.Namespace) -> Rows:
     """The share of each operator's own time in broadopt's training steps, of the first of --networks."""
     network, dataset = arguments.networks[0], random_dataset(BATCH * arguments.few, 2)
-    parts = parts_of(f"model={network}", "method=sgd", "budget=1", f"device={arguments.device}", dataset=dataset)
+    # Plain steps: a replayed graph has no operators, only kernels.
+    common = ("method=sgd", "budget=1", "graphs=false", f"device={arguments.device}")
+    parts = parts_of(f"model={network}", *common, dataset=dataset)
     make = steady(parts, arguments.few)
     cuda = parts.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
@@ -144,6 +147,7 @@ def of_profile(arguments: argparse.Namespace) -> Rows:
     times = {
         event.key: event.self_device_time_total if cuda else event.self_cpu_time_total
         for event in profiler.key_averages()
+        if event.device_type == DeviceType.CPU  # kernels stand there once more, beside the operators that started them
     }
     total = sum(times.values())
     shares = {name: times[name] / total for name in sorted(times, key=lambda name: times[name], reverse=True)[:12]}

@@ -191,6 +191,10 @@ class Session:
         if sweep and os.getpid() == self.process:  # what a worker raises is said where it arrives
             print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)
         self.failed.append((where, error))
+        # Hydra and the summary keep the error to the end of the sweep, and its frames would keep the network, the
+        # images and all that the run had on the device.
+        let_go(error)
+        let_go(sys.exc_info()[1])
         return error
 
     def take(self, overrides: Sequence[str], returned: JobReturn) -> bool:
@@ -208,6 +212,18 @@ class Session:
             reason = error if isinstance(error, InputError | RunFailed) else unforeseen(error)
             self.note(reason, list(returned.overrides or overrides), sweep=True)
         return not isinstance(error, Stopped)
+
+
+def let_go(error: BaseException | None) -> None:
+    """Empty the frames of an error, and of those that it came from, which have ended."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            waiting += [one.__cause__, one.__context__]
 
 
 def unforeseen(error: BaseException) -> RunFailed:

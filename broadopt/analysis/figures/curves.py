@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from broadopt.analysis.comparing.keys import recipe_id
 from broadopt.analysis.figures.output import Drawing, End, name_lines, seeds, styles
 from broadopt.analysis.figures.request import Request
-from broadopt.analysis.landscape.runs import Run, labels
+from broadopt.analysis.landscape.runs import Run, check_different, labels
 from broadopt.analysis.tables.options import one_of
 from broadopt.analysis.tables.summary import summarise, text
 from broadopt.errors import InputError, nearest
@@ -60,6 +60,7 @@ def curves(request: Request) -> Drawing:
     """A panel a quantity over the epochs trained; a line a config, its mean over seeds with a band."""
     band = request.options.band
     one_of("--band", band, tuple(BANDS))
+    check_different(request.runs, request.figure)
     lines = gathered(request.runs)
     quantities = _quantities(request.options.quantity, lines)
     rows = pandas.concat([points(line, quantity, band=band) for quantity in quantities for line in lines])
@@ -214,10 +215,9 @@ def _seen(lines: Sequence[Line], rows: pandas.DataFrame, quantity: str) -> str:
     digits = 2 if "accuracy" in quantity else 4
     ends = []
     for line in lines:
-        last = [
-            values[-1] for rows_ in line.histories if (values := [row[quantity] for row in rows_ if quantity in row])
-        ]
-        epochs = sorted({rows_[-1]["epoch"] for rows_ in line.histories})
+        rows_with = [[row for row in rows_ if quantity in row] for rows_ in line.histories]
+        last = [found[-1][quantity] for found in rows_with if found]
+        epochs = sorted({found[-1]["epoch"] for found in rows_with if found})
         span = f"{epochs[0]:g}" if len(epochs) == 1 else f"{epochs[0]:g} to {epochs[-1]:g}"
         ends.append(f"{line.label} {text(summarise(last), digits=digits)} at epoch {span}")
     return (

@@ -86,6 +86,25 @@ def test_runs_that_are_not_finished_are_drawn_and_named(results: Path, tmp_path:
     assert "Not finished, open circle: SAM, rho 0.5 (interrupted, epoch 2)." in (tmp_path / "curves.csv").read_text()
 
 
+def test_the_epoch_that_is_said_is_that_of_the_value(tmp_path: Path) -> None:
+    folder = store(tmp_path / "results", record(RESNET20), history={5: 40.0, 10: 50.0, 13: 55.0}, state="interrupted")
+    path = folder / "history.csv"
+    head, *lines = path.read_text().splitlines()
+    place = head.split(",").index("test_accuracy")
+    last = lines[-1].split(",")
+    last[place] = ""  # evaluate_every=5: epoch 13 was trained and not evaluated
+    path.write_text("\n".join([head, *lines[:-1], ",".join(last)]) + "\n")
+    output, _ = drawn(tmp_path / "results", tmp_path, "method=sgd", "--quantity", "test_accuracy")
+    assert output.endswith(" 50.00 (1) at epoch 10.\n")
+
+
+def test_a_run_is_not_drawn_as_two_seeds(results: Path, tmp_path: Path) -> None:
+    (folder,) = (path.parent for path in results.rglob("result.json") if "seed1" in str(path) and "sgd" in str(path))
+    words = ("broadopt-figure", "curves", str(folder), "method=sgd", "--results", str(results))
+    code, _, errors = said(*words, cwd=tmp_path)
+    assert (code, errors) == (2, "broadopt-figure: curves: a run was named twice; expected different runs\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said_"),
     [
