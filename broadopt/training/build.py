@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
@@ -11,13 +12,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.config.instantiate import collectors_of, instantiated
-from broadopt.config.run_config import ModelConfig, RunConfig
+from broadopt.config.run_config import ModelConfig, Recipe, RunConfig
 from broadopt.data.batches import Data
 from broadopt.data.datasets import Dataset
 from broadopt.devices import graphs, probe
 from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
+from broadopt.methods.collect import Collector
 from broadopt.methods.step import Step
 from broadopt.methods.steps.occasions import Course, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer, is_fused
@@ -59,11 +61,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
     optimizer = base_optimizer(recipe, model.parameters())
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
-    for collector in collectors.values():
-        collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
-    points = [one.evaluation_points(recipe.budget) for one in collectors.values()]
-    epochs = max([recipe.budget, *(epoch for each in points for epoch in each.values())])
-    course = Course.of(images=data.train_size, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
+    course = _course(recipe, collectors.values(), images=data.train_size)
     recorded = _are_recorded(run, step, device, processes)
     return Parts(
         model=model,
@@ -89,6 +87,15 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
             "passes": gradients_a_step(step, course),
         },
     )
+
+
+def _course(recipe: Recipe, collectors: Iterable[Collector], *, images: int) -> Course:
+    """The training of `images` to the budget, or to the last evaluation point of a collector."""
+    epochs = recipe.budget
+    for collector in collectors:
+        collector.collection_points(recipe.budget)  # what it refuses is refused here, before the run has a folder
+        epochs = max([epochs, *collector.evaluation_points(recipe.budget).values()])
+    return Course.of(images=images, batch_size=recipe.batch_size, budget=recipe.budget, epochs=epochs)
 
 
 def _are_recorded(run: RunConfig, step: Step, device: torch.device, processes: Processes) -> bool:

@@ -104,9 +104,9 @@ def is_ensemble(run: Run) -> bool:
     return _collector(run).is_ensemble
 
 
-def draws_its_members(run: Run) -> bool:
-    """Whether the networks of an ensemble are others than those that it collected, as SWAG's are."""
-    return not isinstance(_collector(run), SnapshotEnsemble)
+def is_mean_of_collected(run: Run) -> bool:
+    """Whether an ensemble predicts by the networks that it collected, as FGE does; SWAG draws others."""
+    return isinstance(_collector(run), SnapshotEnsemble)
 
 
 def collection_start(run: Run) -> float:

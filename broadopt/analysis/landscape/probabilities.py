@@ -15,7 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.analysis.landscape import distances
 from broadopt.analysis.landscape.images import autocast
-from broadopt.analysis.landscape.networks import draws_its_members, is_ensemble, member_moments, put, reported, snapshot
+from broadopt.analysis.landscape.networks import (
+    is_ensemble,
+    is_mean_of_collected,
+    member_moments,
+    put,
+    reported,
+    snapshot,
+)
 from broadopt.analysis.landscape.runs import Run
 from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.errors import InputError
@@ -48,10 +55,10 @@ def of_run(run: Run, images: Tensor, *, memory_format: torch.memory_format = tor
 
     if not is_ensemble(run):
         return predicted(reported(run).model)
-    if draws_its_members(run):
+    if not is_mean_of_collected(run):
         raise InputError(
-            f"{run.folder}: the networks of its ensemble ({run.recipe.method}) are drawn for each prediction and not "
-            "kept; expected a run of FGE, or one that reports a single network"
+            f"{run.folder}: {run.recipe.method} does not predict by the networks that it collected, so that it cannot "
+            "be done anew from what is kept; expected a run of FGE, or one that reports a single network"
         )
     steps, expected = [step for step, _ in member_moments(run)], round(run.reported.get("members", 0))
     if len(steps) != expected:

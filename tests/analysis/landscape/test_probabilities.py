@@ -50,7 +50,7 @@ def test_the_ensemble_is_to_the_bit_what_fge_predicts() -> None:
 
 def test_an_ensemble_that_is_drawn_is_not_taken_for_the_mean_of_what_it_collected(tmp_path: Path) -> None:
     (run,) = chosen([str(store(tmp_path, record(QUICK, "method=sgd", "collect=swag")))], [])
-    with pytest.raises(InputError, match=r"the networks of its ensemble \(swag\) are drawn for each prediction"):
+    with pytest.raises(InputError, match="swag does not predict by the networks that it collected"):
         probabilities.of_run(run, torch.zeros(1, 3, 32, 32))
 
 
