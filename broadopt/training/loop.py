@@ -53,6 +53,8 @@ class Training:
         self.stepper = Stepper(parts)
         self.evaluator = Evaluator(parts, stop=stop)
         self.measured_rate = 0.0
+        self.closed_pipe: BrokenPipeError | None = None
+        """That of the first of several processes, which has not ended yet because of it."""
         self.leave: Mapping[int, Callable[[], None]] = {}
         """What is to be done at the end of an epoch after all that is due there, by its step."""
 
@@ -109,6 +111,8 @@ class Training:
                         break
         except (Interrupted, BrokenPipeError):  # the latter: stdout is a closed pipe, as behind `| head`
             save()
+            if self.closed_pipe is not None:
+                raise self.closed_pipe from None
             raise
         finally:
             self.reporter.close()
@@ -135,7 +139,8 @@ class Training:
             return self.stop.requested, is_time
         if self.progress.step % AGREE_EVERY:
             return None, False
-        signals, times = zip(*processes.gathered((self.stop.requested, is_time)), strict=True)
+        requested = self.stop.requested or ("a closed pipe" if self.closed_pipe else None)
+        signals, times = zip(*processes.gathered((requested, is_time)), strict=True)
         return next(filter(None, signals), None), any(times)
 
     def _clock(self, began: float) -> None:
@@ -190,7 +195,12 @@ class Training:
         self.stepper.reset_sums()
         if self.keep_history is not None:
             self.keep_history(self.progress.history)
-        self.reporter.row(row, self.images_per_second)
+        try:
+            self.reporter.row(row, self.images_per_second)
+        except BrokenPipeError as error:
+            if self.parts.processes.count == 1:
+                raise
+            self.closed_pipe = error  # the others are in their next step already: all leave when they agree to
 
     def reestimate(self, model: nn.Module) -> None:
         """Compute the BN statistics of `model` anew, as this run does at this step."""

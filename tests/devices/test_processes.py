@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ import processes
 import pytest
 import torch
 import torch.nn.functional as F
-from command import OWN, SMALL, finish, folders, history, outcome, result, same_outcome, start, until
+from command import (
+    OWN,
+    SMALL,
+    Process,
+    finish,
+    folders,
+    history,
+    outcome,
+    result,
+    same_outcome,
+    start,
+    until,
+)
 from torch import Tensor, distributed, nn
 
 from broadopt.config.compose import compose, run_config
@@ -59,6 +72,13 @@ def broadopt(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Pope
 
 def forked(*arguments: str, cwd: Path) -> "list[subprocess.CompletedProcess[str]]":
     """Both processes of `torchrun --nproc-per-node 2 -m broadopt.run ARGUMENTS`, with its variables and its store."""
+    with both(*arguments, cwd=cwd) as started:
+        return [finish(process) for process in started]
+
+
+@contextmanager
+def both(*arguments: str, cwd: Path) -> Iterator[list[Process]]:
+    """The same while they are on it."""
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = {
         "TORCHELASTIC_RUN_ID": "forked",
@@ -67,8 +87,8 @@ def forked(*arguments: str, cwd: Path) -> "list[subprocess.CompletedProcess[str]
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": "2",
     }
-    started = [start(*arguments, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **given) for rank in ("0", "1")]
-    return [finish(process) for process in started]
+    yield [start(*arguments, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **given) for rank in ("0", "1")]
+    del store  # which the processes have asked until their ends
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +210,23 @@ def test_a_run_that_torchrun_was_asked_to_end_goes_on_bit_for_bit(whole: tuple[P
     (reference,) = folders(whole[0])
     assert same_outcome(folder, reference)
     assert result(folder)["config"]["processes"] == result(folder)["environment"]["processes"] == 2
+
+
+def test_two_processes_behind_a_closed_pipe_save_and_go_on_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
+    with both(*COMMAND, cwd=tmp_path) as started:
+        assert started[0].stdout is not None
+        while not started[0].stdout.readline().startswith("epoch 1/3: "):
+            assert started[0].poll() is None
+        started[0].stdout.close()
+        assert [finish(process).returncode for process in started] == [75, 75]
+    (folder,) = folders(tmp_path)
+    assert result(folder)["state"] == "interrupted"
+    assert list(folder.glob("checkpoint-*.ckpt"))
+
+    again = forked(*COMMAND, cwd=tmp_path)
+    assert [process.returncode for process in again] == [0, 0], again[0].stderr
+    assert "going on from" in again[0].stderr
+    assert same_outcome(folder, *folders(whole[0]))
 
 
 def test_the_first_process_alone_speaks_and_writes(whole: tuple[Path, str]) -> None:
