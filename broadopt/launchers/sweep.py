@@ -94,6 +94,13 @@ class SweepLauncher(BasicLauncher):
         runs = [_composed(load(self.config, list(overrides))) for overrides in job_overrides]
         if any(run.execution.plan for run in runs):
             return super().launch(job_overrides, initial_job_idx)
+        places = {run.execution.results_dir: None for run in runs}
+        if len(places) > 1:
+            first, second, *_ = places
+            raise InputError(
+                f"results_dir={second}: the runs of a sweep that a launcher carries out share one results folder, "
+                f"another run has {first}; expected one results_dir"
+            )
         planned = [
             Planned.of(overrides, run, processes=self.processes)
             for overrides, run in zip(job_overrides, runs, strict=True)
@@ -187,15 +194,16 @@ OF_THE_SWEEP = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.swee
 
 
 def for_each_run(arguments: Sequence[str]) -> list[str]:
-    """What of the sweep's command line each of its runs needs besides its overrides: the option that names the user's
+    """What of the sweep's command line each of its runs needs besides its overrides: the options that name the user's
     own configs, and Hydra's own keys, but for those of the sweep.
     """
     from hydra._internal.utils import get_args_parser
 
     given = get_args_parser().parse_known_args(list(arguments))[0]
     own = [one for one in given.overrides if one.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    folder = ["--config-dir", given.config_dir] if given.config_dir else []
-    return folder + [one for one in own if not one.lstrip("+~").startswith(OF_THE_SWEEP)]
+    named = {"--config-dir": given.config_dir, "--config-path": given.config_path, "--config-name": given.config_name}
+    options = [word for name, value in named.items() if value for word in (name, value)]
+    return options + [one for one in own if not one.lstrip("+~").startswith(OF_THE_SWEEP)]
 
 
 def quoted(words: Iterable[str]) -> str:

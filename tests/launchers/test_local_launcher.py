@@ -1,6 +1,7 @@
 """hydra/launcher=local: several runs at a time on one machine."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from command import SMALL, finish, folders, result, run, same_outcome, start, until
+from command import OWN, SMALL, finish, folders, result, run, same_outcome, start, until
 from filelock import FileLock
 from forked import as_nobody
 from PIL import Image
@@ -316,3 +317,24 @@ def test_runs_on_other_pictures_are_other_runs(tmp_path: Path) -> None:
     assert both.stdout.count("already finished: ") == 1
     assert both.stdout.count("\nfinished: ") == 1
     assert len(folders(tmp_path)) == 3
+
+
+def test_a_config_of_the_users_own_is_that_of_each_run(tmp_path: Path) -> None:
+    shutil.copytree(OWN / "model", tmp_path / "mine/model")
+    (tmp_path / "mine/short.yaml").write_text("defaults:\n  - run\n  - _self_\nbudget: 0.2\nclip: 3\n")
+    own = ("--config-name", "short", "--config-dir", str(tmp_path / "mine"), *SMALL[2:])
+    done = run(*LOCAL, *own, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [result(folder) for folder in folders(tmp_path)]
+    assert [(one["budget"], one["config"]["clip"]) for one in found] == [(0.2, 3)] * 2
+
+
+def test_runs_in_several_results_folders_are_refused_ahead_of_all(tmp_path: Path) -> None:
+    """Where they are finished or under way is looked up below one."""
+    done = run(*LOCAL, *SMALL, "results_dir=one,other", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "broadopt-run: results_dir=other: the runs of a sweep that a launcher carries out share one results folder, "
+        "another run has one; expected one results_dir\n"
+    )
+    assert not (tmp_path / "one").exists()
