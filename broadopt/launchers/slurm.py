@@ -47,6 +47,8 @@ for run in "${{!runs[@]}}"; do
   while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
   if [ "$code" != 0 ]; then worst=$code; fi
   if [ -n "$asked" ] && [ "$code" != 0 ]; then again=yes; continue; fi
+  # A start after another: the lost node may still hold the run's lock.
+  if [ "$code" = 3 ] && [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ]; then again=yes; continue; fi
   case $code in 0|1|2|3) echo "$code" > "$folder/${{runs[$run]}}.exit";; esac
 done
 if [ -n "$again" ]; then
@@ -178,11 +180,11 @@ class SlurmLauncher(SweepLauncher):
             "signal": f"B:USR2@{self.signal_seconds}",
             "open-mode": "append",
             # What several runs print goes to a file each; the task's own words then have one too.
-            "output": f"{root}/slurm/%A/{'task-' * (self.per_gpu > 1)}%a.out",
+            "output": f"{str(root).replace('%', '%%')}/slurm/%A/{'task-' * (self.per_gpu > 1)}%a.out",
         }
         variables = [f"export OMP_NUM_THREADS={max(1, self.cpus // self.processes)}"]
         variables += [f"export {PER_GPU}={self.per_gpu}"] * (self.per_gpu > 1)
-        lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
+        lines = [f"#SBATCH --{name}={_word(value)}" for name, value in options.items() if value is not None]
         return SCRIPT.format(
             options="\n".join([*lines, "#SBATCH --requeue", *(f"#SBATCH {option}" for option in self.extra)]),
             signal="USR2",
@@ -213,6 +215,13 @@ class SlurmLauncher(SweepLauncher):
             if not here:
                 return
             time.sleep(self.poll)
+
+
+def _word(value: Any) -> str:
+    """A value as sbatch reads it in a script, by rules of its own: a backslash escapes inside of quotes as well."""
+    if re.fullmatch(r"[\w.,:/%@+=-]*", text := str(value), flags=re.ASCII):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def _check(name: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.errors import InputError
-from broadopt.files import MEBIBYTE, read_json, reason
+from broadopt.files import MEBIBYTE, read_bytes, read_json, reason
 
 log = logging.getLogger("broadopt")
 
@@ -23,12 +23,12 @@ class Task:
         self.name, self.output = f"{folder.name}_{place // together}", folder / f"{place}.out"
 
     def code(self) -> int | None:
-        """The exit code of its run; None where it was cancelled or lost."""
+        """The exit code of its run; None where it was cancelled or lost, or what is there is none."""
         try:
-            text = (self.folder / f"{self.place}.exit").read_text()
-        except FileNotFoundError:
+            content = read_bytes(self.folder / f"{self.place}.exit", limit=16)
+        except (OSError, ValueError):
             return None
-        return int(text) if text.endswith("\n") else None  # without its end it is being written
+        return int(content) if re.fullmatch(rb"\d{1,3}\n", content) else None  # without its end it is being written
 
 
 def in_queue(root: Path) -> dict[str, Task]:
@@ -37,16 +37,29 @@ def in_queue(root: Path) -> dict[str, Task]:
     found = {}
     for path in (root / "slurm").glob("*/runs.json"):
         try:
-            names = read_json(path, limit=16 * MEBIBYTE)
-            names = {"together": 1, "runs": names} if isinstance(names, list) else names
+            names, together = _named(path)
         except (OSError, ValueError) as error:
             log.warning("%s: %s; its runs are taken for none of this sweep", path, reason(error))
             continue
-        for place, name in enumerate(names["runs"]):
-            task = Task(path.parent, place, together=names["together"])
+        for place, name in enumerate(names):
+            task = Task(path.parent, place, together=together)
             if task.name in states and task.code() is None:  # beside others that are not at their ends yet
                 found[name] = task
     return found
+
+
+def _named(path: Path) -> tuple[list[str], int]:
+    """The names of a job's runs, and how many of them a task carries out. Raises ValueError for what is no such list,
+    OSError where it cannot be read.
+    """
+    content = read_json(path, limit=16 * MEBIBYTE)
+    if isinstance(content, list):  # as it was before tasks had several
+        content = {"together": 1, "runs": content}
+    match content:
+        case {"together": int(together), "runs": list(names)} if together >= 1:
+            if all(isinstance(name, str) for name in names):
+                return names, together
+    raise ValueError("no list of a job's runs")
 
 
 def queue() -> dict[str, str]:

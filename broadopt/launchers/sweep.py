@@ -1,5 +1,6 @@
 """What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
+import re
 import shlex
 import sys
 from collections import defaultdict
@@ -54,8 +55,13 @@ class Planned:
 
     def command(self, *, processes: int = 1) -> list[str]:
         """The words that carry it out alone, on `processes` devices of one machine."""
-        starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
+        torchrun = ["-m", "broadopt.devices.torchrun", "--standalone", f"--nproc-per-node={processes}"]
+        starter = torchrun if processes > 1 else []
         return [sys.executable, *starter, "-m", "broadopt.run", *for_each_run(sys.argv[1:]), *self.overrides]
+
+
+FROM_TORCHRUN = re.compile(r"(\[rank\d+\]: ?)?\[?[IWE]\d{4} \d\d:\d\d:")
+"""The beginning of a line in torch's own log."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,15 @@ class Ended:
     output: Path
 
     def last_line(self) -> str:
-        """Of what it wrote on stderr or stdout; nothing where that is nothing."""
+        """Of what it wrote on stderr or stdout; nothing where that is nothing. What torchrun says last, that a process
+        has ended, counts only where the process has not said why.
+        """
         text = self.output.read_text(errors="replace") if self.output.exists() else ""
-        return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+        last, *before = [*filter(str.strip, reversed(text.splitlines())), ""]
+        if FROM_TORCHRUN.match(last):
+            own = next((line for line in before if not FROM_TORCHRUN.match(line)), "")
+            return own if own.startswith("broadopt-run: ") else last
+        return last
 
     def line(self) -> str:
         """The line in which it says why it has ended, and where there is more."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.config.identity import identity_of
+from broadopt.errors import printable
 from broadopt.files import MEBIBYTE, read_json
 from broadopt.runs.folders import check_place
 from broadopt.runs.schema import SCHEMA, check_progress
@@ -171,6 +172,21 @@ def is_alive(folder: Path, progress: Mapping[str, Any] | None) -> bool:
     with suppress(OSError):  # the run has ended since and has taken its heartbeat along
         stamps.append((folder / NAME).stat().st_mtime)
     return any(abs(time.time() - stamp) <= AGE_LIMIT for stamp in stamps)
+
+
+def silence(folder: Path) -> str:
+    """A remark on a run folder whose lock another process holds while the heartbeat, from another machine, is old; else
+    nothing.
+    """
+    with suppress(ValueError, OSError):
+        progress = read(folder)
+        if progress is not None and not is_alive(folder, progress):
+            minutes, host = (time.time() - progress["time"]) / 60, printable(progress["host"])
+            return (
+                f"; the last heartbeat, from {host}, is {minutes:.0f} minutes old: "
+                "a file server may hold the lock of a lost machine for some time"
+            )
+    return ""
 
 
 def is_held(folder: Path) -> bool:

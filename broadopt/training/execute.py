@@ -31,7 +31,7 @@ from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs import checkpoint, results
 from broadopt.runs.begun import leftovers, precision_of, prepare, remove
-from broadopt.runs.heartbeat import Heartbeat
+from broadopt.runs.heartbeat import Heartbeat, silence
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
 from broadopt.snapshots import Snapshots
@@ -100,7 +100,8 @@ def execute(
                 tracking = trackers.start(execution.tracker, recipe.record(), Path(execution.results_dir))
                 result = train(parts, run, recipe, folder, stop, beat, tracking, place)
         if not alone:
-            raise LeftToAnother(f"another process is on {folder}: left to it (wait=true waits for it to end)")
+            left = f"another process is on {folder}: left to it (wait=true waits for it to end)"
+            raise LeftToAnother(f"{left}{silence(folder)}")
     return None if result is None else (folder, result)
 
 

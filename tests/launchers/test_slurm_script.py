@@ -10,8 +10,10 @@ import pytest
 from command import until
 
 from broadopt.errors import InputError
+from broadopt.launchers import slurm_queue
 from broadopt.launchers.slurm import SlurmLauncher
 from broadopt.launchers.slurm_queue import Task
+from broadopt.launchers.sweep import Ended, Planned
 
 SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("partition", "account", "qos")),
@@ -35,9 +37,9 @@ def job(root: Path, commands: list[str], **settings: Any) -> Path:
     return folder
 
 
-def task(folder: Path, number: int) -> "subprocess.Popen[bytes]":
+def task(folder: Path, number: int, **environment: str) -> "subprocess.Popen[bytes]":
     root = folder.parent.parent
-    slurm = {"SLURM_ARRAY_JOB_ID": folder.name, "SLURM_ARRAY_TASK_ID": str(number)}
+    slurm = {"SLURM_ARRAY_JOB_ID": folder.name, "SLURM_ARRAY_TASK_ID": str(number), **environment}
     environment = os.environ | slurm | {"PATH": f"{root}:{os.environ['PATH']}"}
     return subprocess.Popen(["bash", folder / "job.sh"], env=environment, stdout=subprocess.PIPE)
 
@@ -87,6 +89,42 @@ def test_a_signal_reaches_all_runs_and_only_what_was_not_finished_is_done_again(
     assert (folder / "0.out").read_text() == ""
 
 
+def test_a_run_that_another_process_holds_is_tried_again_where_that_may_be_its_own_of_a_lost_node(
+    tmp_path: Path,
+) -> None:
+    folder = job(tmp_path, ["bash -c 'exit 3'"])
+    again = task(folder, 0, SLURM_RESTART_COUNT="1")
+    again.communicate()
+    assert (again.returncode, (tmp_path / "asked").read_text()) == (0, "requeue 7_0\n")
+    assert not (folder / "0.exit").exists()
+    first = task(folder, 0)
+    first.communicate()
+    assert (first.returncode, (folder / "0.exit").read_text()) == (3, "3\n")
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
+
+
+OWN_LINE = "broadopt-run: lr=x: expected a number"
+"""What a process says of its end."""
+FAILED = "E1127 08:02:51.665000 20192 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 2)"
+SENT = "W1127 08:02:44.806000 20041 torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 20086"
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ([OWN_LINE], OWN_LINE),
+        (["epoch 1/3", OWN_LINE, SENT, "", FAILED], OWN_LINE),
+        ([OWN_LINE, "epoch 1/3: lr 0.1", FAILED], FAILED),  # killed in its second start
+        ([SENT, FAILED], FAILED),
+        (["Killed"], "Killed"),
+        ([], ""),
+    ],
+)
+def test_why_a_run_has_ended_is_its_own_last_line(output: list[str], line: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("".join(f"{one}\n" for one in output))
+    assert Ended(Planned((), "", "auto", {}), 1, tmp_path / "out").last_line() == line
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -108,10 +146,28 @@ def test_what_cannot_be_shared_is_refused_in_a_line(settings: dict[str, Any], li
     assert str(raised.value) == line
 
 
-@pytest.mark.parametrize(("text", "code"), [(None, None), ("", None), ("7", None), ("0\n", 0), ("3\n", 3)])
+@pytest.mark.parametrize(
+    ("text", "code"), [(None, None), ("", None), ("7", None), ("0\n", 0), ("3\n", 3), ("x\n", None), ("\0" * 99, None)]
+)
 def test_an_exit_code_is_there_once_it_is_written_to_its_end(
     text: str | None, code: int | None, tmp_path: Path
 ) -> None:
     if text is not None:
         (tmp_path / "4.exit").write_text(text)
     assert Task(tmp_path, 4).code() == code
+
+
+@pytest.mark.parametrize(
+    "content", ["7", "{}", '{"runs": ["a"], "together": 0}', '{"runs": [["a"]], "together": 1}', '{"runs": 3}', "[7]"]
+)
+def test_what_is_no_list_of_a_jobs_runs_is_named_and_passed_over(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for job, text in (("7", content), ("8", '{"runs": ["a", "b"], "together": 1}')):
+        (tmp_path / "slurm" / job).mkdir(parents=True)
+        (tmp_path / "slurm" / job / "runs.json").write_text(text)
+    monkeypatch.setattr(slurm_queue, "queue", lambda: {"7_0": "RUNNING", "8_1": "PENDING"})
+    assert list(slurm_queue.in_queue(tmp_path)) == ["b"]
+    assert caplog.messages == [
+        f"{tmp_path}/slurm/7/runs.json: no list of a job's runs; its runs are taken for none of this sweep"
+    ]

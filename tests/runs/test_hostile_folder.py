@@ -26,7 +26,7 @@ from broadopt.config.instantiate import instantiated
 from broadopt.data.datasets import size
 from broadopt.methods.recorded import PASSES
 from broadopt.runs import checkpoint, heartbeat, results
-from broadopt.runs.folders import scan
+from broadopt.runs.folders import run_folder, scan
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -705,3 +705,15 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path, formula: str) -> None:
         if cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝")):
             float(cell)  # a number, such as the difference from the paper's
     assert any(cell.startswith("-") for cell in cells)
+
+
+def test_a_lock_of_a_machine_that_has_gone_silent_is_said_to_be_so(tmp_path: Path) -> None:
+    recorded = record(RESNET20)
+    folder = run_folder(tmp_path, recorded)
+    path = beat(folder, recorded, host="no\x1b[de1")
+    assert heartbeat.silence(folder) == ""
+    beat(folder, recorded, host="no\x1b[de1", time=time.time() - 3600)
+    os.utime(path, (time.time() - 3600,) * 2)
+    assert heartbeat.silence(folder).startswith("; the last heartbeat, from no\\x1b[de1, is 60 minutes old: ")
+    path.unlink()
+    assert heartbeat.silence(folder) == ""

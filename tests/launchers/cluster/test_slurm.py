@@ -36,6 +36,8 @@ def log_of(cwd: Path) -> str:
 
 
 def test_a_sweep_is_an_array_job_whose_output_is_found_from_each_run(slurm: Path, tmp_path: Path) -> None:
+    tmp_path = tmp_path / 'all "100 %"'  # what sbatch, a shell and Slurm's file names could take for theirs
+    tmp_path.mkdir()
     command = ("-m", *LAUNCHER, *SMALL, "budget=1", "seed=1,2", "hydra.launcher.setup=['export GREETING=hello']")
     done = run(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -61,6 +63,9 @@ def test_failures_of_jobs_come_back_to_the_command(slurm: Path, tmp_path: Path) 
     assert "is not finite in epoch 1 at lr 1e+30" in done.stderr
     states = sorted(result(folder)["state"] for folder in folders(tmp_path))
     assert states == ["failed", "finished"]
+    both = run("-m", *LAUNCHER, *SMALL, "hydra.launcher.processes=2", "batch_size=1437", "seed=3", cwd=tmp_path)
+    assert both.returncode == 2, both.stderr
+    assert "batch_size=1437: the last batch of an epoch has 1 images for 2 processes" in both.stderr
 
 
 def test_bad_input_is_told_before_anything_is_submitted(slurm: Path, tmp_path: Path) -> None:
