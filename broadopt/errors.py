@@ -13,6 +13,10 @@ class RunFailed(Exception):
     """The run itself failed (non-finite loss, disk full): state "failed", exit code 1."""
 
 
+class DeviceLost(RunFailed):
+    """The run failed, and its GPU does nothing more for this process: what is left of a sweep needs a new one."""
+
+
 class LeftToAnother(Exception):
     """Another process is on the run, which so is not finished by this one: exit code 3."""
 

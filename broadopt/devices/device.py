@@ -104,6 +104,18 @@ def _processor() -> str:
     return f"CPU ({name})"
 
 
+def is_broken(device: torch.device) -> bool:
+    """Whether a GPU does nothing more for this process: after an illegal access, for one, every call reports
+    it again. Waits for the device.
+    """
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError:
+            return True
+    return False
+
+
 def count_peak_from_here(device: torch.device) -> None:
     """Let `peak_memory` tell of what comes, not of an earlier run of this process: on a GPU; a CPU's counts the process
     from its start.

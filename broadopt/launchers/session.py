@@ -15,7 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from broadopt.config.compose import run_config
 from broadopt.config.run_config import Recipe, RunConfig
-from broadopt.errors import ClosedPipe, InputError, Interrupted, LeftToAnother, RunFailed, Stopped, printable
+from broadopt.errors import (
+    ClosedPipe,
+    DeviceLost,
+    InputError,
+    Interrupted,
+    LeftToAnother,
+    RunFailed,
+    Stopped,
+    printable,
+)
 from broadopt.launchers.place import PLACE, Sweep
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
@@ -149,6 +158,8 @@ class Session:
             raise
         except (InputError, RunFailed) as error:
             self.note(error, overrides, sweep=sweep)
+            if sweep and isinstance(error, DeviceLost):  # the runs after it would all fail, each with a result
+                self.stop.requested = self.stop.requested or "a GPU that does nothing more for this process"
             raise
         except BrokenPipeError as error:
             raise ClosedPipe from error

@@ -23,12 +23,13 @@ from broadopt.devices.device import (
     choose_precision,
     count_peak_from_here,
     device_name,
+    is_broken,
     set_flags,
 )
 from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
 from broadopt.devices.sharing import keep_to_share
-from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed, printable
+from broadopt.errors import DeviceLost, InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs import checkpoint, results
 from broadopt.runs.begun import leftovers, precision_of, prepare, remove
 from broadopt.runs.heartbeat import Heartbeat, silence
@@ -136,7 +137,7 @@ def built(
             reason = reported(error, folder)
             if alone and processes.is_first and make_way(folder, run):
                 conclude_unbuilt(folder, run.recipe, device, reason)
-        raise RunFailed(reason) from error
+        raise (DeviceLost if is_broken(device) else RunFailed)(reason) from error
 
 
 def make_way(folder: Path, run: RunConfig) -> bool:
@@ -228,7 +229,7 @@ def train(
             raise
         reason = reported(error, folder)
         tracking.end(conclude(folder, training, recipe, "failed", reason))
-        raise RunFailed(reason) from error
+        raise (DeviceLost if is_broken(parts.device) else RunFailed)(reason) from error
     result = conclude(folder, training, recipe, "finished")
     tracking.end(result)
     if first:

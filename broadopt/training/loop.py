@@ -241,9 +241,12 @@ class Training:
 
     def place(self) -> dict[str, float | None]:
         """Where a failure happened: epoch (counted from 1), lr and the last finite loss of a batch, None if there was
-        none.
+        none, or the device that has it does nothing more.
         """
-        loss = float(self.stepper.last_loss)
+        try:
+            loss = float(self.stepper.last_loss)
+        except RuntimeError:  # every call repeats the error that has broken a GPU's context
+            loss = math.nan
         return {
             "epoch": math.ceil(self.epochs),
             "lr": self.stepper.lr,

@@ -7,6 +7,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from command import folders, result
 
 from broadopt.errors import RunFailed
 from broadopt.launchers.session import let_go
@@ -72,3 +73,37 @@ def test_no_training_of_a_sweep_is_held_after_it_has_failed(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", SWEEP], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "1 0", done.stderr
     assert done.stderr.count("RuntimeError: forced") >= 2
+
+
+LOST = """
+import sys
+from broadopt import run
+from broadopt.training import execute
+from broadopt.training.loop import Training
+
+class OnTheDevice:
+    def __float__(self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def fail(training, *_):
+    training.stepper.last_loss = OnTheDevice()
+    float(training.stepper.last_loss)
+
+Training.train_on = fail
+execute.is_broken = lambda device: True
+sys.argv = ["broadopt-run", "-m", "experiment=quickstart", "method=sgd", "seed=1,2", "budget=0.1"]
+run.main()
+"""
+"""A GPU that has failed, as the host sees it: whatever is asked of it raises the same error again."""
+
+
+def test_a_sweep_whose_gpu_is_lost_leaves_the_runs_after_it_to_the_next_process(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LOST], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    first, *_, last = done.stderr.splitlines()
+    assert first.startswith("broadopt-run: experiment=quickstart method=sgd seed=1 budget=0.1: RuntimeError: CUDA ")
+    assert last == (
+        "broadopt-run: stopped by a GPU that does nothing more for this process: run the same command to go on"
+    )
+    (kept,) = map(result, folders(tmp_path))
+    assert (kept["seed"], kept["state"], kept["failure"]["last_finite_loss"]) == (1, "failed", None)
