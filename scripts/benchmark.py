@@ -1,7 +1,8 @@
 """What broadopt's speed comes to, in things measured in turns: `python scripts/benchmark.py ratios`.
 
 methods    the steps of each method over those of SGD, in one epoch of the loop, and the gradients that they take
-ratios     the training loop against what it stands beside: the bare step, the DataLoader with PIL images, SGD
+ratios     the training loop against the bare step and the loops of the field, with PIL images and with images on the
+           device; SAM against SGD
 networks   images/s of every network's bare step by memory format and by torch.compile
 pipelines  images/s of each augmentation alone, beside torchvision's on PIL images
 landscape  points a second of a loss landscape, beside networks that are loaded and evaluated one by one

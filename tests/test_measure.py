@@ -4,9 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from broadopt.devices.device import set_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import measure
+import usual_loop
 
 STEPS = 5
 
@@ -34,3 +38,26 @@ def test_a_turn_is_the_same_steps_after_the_first_ones_however_often(method: str
     one, other = seen[first : first + sum(passes)], seen[first + sum(passes) :]
     assert one == other
     assert len(set(one)) == STEPS
+
+
+def test_batches_of_the_loop_on_the_device_are_crops_of_all_images_once_an_epoch() -> None:
+    """Against slices of the padded images."""
+    batches = list(usual_loop.Resident(6, 4, torch.device("cpu")))
+    assert [len(labels) for _, labels in batches] == [4, 2]
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(6))
+    padded = torch.full((6, 3, 40, 40), -2.0)
+    padded[:, :, 4:36, 4:36] = (measure.random_dataset(6, 1).train.pixels / 255 - 0.5) / 0.25
+    for images, labels in batches:
+        for image, label in zip(images, labels, strict=True):
+            crops = [padded[label, :, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+            assert sum(torch.equal(image, kind) for crop in crops for kind in (crop, crop.flip(2))) == 1
+
+
+def test_the_usual_loop_has_torchs_own_switches_and_leaves_those_that_were_set() -> None:
+    def switches() -> tuple[str, str]:
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+    set_flags("fp32", deterministic=False)
+    with usual_loop.torchs_own_switches():
+        assert switches() == ("ieee", "tf32")
+    assert switches() == ("ieee", "ieee")
