@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -49,7 +50,7 @@ def prepare(folder: Path, run: RunConfig) -> None:
     """Lay out the folder of a run that begins or goes on."""
     with replacing(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(run.values()).encode())
-    (folder / "error.txt").unlink(missing_ok=True)
+    remove([folder / "error.txt"])
     remove(unfinished(folder))
     link_output(folder)
 
@@ -86,7 +87,9 @@ def _content(path: Path) -> str:
 
 def unfinished(folder: Path) -> list[Path]:
     """What processes that died while they wrote a file have left; to be called by the one that holds the folder."""
-    return [*folder.glob(".*.tmp"), *folder.glob("snapshots/.*.tmp")]
+    # Where a link in its place leads elsewhere, the files there are another's.
+    snapshots = [] if (folder / "snapshots").is_symlink() else folder.glob("snapshots/.*.tmp")
+    return [*folder.glob(".*.tmp"), *snapshots]
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -95,9 +98,10 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def remove(files: Iterable[Path]) -> None:
-    """Remove files that may already be gone."""
+    """Remove files that may already be gone. A folder of such a name, which no run has made, stays."""
     for file in files:
-        file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, IsADirectoryError):
+            file.unlink()
 
 
 def link_output(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from broadopt.config.identity import SEMANTICS, identity_of
 from broadopt.files import MEBIBYTE, parse_json, read_bytes, reason, replacing
+from broadopt.runs import history as histories
 from broadopt.runs.folders import at_once, check_place, run_folder, scan
 from broadopt.runs.schema import SCHEMA, check_result
 
@@ -91,12 +92,17 @@ def set_aside(folder: Path) -> None:
         number for number in count(1) if not [*folder.glob(f"*.{number}.json"), *folder.glob(f"*.{number}.csv")]
     )
     # The history is copied first and removed last: killed at any moment, a result stands beside its own history.
-    history = folder / "history.csv"
-    if history.exists():
-        with replacing(folder / f"history.{number}.csv") as file:
-            file.write(history.read_bytes())
-        shutil.copystat(history, folder / f"history.{number}.csv")
-    if (folder / NAME).exists():
+    history, kept = folder / histories.NAME, folder / f"history.{number}.csv"
+    try:
+        content = read_bytes(history, limit=histories.LIMIT)
+        with replacing(kept) as file:
+            file.write(content)
+        shutil.copystat(history, kept)
+    except FileNotFoundError:
+        pass
+    except ValueError:  # a folder, a FIFO, a huge file: no run's history
+        os.replace(history, kept)
+    if os.path.lexists(folder / NAME):
         os.replace(folder / NAME, folder / f"result.{number}.json")
     history.unlink(missing_ok=True)
 
