@@ -104,7 +104,7 @@ def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
 
     results, unusable = selection.read(request.results)
     if request.comparison.at_epoch is not None:
-        results += selection.going_on(request.results, {result["identity"] for result in results})
+        results = selection.with_going_on(request.results, results)
     remarks = [line for root in request.results for line in remark(root, located(root))]
     results = selection.select(results, selection.conditions(request.comparison.where))
     compared = ("interrupted", "running") if request.comparison.at_epoch is not None else ()

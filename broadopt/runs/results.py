@@ -153,7 +153,7 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
     that is left out. `folders`: the run folders to look into where they are known.
 
     Of byte-identical files of one run the first counts. Of those that differ, one that alone is finished does; where
-    several are finished, or none is, it is not known which is right, and none counts.
+    none is finished, that with the most epochs; where several are, it is not known which is right, and none counts.
     """
     root = Path(results_dir)
     found, left_out = _found(root, folders)
@@ -211,18 +211,23 @@ def _unique(found: Sequence[_Found]) -> tuple[list[dict[str, Any]], list[str]]:
     alone, left_out = [], []
     for identity, different in by_identity.items():
         finished = [one for one in different.values() if one.result["state"] == "finished"]
-        counted = [*different.values()] if len(different) == 1 else finished if len(finished) == 1 else []
+        counted = finished if len(finished) < 2 else []
+        if not finished:
+            counted = [max(different.values(), key=lambda one: float(one.result["epochs"]))]  # the first of equals
         alone += counted
-        if len(different) == 1:
-            continue
         doubled = [one for one in found if one.result["identity"] == identity]
         for one in doubled:
             if not counted:
                 others = sorted({other.folder for other in doubled} - {one.folder})
                 left_out.append(f"{one.folder}: its identity is also that of {', '.join(others)}")
             elif one.digest != counted[0].digest:
-                left_out.append(f"{one.folder}: {one.result['state']}, and finished in {counted[0].folder}")
+                ours, theirs = (_reached(each.result, finished=bool(finished)) for each in (one, counted[0]))
+                left_out.append(f"{one.folder}: {ours}, and {theirs} in {counted[0].folder}")
     return [{**one.result, "folder": one.folder} for one in alone], left_out
+
+
+def _reached(result: Mapping[str, Any], *, finished: bool) -> str:
+    return result["state"] + f" after {result['epochs']:g} epochs" * (not finished)
 
 
 def checksum(result: Mapping[str, Any]) -> str:

@@ -593,6 +593,27 @@ def test_runs_that_are_going_on_are_compared_by_the_epochs_behind_them(costly: P
     assert tables(run("runs", "--results", root)[0]) == tables(run("runs", "--results", costly)[0])
 
 
+def test_of_copies_that_are_going_on_the_one_with_the_most_epochs_is_compared(tmp_path: Path) -> None:
+    """An interrupted run in one results folder, and its copies that went on in others until they were killed."""
+    recorded = record(*SHORT, "method=asam")
+    history = {epoch: 40.0 + epoch for epoch in range(1, 6)}
+    interrupted = store(tmp_path / "a", recorded, state="interrupted", history=history)
+    result = json.loads((interrupted / "result.json").read_text())
+    write(interrupted, {key: result[key] for key in result if key != "checksum"} | {"epochs": 5.0})
+    for root, epochs in (("b", 3), ("c", 8), ("d", 7)):
+        folder = run_folder(tmp_path / root, recorded)
+        folder.mkdir(parents=True)
+        rows = "".join(f"{epoch}.0,0.1,{50 + epoch}.0,1.0,0.1\n" for epoch in range(1, epochs + 1))
+        (folder / "history.csv").write_text(f"epoch,lr,test_accuracy,test_nll,test_ece\n{rows}")
+        with Heartbeat(folder, recorded, device="a device"):
+            shutil.copy(folder / "progress.json", tmp_path)
+        shutil.move(tmp_path / "progress.json", folder)  # as a process leaves it that was killed
+    for order in ("abcd", "dcba"):
+        asked = [word for root in order for word in ("--results", tmp_path / root)]
+        rows = tables(run("runs", *asked, "--at-epoch")[0])[0]
+        assert [rows[0][-1], rows[-1][-1]] == ["epoch 8", "58.00 (1)"]
+
+
 def test_the_csv_has_what_was_asked_for(costly: Path) -> None:
     asked = ("--at-epoch", "--reach", "60", "--equal-cost")
     out, _ = run("runs", "--results", costly, "--format", "csv", *asked)
