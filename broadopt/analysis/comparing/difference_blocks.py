@@ -13,8 +13,9 @@ from broadopt.analysis.tables.formats import Block
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.paper_table import DATA_TITLES, value
 from broadopt.analysis.tables.published import Column, PaperTable, Row
-from broadopt.analysis.tables.summary import signed, summarise, text
+from broadopt.analysis.tables.summary import collected_keys, signed, summarise, text
 from broadopt.errors import InputError, nearest
+from broadopt.runs.schema import evaluation_point
 
 
 def name_of(sweep: Sweep, line: Line) -> str:
@@ -88,6 +89,7 @@ def _notes(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> lis
         test_note([one.difference for one in compared]),
         *without_interval([(name_of(sweep, one.line), one.difference) for one in compared]),
         *_left_out(sweep, compared),
+        *_not_compared(sweep, compared, asked),
         *power_note(asked),
     ]
 
@@ -130,6 +132,18 @@ def _left_out(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
         parts = [f"{count} {word}" for count, word in ((failed, "failed"), (chance, "ended at chance")) if count]
         words += [f"{name_of(sweep, one.line)}: {' and '.join(parts)} of {len(ended)}"] if parts else []
     return [f"n of k: k runs ended, and the differences are those of n. {'; '.join(words)}."] if words else []
+
+
+def _not_compared(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> list[str]:
+    """The line on runs with several collectors, of which a run reports what the first predicts."""
+    if asked.metric not in (None, "collected"):
+        return []
+    words: dict[str, None] = {}
+    for line in (line for one in compared for line in (one.line, one.baseline) if line is not None):
+        further = dict.fromkeys(evaluation_point(key)[0] for key in collected_keys(line.finished))
+        further.pop("", None)  # the run's own collector
+        words |= {f"{name_of(sweep, line)}: {', '.join(further)}": None} if further else {}
+    return [f"Not compared: what further collectors predict on the same runs ({'; '.join(words)})."] if words else []
 
 
 def difference_record(one: Compared | None, asked: Comparison) -> list[dict[str, Any]]:

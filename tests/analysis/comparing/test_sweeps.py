@@ -326,6 +326,18 @@ def test_a_collectors_prediction_is_compared_unless_a_metric_is_named(tmp_path: 
     assert [row[3] for row in rows] == ["Δ to sgd", "", "-12.00"]
 
 
+def test_of_several_collectors_the_first_is_compared_and_the_others_are_named(tmp_path: Path) -> None:
+    several = record(*SHORT, "collect=swa+ema+lawa")
+    store(tmp_path, record(*SHORT, "method=sgd"), last=70.0)
+    store(tmp_path, several, last=71.0, collected={"1": 72.0, "1.5": 73.0, "ema 1": 99.0, "lawa 1": 98.0})
+    words = "Not compared: what further collectors predict on the same runs (sgd+swa+ema+lawa: ema, lawa)."
+    for against, difference in (("sgd", ["", "+3.00"]), ("sgd+swa+ema+lawa", ["-3.00", ""])):
+        out, _ = run("runs", "--results", tmp_path, "--against", against)
+        assert [row[3] for row in tables(out)[1][1:]] == difference
+        assert words in " ".join(out.split())
+    assert words not in " ".join(run("runs", "--results", tmp_path, "--against", "sgd", "--metric", "last")[0].split())
+
+
 def test_the_baseline_is_the_one_of_the_same_settings_else_the_best(tmp_path: Path) -> None:
     for lr, last in ((0.1, 70.0), (0.2, 72.0)):
         store(tmp_path, record(*SHORT, "method=sgd", f"lr={lr}"), last=last)
