@@ -15,7 +15,7 @@ from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError
 from broadopt.files import reason
 from broadopt.runs import results
-from broadopt.runs.schema import longest
+from broadopt.runs.objective import longest
 
 MOST_WORDS = 3
 """Keys that a label has beside the method."""
