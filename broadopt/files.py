@@ -165,21 +165,27 @@ def _plain_loader() -> Any:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` at the end, synced to the disk; if anything is raised, `path` stays
-    as it was.
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` at the end, synced to the disk unless `sync` is false; if anything
+    is raised, `path` stays as it was. A link in its place is replaced, and what it leads to stays.
     """
     # Cut short, since a name as long as the file system allows leaves no room for more.
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
     try:
         with _created(temporary) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        try:
+            os.replace(temporary, path)
+        except OSError as error:  # a folder in its place: that is named, and not the temporary file
+            raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    if not sync:
+        return
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -217,8 +223,11 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 whatever the locale; bytes of a path that are none come out as they are."""
-    path.write_text(text, encoding="utf-8", errors=AS_FOUND)
+    """Put a file of `text` in the place of `path`, as `replacing` does: UTF-8 whatever the locale, and bytes of a path
+    that are not UTF-8 as they are.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors=AS_FOUND))
 
 
 def cache_folder() -> Path:

@@ -1,5 +1,6 @@
 """The weights of a run in the course of its training, kept on request (keep=snapshots): one file a moment, no code."""
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +31,19 @@ class Snapshots:
 
     def __call__(self, model: nn.Module, step: int) -> None:
         """Write the weights and buffers of `model`, whole or not at all. Raises OSError (disk full, ...)."""
+        if self._folder.is_symlink():  # it would lead to files that are not this run's
+            raise OSError(errno.ENOTDIR, "a link, expected a folder", str(self._folder))
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"step-{step:010d}.safetensors"
         predictor.write(path, model, metadata=self._metadata | {"step": str(step)})
 
 
 def files(folder: Path) -> list[Snapshot]:
-    """The snapshots of a run folder in the order of their steps; none where the run has kept none."""
-    names = sorted((folder / FOLDER).glob("step-*.safetensors"))
+    """The snapshots of a run folder in the order of their steps; none where the run has kept none, or where a link in
+    the place of their folder leads elsewhere.
+    """
+    place = folder / FOLDER
+    names = [] if place.is_symlink() else sorted(place.glob("step-*.safetensors"))
     return [Snapshot(int(path.stem[5:]), path) for path in names if path.stem[5:].isdecimal()]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from broadopt import streams
 from broadopt.analysis.tables.options import Comparison
-from broadopt.analysis.tables.request import Request, parse
+from broadopt.analysis.tables.request import Request, parse, seeds_in_words
 from broadopt.errors import InputError, nearest, printable
 from broadopt.runs.folders import located, remark, to_be_filled
 
@@ -104,7 +104,7 @@ def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
 
     results, unusable = selection.read(request.results)
     if request.comparison.at_epoch is not None:
-        results += selection.going_on(request.results, {result["identity"] for result in results})
+        results = selection.with_going_on(request.results, results)
     remarks = [line for root in request.results for line in remark(root, located(root))]
     results = selection.select(results, selection.conditions(request.comparison.where))
     compared = ("interrupted", "running") if request.comparison.at_epoch is not None else ()
@@ -191,19 +191,10 @@ def _status(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
             return "".join(f"{line}\n" for line in cells.commands(found, results, request.overrides)), remarks
         several = len({row.dataset for row in table.rows}) > 1
         titles = (*(("Data",) if several else ()), "Network", "Method")
-        caption = f"{table.title}: the status of its runs. Seeds {_ranges(seeds)} of each cell (--seeds)."
+        caption = f"{table.title}: the status of its runs. Seeds {seeds_in_words(seeds)} of each cell (--seeds)."
     estimates = Estimates(folder, tflops=request.tflops)
     document = page.build(found, estimates, table=request.table, titles=titles, caption=caption)
     return formats.FORMATS[request.format](replace(document, remarks=tuple(remarks))), remarks
-
-
-def _ranges(seeds: Sequence[int]) -> str:
-    """`1-3, 7` for 1, 2, 3, 7."""
-    starts = [seed for seed in seeds if seed - 1 not in seeds]
-    ends = [seed for seed in seeds if seed + 1 not in seeds]
-    return ", ".join(
-        str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)
-    )
 
 
 def _absent(folder: Path) -> str:

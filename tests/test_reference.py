@@ -450,7 +450,7 @@ def test_every_file_of_a_run_is_there(left: Path) -> None:
     assert files - NAMED == set()
     checkpoint.save(left, {}, identity="x", step=1)
     assert [re.sub(r"\d+", "<step>", path.name) for path in checkpoint.files(left)] == ["checkpoint-<step>.ckpt"]
-    assert {"checkpoint-<step>.ckpt", heartbeat.NAME, "error.txt", "code.diff", ".*.tmp"} <= NAMED
+    assert {"checkpoint-<step>.ckpt", heartbeat.NAME, "error.txt", "code.diff", "code.resumed.diff", ".*.tmp"} <= NAMED
 
 
 def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) -> None:

@@ -98,14 +98,18 @@ def _only_writer(data_dir: Path, archive: str) -> Iterator[None]:
 
 
 def _download(publisher: Any, data_dir: Path, missing: list[str]) -> None:
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import check_integrity, download_url
 
     patience_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
-        # An archive left whole by an earlier attempt is used, one left in part is fetched anew.
+        # An archive left whole by an earlier attempt is used, one left in part is fetched anew: not into the same file,
+        # which could be a link to another, or a FIFO that waits for a reader.
+        archive = data_dir / publisher.filename
+        if os.path.lexists(archive) and not check_integrity(str(archive), publisher.tgz_md5):
+            archive.unlink()
         download_url(publisher.url, str(data_dir), publisher.filename, publisher.tgz_md5)
-        _extract(data_dir / publisher.filename, data_dir / publisher.base_folder, missing)
+        _extract(archive, data_dir / publisher.base_folder, missing)
     except _DOWNLOAD_ERRORS as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -130,6 +134,7 @@ def _extract(archive: Path, folder: Path, names: list[str]) -> None:
             if content is None:
                 raise tarfile.TarError(f"{archive}: {member.name} is not a file")
             partial = folder / f".{name}.part"
-            with partial.open("wb") as out:
+            partial.unlink(missing_ok=True)  # not written to: it could be a link that leads elsewhere
+            with partial.open("xb") as out:
                 shutil.copyfileobj(content, out, 1 << 20)
             os.replace(partial, folder / name)

@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def environment(device: torch.device, settings: Mapping[str, Any]) -> dict[str, 
         **settings,
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "git_commit": commit(),
+        "git_commit": code().commit,
     }
 
 
@@ -59,10 +61,25 @@ def say_where_rounding_differs(before: Mapping[str, Any], device: torch.device, 
     )
 
 
-def commit() -> str | None:
+@dataclass(frozen=True)
+class Code:
+    """The state of a checkout's code; of an installed package nothing is known."""
+
+    commit: str | None
     """The checkout's commit, with a + where its files differ from it; None for an installed package."""
-    head = _git("rev-parse", "HEAD")
-    return head and head.strip() + "+" * bool(difference())
+    changes: str
+    """That difference, as `difference` has it."""
+
+
+@cache
+def code() -> Code:
+    """The state of the code that this process has imported: git is asked at the first call, and never again.
+
+    A run calls this before it trains, and its result records the answer at the end. By then, which may be days later,
+    the checkout can hold other code than that which the process runs.
+    """
+    changes, head = difference(), _git("rev-parse", "HEAD")
+    return Code(head and head.strip() + "+" * bool(changes), changes)
 
 
 def difference() -> str:

@@ -3,12 +3,13 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from broadopt.config.run_config import Recipe, RunConfig
-from broadopt.files import replacing, write_text
+from broadopt.files import MEBIBYTE, read_bytes, replacing, write_text
 from broadopt.runs import checkpoint, heartbeat, results
 
 log = logging.getLogger("broadopt")
@@ -45,20 +46,50 @@ def _is_begun(folder: Path, recipe: Recipe) -> bool:
     return bool(checkpoint.files(folder))
 
 
-def prepare(folder: Path, run: RunConfig, *, changes: str) -> None:
-    """Lay out the folder of a run that begins, or goes on. `changes`: the diff of a working tree that is not clean."""
+def prepare(folder: Path, run: RunConfig) -> None:
+    """Lay out the folder of a run that begins or goes on."""
     with replacing(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(run.values()).encode())
-    (folder / "error.txt").unlink(missing_ok=True)
-    if changes:
-        write_text(folder / "code.diff", changes)
+    remove([folder / "error.txt"])
     remove(unfinished(folder))
     link_output(folder)
 
 
+def record_changes(folder: Path, changes: str, *, resumed: bool) -> None:
+    """Keep how the code of a run differs from its commit (`changes`, empty where it does not).
+
+    code.diff is that of the code which began the training: a run that is `resumed` from its checkpoint leaves it as it
+    is, and keeps another difference in code.resumed.diff. What a training begun anew finds of an earlier one goes.
+    """
+    begun, later = folder / "code.diff", folder / "code.resumed.diff"
+    if not resumed:
+        _write_or_remove(begun, changes)
+        changes = ""
+    elif changes == _content(begun):
+        changes = ""
+    _write_or_remove(later, changes)
+
+
+def _write_or_remove(path: Path, text: str) -> None:
+    if text:
+        write_text(path, text)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _content(path: Path) -> str:
+    """The text of a code.diff; empty where there is none that can be read."""
+    try:
+        return read_bytes(path, limit=MEBIBYTE).decode("utf-8", errors="replace")
+    except (OSError, ValueError):
+        return ""
+
+
 def unfinished(folder: Path) -> list[Path]:
     """What processes that died while they wrote a file have left; to be called by the one that holds the folder."""
-    return [*folder.glob(".*.tmp"), *folder.glob("snapshots/.*.tmp")]
+    # Where a link in its place leads elsewhere, the files there are another's.
+    snapshots = [] if (folder / "snapshots").is_symlink() else folder.glob("snapshots/.*.tmp")
+    return [*folder.glob(".*.tmp"), *snapshots]
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -67,9 +98,10 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def remove(files: Iterable[Path]) -> None:
-    """Remove files that may already be gone."""
+    """Remove files that may already be gone. A folder of such a name, which no run has made, stays."""
     for file in files:
-        file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, IsADirectoryError):
+            file.unlink()
 
 
 def link_output(folder: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -98,12 +99,16 @@ def _read(path: Path, identity: str, device: Any) -> dict[str, Any]:
 
     with open_regular(path) as file:
         header = parse_json(file.readline(4096))
-        payload = file.read()
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"not of format {FORMAT}")
-    if header.get("identity") != identity:
-        raise ValueError("it belongs to another run")
-    if header.get("length") != len(payload) or header.get("sha256") != hashlib.sha256(payload).hexdigest():
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        if header.get("identity") != identity:
+            raise ValueError("it belongs to another run")
+        # The size comes before the content: a foreign file may have more bytes than there is memory.
+        length = os.fstat(file.fileno()).st_size - file.tell()
+        if header.get("length") != length:
+            raise ValueError("truncated or damaged")
+        payload = file.read(length)
+    if header.get("sha256") != hashlib.sha256(payload).hexdigest():
         raise ValueError("truncated or damaged")
     state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
     if not isinstance(state, dict):

@@ -20,7 +20,7 @@ from typing import Any
 
 from broadopt.config.identity import identity_of
 from broadopt.errors import printable
-from broadopt.files import MEBIBYTE, read_json
+from broadopt.files import MEBIBYTE, read_json, replacing
 from broadopt.runs.folders import check_place
 from broadopt.runs.schema import SCHEMA, check_progress
 
@@ -59,7 +59,6 @@ class Heartbeat:
     ) -> None:
         """`size`: what estimates of cost need, as a result's cost has it."""
         self._file = folder / NAME
-        self._temporary = folder / f".{NAME}.{os.getpid()}.tmp"
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
@@ -88,7 +87,6 @@ class Heartbeat:
         if self._thread is not None:
             self._thread.join()
         try:
-            self._temporary.unlink(missing_ok=True)
             self._file.unlink(missing_ok=True)
         except OSError as problem:
             self._warn(problem)
@@ -107,8 +105,8 @@ class Heartbeat:
     def _write(self, figures: dict[str, Any]) -> None:
         try:
             # By rename, so that no reader meets half of it; not synced to the disk: after a crash it means nothing.
-            self._temporary.write_text(json.dumps(self._fixed | figures | {"time": time.time()}))
-            os.replace(self._temporary, self._file)
+            with replacing(self._file, sync=False) as file:
+                file.write(json.dumps(self._fixed | figures | {"time": time.time()}).encode())
         except OSError as problem:
             self._warn(problem)
 

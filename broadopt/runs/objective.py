@@ -1,10 +1,24 @@
-"""The one number that a run returns to the sweeper that started it, so that it can choose the next runs by it."""
+"""What a run reports of all that it has measured, and the one number of it by which a sweeper chooses the next runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from broadopt.runs.schema import longest
+
+def evaluation_point(key: str) -> tuple[str, float]:
+    """The collector and the budgets spent of a key of metrics.collected: ("", 1.5) of `1.5`, which is the run's own
+    collector's, and ("ema", 1.0) of `ema 1`, which is another's. In ascending order the run's own come first.
+    """
+    name, _, budgets = key.rpartition(" ")
+    return name, float(budgets)
+
+
+def longest(keys: Iterable[str]) -> str | None:
+    """The key of metrics.collected for what a run reports: that of its own collector after the most budgets; None
+    where there is none.
+    """
+    own = [key for key in keys if not evaluation_point(key)[0]]
+    return max(own, key=evaluation_point, default=None)
 
 
 class Outcome(float):

@@ -13,6 +13,7 @@ from typing import Any
 
 from broadopt.config.identity import SEMANTICS, identity_of
 from broadopt.files import MEBIBYTE, parse_json, read_bytes, reason, replacing
+from broadopt.runs import history as histories
 from broadopt.runs.folders import at_once, check_place, run_folder, scan
 from broadopt.runs.schema import SCHEMA, check_result
 
@@ -91,12 +92,17 @@ def set_aside(folder: Path) -> None:
         number for number in count(1) if not [*folder.glob(f"*.{number}.json"), *folder.glob(f"*.{number}.csv")]
     )
     # The history is copied first and removed last: killed at any moment, a result stands beside its own history.
-    history = folder / "history.csv"
-    if history.exists():
-        with replacing(folder / f"history.{number}.csv") as file:
-            file.write(history.read_bytes())
-        shutil.copystat(history, folder / f"history.{number}.csv")
-    if (folder / NAME).exists():
+    history, kept = folder / histories.NAME, folder / f"history.{number}.csv"
+    try:
+        content = read_bytes(history, limit=histories.LIMIT)
+        with replacing(kept) as file:
+            file.write(content)
+        shutil.copystat(history, kept)
+    except FileNotFoundError:
+        pass
+    except ValueError:  # a folder, a FIFO, a huge file: no run's history
+        os.replace(history, kept)
+    if os.path.lexists(folder / NAME):
         os.replace(folder / NAME, folder / f"result.{number}.json")
     history.unlink(missing_ok=True)
 
@@ -147,7 +153,7 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
     that is left out. `folders`: the run folders to look into where they are known.
 
     Of byte-identical files of one run the first counts. Of those that differ, one that alone is finished does; where
-    several are finished, or none is, it is not known which is right, and none counts.
+    none is finished, that with the most epochs; where several are, it is not known which is right, and none counts.
     """
     root = Path(results_dir)
     found, left_out = _found(root, folders)
@@ -205,18 +211,23 @@ def _unique(found: Sequence[_Found]) -> tuple[list[dict[str, Any]], list[str]]:
     alone, left_out = [], []
     for identity, different in by_identity.items():
         finished = [one for one in different.values() if one.result["state"] == "finished"]
-        counted = [*different.values()] if len(different) == 1 else finished if len(finished) == 1 else []
+        counted = finished if len(finished) < 2 else []
+        if not finished:
+            counted = [max(different.values(), key=lambda one: float(one.result["epochs"]))]  # the first of equals
         alone += counted
-        if len(different) == 1:
-            continue
         doubled = [one for one in found if one.result["identity"] == identity]
         for one in doubled:
             if not counted:
                 others = sorted({other.folder for other in doubled} - {one.folder})
                 left_out.append(f"{one.folder}: its identity is also that of {', '.join(others)}")
             elif one.digest != counted[0].digest:
-                left_out.append(f"{one.folder}: {one.result['state']}, and finished in {counted[0].folder}")
+                ours, theirs = (_reached(each.result, finished=bool(finished)) for each in (one, counted[0]))
+                left_out.append(f"{one.folder}: {ours}, and {theirs} in {counted[0].folder}")
     return [{**one.result, "folder": one.folder} for one in alone], left_out
+
+
+def _reached(result: Mapping[str, Any], *, finished: bool) -> str:
+    return result["state"] + f" after {result['epochs']:g} epochs" * (not finished)
 
 
 def checksum(result: Mapping[str, Any]) -> str:

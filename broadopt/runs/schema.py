@@ -7,7 +7,7 @@ nowhere else, against types and ranges; those that nothing reads are left as the
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from broadopt.errors import printable
@@ -21,22 +21,6 @@ Check = Callable[[Any], str | None]
 
 LARGEST = 1e15
 """Of any count, duration or rate: products and quotients of a few of them stay finite."""
-
-
-def evaluation_point(key: str) -> tuple[str, float]:
-    """The collector and the budgets spent of a key of metrics.collected: ("", 1.5) of `1.5`, which is the run's own
-    collector's, and ("ema", 1.0) of `ema 1`, which is another's. In ascending order the run's own come first.
-    """
-    name, _, budgets = key.rpartition(" ")
-    return name, float(budgets)
-
-
-def longest(keys: Iterable[str]) -> str | None:
-    """The key of metrics.collected for what a run reports: that of its own collector after the most budgets; None
-    where there is none.
-    """
-    own = [key for key in keys if not evaluation_point(key)[0]]
-    return max(own, key=evaluation_point, default=None)
 
 
 def check_result(result: Mapping[str, Any]) -> None:

@@ -83,6 +83,10 @@ def reported(error: Exception, folder: Path) -> str:
     """Why a run failed, in a line; the traceback of what nobody foresaw goes to error.txt."""
     if isinstance(error, RunFailed):
         return str(error)
-    write_text(folder / "error.txt", traceback.format_exc())
+    where = f" (see {folder / 'error.txt'})"
+    try:
+        write_text(folder / "error.txt", traceback.format_exc())
+    except OSError:  # a full disk: why the run failed is said all the same
+        where = ""
     text = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {text} (see {folder / 'error.txt'}){advice(error)}"
+    return f"{type(error).__name__}: {text}{where}{advice(error)}"

@@ -27,11 +27,11 @@ from broadopt.devices.device import (
     set_flags,
 )
 from broadopt.devices.processes import Processes
-from broadopt.devices.provenance import arithmetic, difference, say_where_rounding_differs
+from broadopt.devices.provenance import arithmetic, code, say_where_rounding_differs
 from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import DeviceLost, InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs import checkpoint, results
-from broadopt.runs.begun import leftovers, precision_of, prepare, remove
+from broadopt.runs.begun import leftovers, precision_of, prepare, record_changes, remove
 from broadopt.runs.heartbeat import Heartbeat, silence
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
@@ -83,6 +83,7 @@ def execute(
             with only_writer(folder, wait=False, stop=stop) as alone:
                 remove(leftovers(folder) if alone else [])
         return None if result is None else (folder, result)
+    code()  # before anything takes long: from here on the checkout may change, what is imported does not
     parts = built(replace(run, recipe=recipe), folder, dataset, device, processes, stop)
     if not processes.is_first:
         if processes.from_first(False):
@@ -198,7 +199,7 @@ def train(
     """
     first = parts.processes.is_first
     if first:
-        prepare(folder, run, changes=difference())
+        prepare(folder, run)
     history = HistoryFile(folder) if first else None
     kept = Snapshots(folder, recipe=recipe, classes=parts.data.classes)
     weights = kept if first and run.execution.keep == "snapshots" else None
@@ -212,7 +213,9 @@ def train(
 
     try:
         sharing = Sharing(training, run, recipe, folder) if run.execution.trunk == "share" else None
-        resume(training, folder, recipe, sharing)
+        resumed = resume(training, folder, recipe, sharing)
+        if first:
+            record_changes(folder, code().changes, resumed=resumed)
         tracking.rows(training.progress.history)
         if beat is not None:
             beat.follow(training.position)
@@ -238,19 +241,20 @@ def train(
     return result
 
 
-def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | None = None) -> None:
+def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | None = None) -> bool:
     """Put a training where its newest checkpoint stands, if it has one, else where a trunk does that it may share.
-    Raises RunFailed for a checkpoint that does not fit.
+    Returns whether it has one, in the first of several processes. Raises RunFailed for a checkpoint that does not fit.
     """
     processes, device = training.parts.processes, training.parts.device
     state = checkpoint.load(folder, identity=recipe.identity, device=device) if processes.is_first else None
+    resumed = state is not None
     if state is None and sharing is not None and processes.is_first:
         state = sharing.state()
     state = processes.from_first(state, device)
     machine = arithmetic(device)
     if state is None:
         training.progress.machines = [machine]
-        return
+        return False
     trunk = None if sharing is None else sharing.source
     what, without = (f"checkpoint in {folder}", "the checkpoint-*.ckpt there")
     if trunk is not None:
@@ -267,6 +271,7 @@ def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | 
         say_where_rounding_differs(machines[-1], device, what=f"{trunk or folder} was trained so far")
     if not machines or machines[-1] != machine:
         machines.append(machine)
+    return resumed
 
 
 def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -> nn.Module | None:

@@ -318,6 +318,17 @@ def test_archive_left_in_part_by_an_earlier_download_is_fetched_anew(
     assert len(list(folder.iterdir())) == 7
 
 
+def test_links_in_a_data_folder_lead_no_writing_elsewhere(tmp_path: Path, published: Host) -> None:
+    mine, data = tmp_path / "mine", tmp_path / "data"
+    mine.write_text("my own file")
+    (data / "cifar-10-batches-py").mkdir(parents=True)
+    for place in (data / "cifar-10-python.tar.gz", data / "cifar-10-batches-py/.test_batch.part"):
+        place.symlink_to(mine)
+    folder = obtain(CIFAR10, data)
+    assert mine.read_text() == "my own file"
+    assert sorted(file.name for file in folder.iterdir()) == sorted(published_md5(CIFAR10))
+
+
 def test_archive_left_whole_is_unpacked_without_a_download(tmp_path: Path, published: Host, archive: bytes) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(archive)
     obtain(CIFAR10, tmp_path)

@@ -14,19 +14,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 from command import BIN, SMALL, folders, result
 from command import run as broadopt_run
 from forked import as_nobody
 from stored import RESNET20, record, run, store
 
-from broadopt import files
+from broadopt import files, snapshots
 from broadopt.analysis.status import estimate
 from broadopt.config.identity import identity_of
 from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import Recipe
 from broadopt.data.datasets import size
 from broadopt.methods.recorded import PASSES
 from broadopt.runs import checkpoint, heartbeat, results
+from broadopt.runs.begun import record_changes, unfinished
 from broadopt.runs.folders import run_folder, scan
+from broadopt.training.conclude import reported
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -245,8 +249,6 @@ def test_the_rate_of_a_step_that_takes_other_gradients_is_that_of_another_method
 
 
 def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
-    import torch
-
     from broadopt.config.instantiate import instantiated
     from broadopt.config.run_config import DatasetConfig
     from broadopt.training import plan
@@ -717,3 +719,98 @@ def test_a_lock_of_a_machine_that_has_gone_silent_is_said_to_be_so(tmp_path: Pat
     assert heartbeat.silence(folder).startswith("; the last heartbeat, from no\\x1b[de1, is 60 minutes old: ")
     path.unlink()
     assert heartbeat.silence(folder) == ""
+
+
+# ---- what a run writes stays in its folder
+
+
+WRITTEN = ("config.yaml", "error.txt", "code.diff", "code.resumed.diff", "history.csv", "progress.json", "output.txt")
+WRITTEN += ("predictor.safetensors",)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a run was made, with its results."""
+    cwd = tmp_path_factory.mktemp("finished")
+    assert broadopt_run(*SMALL, "budget=0.1", "method=sgd", cwd=cwd).returncode == 0
+    return cwd
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO", "folder"])
+def test_a_run_writes_through_nothing_that_lies_in_its_folder(finished: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (folder,) = folders(tmp_path)
+    mine = tmp_path / "mine"
+    mine.write_text("my own file")
+    # What a run has to write, and cannot where a folder is, it says in one line; that is the next test.
+    names = ("history.csv", "error.txt", "checkpoint-0000000001.ckpt", ".x.tmp") if kind == "folder" else WRITTEN
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        if kind == "link":
+            (folder / name).symlink_to(mine)
+        else:
+            os.mkfifo(folder / name) if kind == "FIFO" else (folder / name).mkdir()
+    done = broadopt_run(*SMALL, "budget=0.1", "method=sgd", "force=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert mine.read_text() == "my own file"
+    for name in {"config.yaml", "history.csv", "predictor.safetensors"} | ({"code.diff"} & {*os.listdir(folder)}):
+        assert stat.S_ISREG((folder / name).lstat().st_mode), name
+    assert result(folder)["state"] == "finished"
+
+
+def test_a_folder_in_the_place_of_a_runs_file_is_named_in_one_line(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (folder,) = folders(tmp_path)
+    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").mkdir()
+    done = broadopt_run(*SMALL, "budget=0.1", "method=sgd", "force=true", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"broadopt-run: {folder.relative_to(tmp_path)}/config.yaml: Is a directory\n"
+
+
+def test_a_lock_that_is_a_link_is_not_followed(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (folder,) = folders(tmp_path)
+    mine = tmp_path / "mine"
+    mine.write_text("my own file")
+    (folder / ".lock").unlink()
+    (folder / ".lock").symlink_to(mine)
+    done = broadopt_run(*SMALL, "budget=0.1", "method=sgd", "force=true", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{folder.relative_to(tmp_path)} cannot be written" in done.stderr
+    assert mine.read_text() == "my own file"
+
+
+def test_texts_and_heartbeats_are_not_written_through_links(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("my own file")
+    folder.mkdir()
+    for name in ("code.diff", "error.txt", "progress.json", f".progress.json.{os.getpid()}.tmp"):
+        (folder / name).symlink_to(mine)
+    record_changes(folder, "changes\n", resumed=False)
+    assert "ZeroDivisionError" in reported(ZeroDivisionError("x"), folder)
+    with heartbeat.Heartbeat(folder, record(RESNET20), device="a device"):
+        assert json.loads((folder / "progress.json").read_text())["device"] == "a device"
+    assert mine.read_text() == "my own file"
+    assert (folder / "code.diff").read_text() == "changes\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["code.diff", "error.txt"]
+
+
+def test_why_a_run_failed_is_said_where_its_traceback_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "error.txt").mkdir()
+    assert reported(ZeroDivisionError("x"), tmp_path) == "ZeroDivisionError: x"
+
+
+def test_snapshots_behind_a_link_are_anothers(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.mkdir()
+    for name in ("step-0000000000.safetensors", ".step-0000000001.safetensors.1.tmp"):
+        (other / name).write_text("another's")
+    (run / "snapshots").symlink_to(other)
+    assert snapshots.files(run) == unfinished(run) == []
+    recipe = Recipe.of_record(record(RESNET20, fingerprint="sha256:x"))
+    keep = snapshots.Snapshots(run, recipe=recipe, classes=("a", "b"))
+    with pytest.raises(OSError, match="a link, expected a folder"):
+        keep(torch.nn.Linear(1, 1), 0)
+    assert {path.read_text() for path in other.iterdir()} == {"another's"}

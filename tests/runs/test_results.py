@@ -247,6 +247,22 @@ def test_of_copies_of_a_run_the_one_that_is_finished_counts(five_runs: Sweep, tm
         assert left_out == [f"{older}/{place}: interrupted, and finished in {newer}/{place}"]
 
 
+def test_of_unfinished_copies_of_a_run_the_one_with_the_most_epochs_counts(five_runs: Sweep, tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in ("first", "second", "third")]
+    place = next((five_runs.cwd / "results/runs/digits/small/sam").iterdir()).relative_to(five_runs.cwd / "results")
+    found = result(five_runs.cwd / "results" / place)
+    found.pop("checksum")
+    for root, state, epochs in zip(roots, ("interrupted", "failed", "interrupted"), (1.0, 1.5, 1.5), strict=True):
+        (root / place).mkdir(parents=True)
+        results.write(root / place, {**found, "state": state, "epochs": epochs})
+    read, left_out = results.read_several(roots)
+    assert [(entry["state"], entry["folder"]) for entry in read] == [("failed", f"{roots[1]}/{place}")]
+    assert left_out == [
+        f"{roots[0]}/{place}: interrupted after 1 epochs, and failed after 1.5 epochs in {roots[1]}/{place}",
+        f"{roots[2]}/{place}: interrupted after 1.5 epochs, and failed after 1.5 epochs in {roots[1]}/{place}",
+    ]
+
+
 def test_all_results_are_read_in_the_order_of_their_folders(five_runs: Sweep) -> None:
     read, left_out = results.read_all(five_runs.cwd / "results")
     assert left_out == []

@@ -203,6 +203,26 @@ def test_the_two_newest_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path: 
     assert checkpoint.load(tmp_path, identity="b", device="cpu") is None
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("format", 9, "not of format 2"),
+        ("identity", "b", "it belongs to another run"),
+        ("length", 3, "truncated or damaged"),
+    ],
+)
+def test_a_checkpoint_larger_than_the_memory_is_passed_over_unread(
+    field: str, value: object, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, size = tmp_path / "checkpoint-0000000001.ckpt", 1 << 42
+    fields = {"format": checkpoint.FORMAT, "identity": "a", "step": 1, "sha256": "", "length": 0}
+    line = json.dumps(fields | {"length": size, field: value}).encode() + b"\n"
+    path.write_bytes(line)
+    os.truncate(path, len(line) + size)
+    assert checkpoint.newest(tmp_path, identity="a", device="cpu") is None
+    assert caplog.messages == [f"checkpoint {path} is passed over: {reason}"]
+
+
 def test_the_handlers_of_before_are_back_after_a_run() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with Stop() as stop:

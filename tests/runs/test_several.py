@@ -16,7 +16,7 @@ from broadopt.analysis.status.state import total_epochs
 from broadopt.analysis.tables.match import Recipes, groups, step_and_collect
 from broadopt.config.compose import recipe_of
 from broadopt.runs import objective, results
-from broadopt.runs.schema import evaluation_point, longest
+from broadopt.runs.objective import evaluation_point, longest
 from broadopt.trackers.record import points_of
 
 SEVERAL = ("method=swa", "collect=swa+ema+swag", "collect.also.swag.samples=2", "collect.also.swag.budgets=[1.5]")

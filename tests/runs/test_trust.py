@@ -476,11 +476,11 @@ def test_a_run_that_another_process_is_on_has_an_exit_code_of_its_own(tmp_path: 
 
 
 def test_provenance_is_that_of_broadopts_own_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before, changes = provenance.commit(), provenance.difference()
+    before, changes = provenance.code.__wrapped__().commit, provenance.difference()
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path))
-    assert (provenance.commit(), provenance.difference()) == (before, changes)
+    assert (provenance.code.__wrapped__().commit, provenance.difference()) == (before, changes)
     assert before is None or len(before.rstrip("+")) == 40
 
 

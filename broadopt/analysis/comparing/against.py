@@ -1,4 +1,4 @@
-"""The rows of a table compared with those of one method: which with which, and on which accuracy."""
+"""The rows of a table of runs or of a paper compared with those of one method: which with which, on which accuracy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,11 @@ from broadopt.analysis.comparing.keys import label
 from broadopt.analysis.comparing.lines import OF_THE_METHOD, Line, protocol_of
 from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
 from broadopt.analysis.comparing.sweep import Sweep
+from broadopt.analysis.tables.cells import Cells
 from broadopt.analysis.tables.match import Result
 from broadopt.analysis.tables.options import Comparison
+from broadopt.analysis.tables.paper_table import value
+from broadopt.analysis.tables.published import Column, PaperTable, Row
 from broadopt.analysis.tables.summary import longest_key, reading
 from broadopt.errors import InputError, nearest
 
@@ -114,3 +117,29 @@ def _baseline(
 
     best = max(alike or rivals, key=mean)
     return None if best is line else best
+
+
+def baseline_column(table: PaperTable, column: Column, against: str) -> Column:
+    """The column of the baseline that `column` is compared with: one that reads the same accuracy, where there is any;
+    last and best are not compared where the paper has both.
+    """
+    columns = [one for one in table.columns if one.method == against]
+    return next((one for one in columns if one.metric == column.metric), columns[-1])
+
+
+def cell_by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[int, float]:
+    """The accuracies that a column of a paper's table reads, by seed, of the cell's runs that did not diverge."""
+    group = cells.on_recipe.get((row, column.method))
+    runs = [run for run in group.runs if not has_diverged(run)] if group else []
+    values = {run["seed"]: value(run, column, asked.metric) for run in runs}
+    return {seed: found for seed, found in values.items() if found is not None}
+
+
+def cell_count(row: Row, column: Column, n: int, cells: Cells, failed: Cells) -> str:
+    """`n`, or "n of k" where k runs of a cell, in its precision, have ended."""
+    place = (row, column.method)
+    finished, broken = cells.on_recipe.get(place), failed.on_recipe.get(place)
+    ended = len(finished.runs) if finished else 0
+    if broken and (finished is None or broken.precision == finished.precision):
+        ended += len(broken.runs)
+    return str(n) if n == ended else f"{n} of {ended}"

@@ -10,10 +10,14 @@ from typing import Any
 from broadopt.analysis.comparing.lines import Line
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.match import Result, precision
+from broadopt.analysis.tables.off_recipe import figures
 from broadopt.analysis.tables.options import Comparison
-from broadopt.methods.recorded import share_by
+from broadopt.analysis.tables.summary import summarise, text
+from broadopt.methods.recorded import OVER_TIME, share_by
 
 History = Sequence[Mapping[str, float]]
+
+UNKNOWN = " Not known of a step of your own with step.from or step.until: only its code says when it costs how much."
 
 
 def evaluated(history: History) -> dict[float, float]:
@@ -129,3 +133,57 @@ class AlongTraining:
             history = self._of[run["identity"]]
             found.append(None if by is None else accuracy_within(history, statistics.median(known), by))
         return found
+
+
+def asked_columns(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], list[list[str]], str]]:
+    """Titles, cells by line and the note of each group of columns that an option asks for."""
+    found = []
+    if extra.asked.reach is not None:
+        target, cells = f"{extra.asked.reach:g}", []
+        for line in sweep.lines:
+            reached = [one for one in extra.to_reach(line) if one]
+            epochs = f"{statistics.median(one[0] for one in reached):g}" if reached else ""
+            seconds = [one[1] for one in reached if one[1] is not None]
+            words = f"{len(reached)} of {len(line.finished)}"
+            cells.append([words, epochs, f"{statistics.median(seconds):.0f}" if seconds else ""])
+        note = (
+            f"reach {target}: runs with an evaluated epoch of at least {target} %, chosen on the test set; "
+            "epochs and seconds to the first such epoch: medians of those runs."
+        ) + _over_time(sweep, "train_seconds")
+        found.append(([f"reach {target}", f"epochs to {target}", f"seconds to {target}"], cells, note))
+    if extra.asked.equal_cost is not None:
+        title = f"at {extra.against}'s {extra.asked.equal_cost}"
+        cells = [[text(summarise(extra.at_equal_cost(line)), n=len(line.finished))] for line in sweep.lines]
+        note = (
+            f"{title}: test accuracy of the plain weights at the last evaluated epoch by which no more was spent than "
+            f"by the median run of {extra.against} in all; a schedule made for that budget would end lower."
+        ) + _over_time(sweep, extra.quantity)
+        found.append(([title], cells, note))
+    return found
+
+
+def _over_time(sweep: Sweep, quantity: str) -> str:
+    """What is to be said where a step costs more in one part of a training than in another."""
+    uneven = [run for run in sweep.runs if OVER_TIME & run["config"]["step"].keys()]
+    unknown = any(spent(run, quantity) and spent_by(run, quantity) is None for run in uneven)
+    words = " Seconds of a step with step.from or step.until are in proportion to its gradients."
+    return (words if uneven and quantity == "train_seconds" else "") + (UNKNOWN if unknown else "")
+
+
+def asked_records(line: Line, extra: AlongTraining) -> list[dict[str, Any]]:
+    """The numbers of these columns for one line, and that at an epoch, as records for CSV."""
+    records = []
+    if extra.asked.at_epoch is not None:
+        cell = summarise(extra.at_epoch(line))
+        records.append({"metric": "at epoch", "key": extra.epoch, **figures(cell)})
+    if extra.asked.reach is not None:
+        reached = [one for one in extra.to_reach(line) if one]
+        for quantity, values in (
+            ("epochs_to", [one[0] for one in reached]),
+            ("seconds_to", [one[1] for one in reached]),
+        ):
+            records.append({"key": extra.asked.reach, **figures(summarise(values), quantity=quantity)})
+    if extra.asked.equal_cost is not None:
+        cell = summarise(extra.at_equal_cost(line))
+        records.append({"metric": f"at {extra.against}'s {extra.asked.equal_cost}", **figures(cell)})
+    return records

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from broadopt.analysis.comparing.against import CONFIDENCE, Compared
+from broadopt.analysis.comparing.against import CONFIDENCE, Compared, baseline_column, cell_by_seed, cell_count
 from broadopt.analysis.comparing.keys import label
 from broadopt.analysis.comparing.lines import Line
 from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
@@ -11,10 +11,11 @@ from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.cells import Cells
 from broadopt.analysis.tables.formats import Block
 from broadopt.analysis.tables.options import Comparison
-from broadopt.analysis.tables.paper_table import DATA_TITLES, value
+from broadopt.analysis.tables.paper_table import DATA_TITLES
 from broadopt.analysis.tables.published import Column, PaperTable, Row
-from broadopt.analysis.tables.summary import signed, summarise, text
+from broadopt.analysis.tables.summary import collected_keys, signed, summarise, text
 from broadopt.errors import InputError, nearest
+from broadopt.runs.objective import evaluation_point
 
 
 def name_of(sweep: Sweep, line: Line) -> str:
@@ -88,6 +89,7 @@ def _notes(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> lis
         test_note([one.difference for one in compared]),
         *without_interval([(name_of(sweep, one.line), one.difference) for one in compared]),
         *_left_out(sweep, compared),
+        *_not_compared(sweep, compared, asked),
         *power_note(asked),
     ]
 
@@ -132,6 +134,18 @@ def _left_out(sweep: Sweep, compared: Sequence[Compared]) -> list[str]:
     return [f"n of k: k runs ended, and the differences are those of n. {'; '.join(words)}."] if words else []
 
 
+def _not_compared(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> list[str]:
+    """The line on runs with several collectors, of which a run reports what the first predicts."""
+    if asked.metric not in (None, "collected"):
+        return []
+    words: dict[str, None] = {}
+    for line in (line for one in compared for line in (one.line, one.baseline) if line is not None):
+        further = dict.fromkeys(evaluation_point(key)[0] for key in collected_keys(line.finished))
+        further.pop("", None)  # the run's own collector
+        words |= {f"{name_of(sweep, line)}: {', '.join(further)}": None} if further else {}
+    return [f"Not compared: what further collectors predict on the same runs ({'; '.join(words)})."] if words else []
+
+
 def difference_record(one: Compared | None, asked: Comparison) -> list[dict[str, Any]]:
     """The same for a CSV."""
     if one is None or one.difference is None or one.baseline is None:
@@ -163,8 +177,8 @@ def paper_block(
     of_baseline = [column for column in table.columns if column.method == against][-1]
     rows: dict[tuple[Row, Column], tuple[Mapping[int, float], Mapping[int, float]]] = {
         (row, column): (
-            _by_seed(row, column, cells, asked),
-            _by_seed(row, _baseline(table, column, against), cells, asked),
+            cell_by_seed(row, column, cells, asked),
+            cell_by_seed(row, baseline_column(table, column, against), cells, asked),
         )
         for row in table.rows
         for column in table.columns
@@ -172,7 +186,7 @@ def paper_block(
     }
     found = differences(rows, confidence=CONFIDENCE)
     several = len({row.dataset for row in table.rows}) > 1
-    counts = {place: _count(*place, len(values), cells, failed) for place, (values, _) in rows.items()}
+    counts = {place: cell_count(*place, len(values), cells, failed) for place, (values, _) in rows.items()}
     lines = [
         _paper_row(*place, rows[place], one, asked, count=counts[place], several=several)
         for place, one in found.items()
@@ -199,40 +213,15 @@ def paper_block(
     return block, [_paper_record(table, *place, one, asked) for place, one in found.items()]
 
 
-def _baseline(table: PaperTable, column: Column, against: str) -> Column:
-    """The column of the baseline that `column` is compared with: one that reads the same accuracy, where there is any;
-    last and best are not compared where the paper has both.
-    """
-    columns = [one for one in table.columns if one.method == against]
-    return next((one for one in columns if one.metric == column.metric), columns[-1])
-
-
 def _paper_record(table: PaperTable, row: Row, column: Column, one: Difference, asked: Comparison) -> dict[str, Any]:
     place: dict[str, Any] = {"table": table.name, "dataset": row.dataset, "model": row.model, "method": column.method}
     place |= {"protocol": table.protocol, "row": row.name, "column": column.title, "key": column.key}
     return place | _numbers(one, str(asked.against), asked.metric or column.metric)
 
 
-def _by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[int, float]:
-    group = cells.on_recipe.get((row, column.method))
-    runs = [run for run in group.runs if not has_diverged(run)] if group else []
-    values = {run["seed"]: value(run, column, asked.metric) for run in runs}
-    return {seed: found for seed, found in values.items() if found is not None}
-
-
 PAPER_COUNTS = (
     "n of k: k runs of the cell ended, and the differences are those of n; the others failed or ended at chance."
 )
-
-
-def _count(row: Row, column: Column, n: int, cells: Cells, failed: Cells) -> str:
-    """`n`, or "n of k" where k runs of a cell, in its precision, have ended."""
-    place = (row, column.method)
-    finished, broken = cells.on_recipe.get(place), failed.on_recipe.get(place)
-    ended = len(finished.runs) if finished else 0
-    if broken and (finished is None or broken.precision == finished.precision):
-        ended += len(broken.runs)
-    return str(n) if n == ended else f"{n} of {ended}"
 
 
 def _paper_row(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broadopt.analysis.comparing.keys import completed, flat, order, recipe_id
-from broadopt.analysis.comparing.selection import given, going_on, read, select
+from broadopt.analysis.comparing.selection import given, read, select, with_going_on
 from broadopt.analysis.tables.formats import csv_text
 from broadopt.analysis.tables.match import Result, precision, rank, show
 from broadopt.errors import InputError, nearest, printable
@@ -100,7 +100,7 @@ def _selected(
     places = [Path(folder) for folder in folders or ("results",)]
     results, left_out = read(places)
     if "running" in known:
-        results += going_on(places, {result["identity"] for result in results})
+        results = with_going_on(places, results)
     for line in left_out:
         warnings.warn(printable(f"left out: {line}"), stacklevel=3)
     return select([result for result in results if result["state"] in states], given(where))

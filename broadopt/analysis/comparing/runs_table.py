@@ -8,7 +8,7 @@ from typing import Any
 
 from broadopt.analysis.comparing import costs, difference_blocks
 from broadopt.analysis.comparing.against import Compared, compare
-from broadopt.analysis.comparing.costs import AlongTraining, History
+from broadopt.analysis.comparing.costs import AlongTraining, History, asked_columns, asked_records
 from broadopt.analysis.comparing.difference_blocks import difference_block, difference_record, name_of
 from broadopt.analysis.comparing.keys import ABSENT, label
 from broadopt.analysis.comparing.lines import HELD_OUT, held_out
@@ -19,8 +19,7 @@ from broadopt.analysis.tables.match import Recipes, Result
 from broadopt.analysis.tables.off_recipe import figures, place
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.summary import collected_keys, cost, longest_key, reading, summarise, text
-from broadopt.methods.recorded import OVER_TIME
-from broadopt.runs.schema import evaluation_point
+from broadopt.runs.objective import evaluation_point
 
 CALIBRATION = ("test_nll", "test_ece")
 
@@ -36,7 +35,6 @@ FURTHER = (
     "coll. with a name: what that collector predicts on the same run; the run reports what the first of its collectors "
     "predicts, without a name."
 )
-UNKNOWN = " Not known of a step of your own with step.from or step.until: only its code says when it costs how much."
 RATIO = "x sgd: the median run's seconds over those of SGD in the same table, on the same device."
 
 
@@ -157,7 +155,7 @@ def _costs(sweep: Sweep, extra: AlongTraining) -> Block:
         header.append("x sgd")
         rows = [[*row, f"{ratio:.2f}" if ratio else ""] for row, ratio in zip(rows, ratios, strict=True)]
         notes.append(RATIO)
-    for titles, cells, note in _asked_for(sweep, extra):
+    for titles, cells, note in asked_columns(sweep, extra):
         header += titles
         rows = [[*row, *more] for row, more in zip(rows, cells, strict=True)]
         notes.append(note)
@@ -169,41 +167,6 @@ def _costs(sweep: Sweep, extra: AlongTraining) -> Block:
         labels=0,
         notes=tuple(notes),
     )
-
-
-def _asked_for(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], list[list[str]], str]]:
-    """Titles, cells by line and the note of each group of columns that an option asks for."""
-    found = []
-    if extra.asked.reach is not None:
-        target, cells = f"{extra.asked.reach:g}", []
-        for line in sweep.lines:
-            reached = [one for one in extra.to_reach(line) if one]
-            epochs = f"{statistics.median(one[0] for one in reached):g}" if reached else ""
-            seconds = [one[1] for one in reached if one[1] is not None]
-            words = f"{len(reached)} of {len(line.finished)}"
-            cells.append([words, epochs, f"{statistics.median(seconds):.0f}" if seconds else ""])
-        note = (
-            f"reach {target}: runs with an evaluated epoch of at least {target} %, chosen on the test set; "
-            "epochs and seconds to the first such epoch: medians of those runs."
-        ) + _over_time(sweep, "train_seconds")
-        found.append(([f"reach {target}", f"epochs to {target}", f"seconds to {target}"], cells, note))
-    if extra.asked.equal_cost is not None:
-        title = f"at {extra.against}'s {extra.asked.equal_cost}"
-        cells = [[text(summarise(extra.at_equal_cost(line)), n=len(line.finished))] for line in sweep.lines]
-        note = (
-            f"{title}: test accuracy of the plain weights at the last evaluated epoch by which no more was spent than "
-            f"by the median run of {extra.against} in all; a schedule made for that budget would end lower."
-        ) + _over_time(sweep, extra.quantity)
-        found.append(([title], cells, note))
-    return found
-
-
-def _over_time(sweep: Sweep, quantity: str) -> str:
-    """What is to be said where a step costs more in one part of a training than in another."""
-    uneven = [run for run in sweep.runs if OVER_TIME & run["config"]["step"].keys()]
-    unknown = any(costs.spent(run, quantity) and costs.spent_by(run, quantity) is None for run in uneven)
-    words = " Seconds of a step with step.from or step.until are in proportion to its gradients."
-    return (words if uneven and quantity == "train_seconds" else "") + (UNKNOWN if unknown else "")
 
 
 def _ratio(sweep: Sweep, line: Line) -> float | None:
@@ -248,23 +211,5 @@ def _records(sweep: Sweep, line: Line, compared: Compared | None, extra: AlongTr
     for quantity in ("images_per_second", "train_seconds", "gradient_evaluations"):
         records.append({**shared, **figures(summarise(cost(run, quantity) for run in runs), quantity=quantity)})
     records += [{**shared, "quantity": "time_ratio", "mean": ratio} for ratio in [_ratio(sweep, line)] if ratio]
-    records += [{**shared, **record} for record in _asked_records(line, extra)]
+    records += [{**shared, **record} for record in asked_records(line, extra)]
     return records + [{**shared, **record} for record in difference_record(compared, extra.asked)]
-
-
-def _asked_records(line: Line, extra: AlongTraining) -> list[dict[str, Any]]:
-    records = []
-    if extra.asked.at_epoch is not None:
-        cell = summarise(extra.at_epoch(line))
-        records.append({"metric": "at epoch", "key": extra.epoch, **figures(cell)})
-    if extra.asked.reach is not None:
-        reached = [one for one in extra.to_reach(line) if one]
-        for quantity, values in (
-            ("epochs_to", [one[0] for one in reached]),
-            ("seconds_to", [one[1] for one in reached]),
-        ):
-            records.append({"key": extra.asked.reach, **figures(summarise(values), quantity=quantity)})
-    if extra.asked.equal_cost is not None:
-        cell = summarise(extra.at_equal_cost(line))
-        records.append({"metric": f"at {extra.against}'s {extra.asked.equal_cost}", **figures(cell)})
-    return records

@@ -32,9 +32,22 @@ def read(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
     ], left_out
 
 
+def with_going_on(folders: Sequence[Path], results: Sequence[Result]) -> list[Result]:
+    """The `results` of `folders`, and the runs there that are going on. Of several copies of one run that is not
+    finished, one counts: that with the most epochs behind it.
+    """
+    found = {result["identity"]: result for result in results}
+    finished = {identity for identity, result in found.items() if result["state"] == "finished"}
+    for one in going_on(folders, finished):
+        if one["epochs"] > found.get(one["identity"], {"epochs": 0.0})["epochs"]:
+            found[one["identity"]] = one
+    return list(found.values())
+
+
 def going_on(folders: Sequence[Path], known: Collection[str]) -> list[Result]:
-    """The runs that have a heartbeat and epochs behind them but no result of their own yet, shaped as results: those
-    that are "running", and those of processes that died ("interrupted"). `known`: identities that are left out.
+    """The runs that have a heartbeat and epochs behind them, shaped as results: those that are "running", and those of
+    processes that died ("interrupted"); of several copies of one run that with the most epochs. `known`: identities
+    that are left out.
 
     A heartbeat or history that cannot be used is passed over: the status of the folder names it.
     """
@@ -45,7 +58,10 @@ def going_on(folders: Sequence[Path], known: Collection[str]) -> list[Result]:
             folder = path.parent
             with suppress(OSError, ValueError):
                 progress, rows = heartbeat.read(folder), history.read(folder)
-                if progress is not None and rows and progress["identity"] not in known:
+                if progress is None or not rows or progress["identity"] in known:
+                    continue
+                farthest = found.get(progress["identity"])
+                if farthest is None or rows[-1]["epoch"] > farthest["epochs"]:
                     name = folder.relative_to(root).as_posix()
                     found[progress["identity"]] = {
                         **_of_a_heartbeat(progress, rows),

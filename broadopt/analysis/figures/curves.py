@@ -18,7 +18,7 @@ from broadopt.analysis.tables.summary import summarise, text
 from broadopt.errors import InputError, nearest
 from broadopt.files import reason
 from broadopt.runs import history
-from broadopt.runs.schema import evaluation_point
+from broadopt.runs.objective import evaluation_point
 
 UNITS = {"accuracy": "%", "nll": "nats", "loss": "nats"}
 BANDS = {"minmax": "from the lowest to the highest seed", "sd": "one sample standard deviation (n - 1) on both sides"}

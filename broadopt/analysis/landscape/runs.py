@@ -15,7 +15,7 @@ from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError
 from broadopt.files import reason
 from broadopt.runs import results
-from broadopt.runs.schema import longest
+from broadopt.runs.objective import longest
 
 MOST_WORDS = 3
 """Keys that a label has beside the method."""
@@ -113,7 +113,7 @@ def _selected(words: Sequence[str], roots: Sequence[Path], unfinished: bool) -> 
     wanted = selection.conditions(words, option="")
     found, _ = selection.read(roots)
     if unfinished:
-        found += selection.going_on(roots, {one["identity"] for one in found})
+        found = selection.with_going_on(roots, found)
     kept = selection.select([one for one in found if one["state"] in _states(unfinished)], wanted, option="")
     if not kept:
         where = " ".join(map(str, roots))

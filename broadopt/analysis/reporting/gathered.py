@@ -76,10 +76,10 @@ def _names(roots: Sequence[Path]) -> str:
 
 def _as_one(looked: Sequence[Folder], results: Sequence[Result]) -> Folder:
     if len(looked) == 1:
-        return replace(looked[0], results={result["identity"]: result for result in results})
-    found = {result["identity"]: {**result, "folder": result["path"]} for result in results}
-    progress = {key: seen for folder in reversed(looked) for key, seen in folder.progress.items()}
-    return Folder(Path(), found, progress, ())
+        (one,) = looked
+        return state.settled(one.root, results, one.progress.values(), left_out=one.left_out)
+    found = [{**result, "folder": result["path"]} for result in results]
+    return state.settled(Path(), found, (beat for folder in looked for beat in folder.progress.values()))
 
 
 def _selected(results: Sequence[Result], folder: Folder, where: Sequence[str]) -> tuple[list[Result], Folder]:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ STATES = ("finished", "running", "interrupted", "failed", "missing")
 
 
 Record = Mapping[str, Any]
+Beat = tuple[Path, dict[str, Any]]
+"""A run folder and the heartbeat in it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Folder:
 
     root: Path
     results: Mapping[str, dict[str, Any]]
-    progress: Mapping[str, tuple[Path, dict[str, Any]]]
+    progress: Mapping[str, Beat]
     """Run folder and heartbeat of the runs that have left one."""
     left_out: tuple[str, ...]
 
@@ -58,7 +61,7 @@ class Folder:
 def look(root: Path) -> Folder:
     """Read every heartbeat and every result below `root`."""
     paths, unusable = scan(root, results.NAME, heartbeat.NAME)
-    progress: dict[str, tuple[Path, dict[str, Any]]] = {}
+    beats: list[Beat] = []
     for path in paths:
         if path.name != heartbeat.NAME:
             continue
@@ -68,11 +71,38 @@ def look(root: Path) -> Folder:
             unusable.append(f"{path.relative_to(root).as_posix()}: {reason(error)}")
             continue
         if seen is not None:
-            progress[seen["identity"]] = (path.parent, seen)
+            beats.append((path.parent, seen))
     # Results come last, also those that were not there when the folders were listed: a run that has ended since its
     # heartbeat was looked for has a result by now.
     found, left_out = results.read_all(root, sorted({path.parent for path in paths}))
-    return Folder(root, {result["identity"]: result for result in found}, progress, (*unusable, *left_out))
+    return settled(root, found, beats, left_out=(*unusable, *left_out))
+
+
+def settled(
+    root: Path, found: Iterable[dict[str, Any]], beats: Iterable[Beat], *, left_out: Sequence[str] = ()
+) -> Folder:
+    """What results and heartbeats say together. Of several copies of one run that is not finished one counts: that
+    which is running, else the one that has come farthest, of equals the first.
+    """
+    ended = {result["identity"]: result for result in found}
+    copies: dict[str, list[Beat]] = defaultdict(list)
+    for path, seen in beats:
+        copies[seen["identity"]].append((path, seen))
+    progress: dict[str, Beat] = {}
+    for identity, several in copies.items():
+        path, seen = max(several, key=_reached) if len(several) > 1 else several[0]
+        result = ended.get(identity)
+        if result is not None and result["state"] != "finished" and root / result["folder"] != path:
+            if _reached((path, seen)) < (False, result["epochs"]):
+                continue
+            del ended[identity]
+        progress[identity] = path, seen
+    return Folder(root, ended, progress, tuple(left_out))
+
+
+def _reached(beat: Beat) -> tuple[bool, float]:
+    path, seen = beat
+    return heartbeat.is_alive(path, seen), seen["epoch"] or 0.0
 
 
 def run_of(folder: Folder, record: Record, identity: str) -> Run:

@@ -202,6 +202,15 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(sorted(seeds))
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`1-3, 7` for 1, 2, 3, 7."""
+    starts = [seed for seed in seeds if seed - 1 not in seeds]
+    ends = [seed for seed in seeds if seed + 1 not in seeds]
+    return ", ".join(
+        str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)
+    )
+
+
 def _override(text: str) -> str:
     """An override that may be added to a printed command: it must not make it another run."""
     key = text.partition("=")[0]

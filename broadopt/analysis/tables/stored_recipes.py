@@ -7,7 +7,6 @@ compose: where any of these is another, all are composed anew.
 import hashlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from broadopt.config import compose
 from broadopt.config.compose import recipe_of
 from broadopt.config.shipped import config_dir
-from broadopt.files import cache_folder
+from broadopt.files import cache_folder, replacing
 
 
 class StoredRecipes:
@@ -39,11 +38,10 @@ class StoredRecipes:
         """Keep what was composed since. A file that cannot be written costs the next command its time, no more."""
         if len(self._known) == self._saved:
             return
-        temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}.tmp")
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"state": self._state, "recipes": self._known}))
-            os.replace(temporary, self._file)
+            with replacing(self._file, sync=False) as file:
+                file.write(json.dumps({"state": self._state, "recipes": self._known}).encode())
         self._saved = len(self._known)
 
     def _read(self) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broadopt.analysis.tables.match import Result
-from broadopt.runs.schema import evaluation_point, longest
+from broadopt.runs.objective import evaluation_point, longest
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 """Of the data sets whose number of classes is fixed; that of an image folder is not recorded."""

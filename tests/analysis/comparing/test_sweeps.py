@@ -326,6 +326,18 @@ def test_a_collectors_prediction_is_compared_unless_a_metric_is_named(tmp_path: 
     assert [row[3] for row in rows] == ["Δ to sgd", "", "-12.00"]
 
 
+def test_of_several_collectors_the_first_is_compared_and_the_others_are_named(tmp_path: Path) -> None:
+    several = record(*SHORT, "collect=swa+ema+lawa")
+    store(tmp_path, record(*SHORT, "method=sgd"), last=70.0)
+    store(tmp_path, several, last=71.0, collected={"1": 72.0, "1.5": 73.0, "ema 1": 99.0, "lawa 1": 98.0})
+    words = "Not compared: what further collectors predict on the same runs (sgd+swa+ema+lawa: ema, lawa)."
+    for against, difference in (("sgd", ["", "+3.00"]), ("sgd+swa+ema+lawa", ["-3.00", ""])):
+        out, _ = run("runs", "--results", tmp_path, "--against", against)
+        assert [row[3] for row in tables(out)[1][1:]] == difference
+        assert words in " ".join(out.split())
+    assert words not in " ".join(run("runs", "--results", tmp_path, "--against", "sgd", "--metric", "last")[0].split())
+
+
 def test_the_baseline_is_the_one_of_the_same_settings_else_the_best(tmp_path: Path) -> None:
     for lr, last in ((0.1, 70.0), (0.2, 72.0)):
         store(tmp_path, record(*SHORT, "method=sgd", f"lr={lr}"), last=last)
@@ -591,6 +603,27 @@ def test_runs_that_are_going_on_are_compared_by_the_epochs_behind_them(costly: P
     assert set(broadopt.load_history(root, states=["interrupted"])["seed"]) == {1, 2}
     assert "running" not in set(broadopt.load_history(root)["state"])
     assert tables(run("runs", "--results", root)[0]) == tables(run("runs", "--results", costly)[0])
+
+
+def test_of_copies_that_are_going_on_the_one_with_the_most_epochs_is_compared(tmp_path: Path) -> None:
+    """An interrupted run in one results folder, and its copies that went on in others until they were killed."""
+    recorded = record(*SHORT, "method=asam")
+    history = {epoch: 40.0 + epoch for epoch in range(1, 6)}
+    interrupted = store(tmp_path / "a", recorded, state="interrupted", history=history)
+    result = json.loads((interrupted / "result.json").read_text())
+    write(interrupted, {key: result[key] for key in result if key != "checksum"} | {"epochs": 5.0})
+    for root, epochs in (("b", 3), ("c", 8), ("d", 7)):
+        folder = run_folder(tmp_path / root, recorded)
+        folder.mkdir(parents=True)
+        rows = "".join(f"{epoch}.0,0.1,{50 + epoch}.0,1.0,0.1\n" for epoch in range(1, epochs + 1))
+        (folder / "history.csv").write_text(f"epoch,lr,test_accuracy,test_nll,test_ece\n{rows}")
+        with Heartbeat(folder, recorded, device="a device"):
+            shutil.copy(folder / "progress.json", tmp_path)
+        shutil.move(tmp_path / "progress.json", folder)  # as a process leaves it that was killed
+    for order in ("abcd", "dcba"):
+        asked = [word for root in order for word in ("--results", tmp_path / root)]
+        rows = tables(run("runs", *asked, "--at-epoch")[0])[0]
+        assert [rows[0][-1], rows[-1][-1]] == ["epoch 8", "58.00 (1)"]
 
 
 def test_the_csv_has_what_was_asked_for(costly: Path) -> None:

@@ -22,6 +22,8 @@ from stored import run as table
 from yaml import safe_load
 
 from broadopt.analysis.reporting import curves, figures
+from broadopt.analysis.reporting.gathered import gather
+from broadopt.analysis.status import state
 from broadopt.config.compose import recipe_of
 from broadopt.config.identity import identity_of
 from broadopt.runs import results
@@ -469,6 +471,28 @@ def test_several_folders_are_one_report(folder: Path, tmp_path: Path) -> None:
     pages.run(folder, tmp_path, "-o", "page.html", cwd=tmp_path)
     rows = [row for row in page(tmp_path / "page.html").table("table3-values") if row[1] == "ResNet-20"]
     assert [row[4] for row in rows] == ["4", "3", "1"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+@pytest.mark.parametrize(("reached", "counted"), [((3.0, 8.0, 5.0), 1), ((3.0, 4.0, 5.0), 2)])
+def test_of_copies_of_an_unfinished_run_the_farthest_counts(
+    tmp_path: Path, order: tuple[int, ...], reached: tuple[float, ...], counted: int
+) -> None:
+    """Two were killed and have left their heartbeats, the third was interrupted and has left its result."""
+    recorded, roots = record(*SHORT, "method=asam"), [tmp_path / name for name in "abc"]
+    for root, epoch in zip(roots[:2], reached, strict=False):
+        run_folder = results.run_folder(root, recorded)
+        run_folder.mkdir(parents=True)
+        with Heartbeat(run_folder, recorded, device="a device"):
+            left = json.loads((run_folder / "progress.json").read_text())
+        (run_folder / "progress.json").write_text(json.dumps({**left, "epoch": epoch, "epochs": 10.0}))
+    edited(store(roots[2], recorded, state="interrupted"), epochs=reached[2])
+    for root in roots:  # what is saved is known by the figures of the one that counts
+        (results.run_folder(root, recorded) / "checkpoint-0000000001.ckpt").touch()
+    found = gather([roots[place] for place in order])
+    run = state.run_of(found.folder, recorded, identity_of(recorded))
+    assert found.place_of(recorded) == (roots[counted], results.run_folder(roots[counted], recorded))
+    assert (run.state, f"in epoch {reached[counted]}" in run.words) == ("interrupted", counted < 2)
 
 
 def test_a_run_goes_on_in_the_folder_that_it_was_found_in(tmp_path: Path) -> None:
