@@ -138,7 +138,7 @@ def line(request: Request) -> Drawing:
     through = Line.through(marks[0].vector, marks[1].vector)
     length, margin = distance(marks[0].vector, marks[1].vector), request.options.margin
     ticks = evenly(-margin * length, (1 + margin) * length, request.options.points)
-    key = setting.key({"ticks": ticks}, [mark.vector for mark in marks])
+    key = setting.key({"ticks": ticks}, [tensor for mark in marks for tensor in mark.tensors])
     store = Store(request.output, key=key, columns=("kind", "distance"))
     device = setting.images.device
     on_device = Line(through.origin.to(device), through.u.to(device))

@@ -53,7 +53,9 @@ class Setting:
         return cls(request=request, images=images, landscape=landscape)
 
     def key(self, facts: Mapping[str, Any], vectors: Sequence[Tensor]) -> str:
-        """Of all that decides the numbers."""
+        """Of all that decides the numbers. `vectors`: the weights, with their own BN statistics where rows are measured
+        with these; where they are re-estimated at each point they decide nothing.
+        """
         first = self.request.runs[0]
         own = {
             "figure": self.request.figure,
@@ -107,7 +109,7 @@ def plane(request: Request) -> Drawing:
     places = [through.coordinates(mark.vector) for mark in corners]
     columns, lines = (evenly(*ends, request.options.grid) for ends in square(places, request.options.margin))
     points: list[Point] = [{"kind": "grid", "x": x, "y": y} for y in lines for x in columns]
-    key = setting.key({"columns": columns, "lines": lines}, [mark.vector for mark in corners])
+    key = setting.key({"columns": columns, "lines": lines}, [tensor for mark in corners for tensor in mark.tensors])
     store = Store(request.output, key=key, columns=("kind", "x", "y"))
     device = setting.images.device
     on_device = Plane(*(part.to(device) for part in (through.origin, through.u, through.v)))

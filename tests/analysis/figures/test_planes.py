@@ -16,6 +16,7 @@ from command import OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, 
 from in_process import drawn, said
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from broadopt import predictor, snapshots
@@ -101,6 +102,35 @@ def test_line_writes_its_files_and_is_drawn_again_from_them(runs: Mapping[str, P
     assert again == seen
     assert "point/s" not in errors
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def with_other_statistics(folder: Path, root: Path) -> Path:
+    """A copy of a run below `root` whose network has the same weights and other BN statistics."""
+    copy = root.joinpath(*folder.parts[-6:])
+    shutil.copytree(folder, copy)
+    with safe_open(copy / predictor.NAME, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    changed = [name for name in tensors if name.endswith("running_mean")]
+    assert changed
+    save_file(tensors | {name: tensors[name] + 1 for name in changed}, copy / predictor.NAME, metadata=metadata)
+    return copy
+
+
+@pytest.mark.parametrize("figure", ["line", "plane"])
+def test_networks_that_differ_in_their_bn_statistics_alone_have_rows_of_their_own(
+    runs: Mapping[str, Path], tmp_path: Path, figure: str
+) -> None:
+    """Drawn over a finished figure of the same weights: what is known of one network is not shown for the other."""
+    options = ("--points", 2) if figure == "line" else ("--grid", 2)
+    other = with_other_statistics(runs["swa"], tmp_path / "other")
+    (tmp_path / "anew").mkdir()
+    before, _, _ = drawn(figure, runs["sgd"], runs["swa"], *options, *FEW, cwd=tmp_path)
+    over, _, _ = drawn(figure, runs["sgd"], other, *options, *FEW, cwd=tmp_path)
+    anew, _, _ = drawn(figure, runs["sgd"], other, *options, *FEW, cwd=tmp_path / "anew")
+    pandas.testing.assert_frame_equal(over, anew)
+    stored = [table[(table["kind"] == "stored") & (table["label"] == "SWA")] for table in (before, anew)]
+    assert stored[0]["test_nll"].item() != stored[1]["test_nll"].item()
 
 
 @pytest.fixture
