@@ -225,6 +225,39 @@ def test_rays_go_the_same_ways_from_each_run(runs: Mapping[str, Path], tmp_path:
     )
 
 
+def test_the_l2_term_is_that_of_all_runs_or_of_none(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    """One surface is drawn, which is a loss of all runs; AdamW's weight decay is a term of none."""
+    (tmp_path / "trained").mkdir()
+    done = run("-m", *SMALL, "method=sgd", "weight_decay=0.25", "optimizer=sgd,adamw", cwd=tmp_path / "trained")
+    assert done.returncode == 0, done.stderr
+    optimizers = {result(folder)["config"].get("optimizer", {}).get("_target_", "sgd"): folder
+                  for folder in folders(tmp_path / "trained")}  # fmt: skip
+    decayed, adamw = optimizers["sgd"], optimizers["broadopt.methods.steps.optimizers.adamw"]
+
+    titles: list[bool] = []
+
+    def loss(*named: Path) -> tuple[pandas.DataFrame, str]:
+        table, _, _ = drawn("rays", *named, "--directions", 1, "--points", 2, *FEW, cwd=tmp_path)
+        text = (tmp_path / "rays.csv").read_text()
+        titles.append("train loss with L2, nats -->" in (tmp_path / "rays.svg").read_text())
+        return table, text[text.index("not augmented, ") :].split("; ")[0].removeprefix("not augmented, ")
+
+    for folder, words in ((runs["sgd"], "plus 0.00025 ‖w‖²"), (decayed, "plus 0.125 ‖w‖²")):
+        table, said_ = loss(folder)
+        assert said_ == words
+        expected = table["train_loss"] + result(folder)["config"]["weight_decay"] / 2 * table["norm"] ** 2
+        assert table["train_objective"].tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+    for others, why in (
+        ((runs["sgd"], decayed), "the runs have different weight decays (0.0005, 0.25)"),
+        ((runs["sgd"], adamw), "weight decay is a term of the loss with SGD, not with adamw"),
+        ((adamw,), "weight decay is a term of the loss with SGD, not with adamw"),
+    ):
+        table, said_ = loss(*others)
+        assert said_ == f"without an L2 term, since {why}"
+        assert table["train_objective"].tolist() == table["train_loss"].tolist()
+    assert titles == [True, True, False, False, False]
+
+
 def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mapping[str, Path], tmp_path: Path) -> None:
     sgd, swa, fge, bare = (runs[name] for name in ("sgd", "swa", "fge", "bare"))
     assert refused("plane", bare, "--at", 0, 1, 2, *FEW, cwd=tmp_path) == (
