@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from broadopt.analysis.comparing.keys import recipe_id
 from broadopt.analysis.comparing.statistics import difference
-from broadopt.analysis.figures.output import Drawing, End, look, name_lines, place_legend, seeds
+from broadopt.analysis.figures.output import Drawing, End, look, name_lines, place_legend, seeds, styles
 from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.runs import Run, labels
 from broadopt.analysis.tables.options import one_of
@@ -134,9 +134,13 @@ def _seen_calibration(measured: Sequence[Measured]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """Runs of one config that differ in their seed and in the share of wrong labels: accuracy by share and seed."""
+    """Runs of one config and kind of noise that differ in their seed and in the share of wrong labels: accuracy by
+    share and seed.
+    """
 
     label: str
+    recipe: str
+    """Of the config; lines of several kinds of noise that share it have the same runs without wrong labels."""
     method: str
     values: Mapping[float, Mapping[int, float]]
     """Percent."""
@@ -166,9 +170,8 @@ def noise(request: Request) -> Drawing:
     width = 100 * max(max(course.values) - min(course.values) for course in courses)
     # Beside each other, so that the bars of one share can be told apart.
     shifts = [0.012 * width * (number - (len(courses) - 1) / 2) for number in range(len(courses))]
-    ends = [
-        _draw(axes, course, number, shift) for number, (course, shift) in enumerate(zip(courses, shifts, strict=True))
-    ]
+    looks = styles({course.label: course.method for course in courses})
+    ends = [_draw(axes, course, looks[course.label], shift) for course, shift in zip(courses, shifts, strict=True)]
     axes.set(xlabel="training labels that are wrong, %", ylabel="test accuracy, %")
     axes.set_xticks(sorted({100 * share for course in courses for share in course.values}))
     axes.grid(axis="y")
@@ -177,25 +180,39 @@ def noise(request: Request) -> Drawing:
 
 
 def _courses(runs: Sequence[Run], metric: str) -> list[Course]:
-    together: dict[str, list[Run]] = {}
+    recipes: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         if run.recipe.dataset.noise not in KINDS_OF_NOISE:
             raise InputError(f"{run.folder}: its labels are of a file, of which no share is recorded; expected runs "
                              "with dataset.label_noise")  # fmt: skip
-        together.setdefault(recipe_id(_without(run.result["config"])), []).append(run)
-    names = labels([_without(group[0].result["config"]) for group in together.values()])
+        # A run without wrong labels is where every kind of noise begins, whichever kind it names.
+        kind = run.recipe.dataset.noise if run.recipe.dataset.label_noise else CLEAN
+        recipe = recipe_id(_without(run.result["config"], "label_noise", "noise"))
+        recipes.setdefault(recipe, {}).setdefault(kind, []).append(run)
+    groups = [(recipe, group) for recipe, kinds in recipes.items() for group in _with_clean(kinds)]
+    names = labels([_without(group[0].result["config"], "label_noise") for _, group in groups])
     courses = []
-    for label, group in zip(names, together.values(), strict=True):
+    for label, (recipe, group) in zip(names, groups, strict=True):
         values: dict[float, dict[int, float]] = {}
         for run in sorted(group, key=lambda run: (run.recipe.dataset.label_noise, run.recipe.seed)):
             values.setdefault(run.recipe.dataset.label_noise, {})[run.recipe.seed] = _accuracy(run, metric)
-        courses.append(Course(label=label, method=group[0].recipe.method, values=values))
+        courses.append(Course(label=label, recipe=recipe, method=group[0].recipe.method, values=values))
     return courses
 
 
-def _without(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config without seed and share of wrong labels."""
-    dataset = {key: value for key, value in config["dataset"].items() if key != "label_noise"}
+CLEAN = ""
+"""Stands for a kind of noise where no label is wrong."""
+
+
+def _with_clean(kinds: Mapping[str, Sequence[Run]]) -> list[list[Run]]:
+    """The runs of each kind of noise, first, with those that have none; these alone where there is no noise."""
+    clean = kinds.get(CLEAN, [])
+    return [[*group, *clean] for kind, group in kinds.items() if kind != CLEAN] or [list(clean)]
+
+
+def _without(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """A recorded config without its seed and these keys of its data set."""
+    dataset = {key: value for key, value in config["dataset"].items() if key not in keys}
     return {key: value for key, value in config.items() if key != "seed"} | {"dataset": dataset}
 
 
@@ -221,8 +238,7 @@ def _rows(course: Course) -> list[dict[str, Any]]:
     return found
 
 
-def _draw(axes: Axes, course: Course, number: int, shift: float) -> End:
-    style = look(course.method, number)
+def _draw(axes: Axes, course: Course, style: Mapping[str, Any], shift: float) -> End:
     rows = _rows(course)
     shares, means = [100 * row["label_noise"] + shift for row in rows], [row["test_accuracy"] for row in rows]
     bars = [row["std"] or 0.0 for row in rows]
@@ -232,7 +248,8 @@ def _draw(axes: Axes, course: Course, number: int, shift: float) -> End:
 
 def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str:
     data = ", ".join(sorted({run.recipe.dataset.name for run in runs}))
-    kinds = " and ".join(kind for kind in KINDS_OF_NOISE if kind in {run.recipe.dataset.noise for run in runs})
+    noises = {run.recipe.dataset.noise for run in runs if run.recipe.dataset.label_noise}
+    kinds = " and ".join(kind for kind in KINDS_OF_NOISE if kind in noises)
     counts = sorted({len(values) for course in courses for values in course.values.values()})
     over = (
         "one seed a point"
@@ -258,6 +275,9 @@ def _seen(courses: Sequence[Course]) -> str:
     first, *others = courses
     parts = [f"{first.label} {text(summarise(first.values[share].values()))} %"]
     for course in others:
+        if share == 0 and course.recipe == first.recipe:
+            parts.append(f"{course.label}: the same runs as {first.label}")
+            continue
         found = difference(course.values[share], first.values[share])
         assert found is not None
         interval = (
