@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from broadopt.analysis.comparing.keys import recipe_id
 from broadopt.analysis.comparing.statistics import difference
-from broadopt.analysis.figures.output import Drawing, End, look, name_lines, place_legend, seeds, styles
+from broadopt.analysis.figures.output import Drawing, End, name_lines, place_legend, seeds, styles
 from broadopt.analysis.figures.request import Request
-from broadopt.analysis.landscape.runs import Run, labels
+from broadopt.analysis.landscape.runs import Run, check_different, labels
 from broadopt.analysis.tables.options import one_of
 from broadopt.analysis.tables.summary import longest_key, reading, summarise, text
 from broadopt.config.run_config import KINDS_OF_NOISE
@@ -50,12 +50,14 @@ class Measured:
 
 def calibration(request: Request) -> Drawing:
     """Reliability diagram of all runs, and below it how their confidences are distributed. Raises InputError."""
+    check_different(request.runs, request.figure)
     measured = [_measured(run, request) for run in request.runs]
     rows = pandas.DataFrame([row for one in measured for row in _bins(one)])
     figure = Figure(figsize=(3.4, 3.4 + 0.13 * len(measured)))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
     upper.plot([0, 100], [0, 100], color="0.7", linewidth=0.6)
-    ends = [_draw_reliability(upper, lower, one, number) for number, one in enumerate(measured)]
+    looks = styles({one.run.label: one.run.recipe.method for one in measured})
+    ends = [_draw_reliability(upper, lower, one, looks[one.run.label]) for one in measured]
     upper.set(ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102))
     upper.text(99, 4, "below the diagonal: over-confident", fontsize=5.5, color="0.45", ha="right")
     lower.set(xlabel="confidence (highest probability), %", ylabel="images, %", yscale="log")
@@ -87,8 +89,7 @@ def _bins(one: Measured) -> list[dict[str, Any]]:
     return [head | asdict(each) | tail for each in found.bins]
 
 
-def _draw_reliability(upper: Axes, lower: Axes, one: Measured, number: int) -> End:
-    style = look(one.run.recipe.method, number)
+def _draw_reliability(upper: Axes, lower: Axes, one: Measured, style: Mapping[str, Any]) -> End:
     total = sum(each.images for each in one.found.bins)
     kept = [each for each in one.found.bins if each.images >= FEWEST]
     bars = [100 * math.sqrt(each.accuracy * (1 - each.accuracy) / each.images) for each in kept]
@@ -103,12 +104,10 @@ def _draw_reliability(upper: Axes, lower: Axes, one: Measured, number: int) -> E
 
 def _said(measured: Sequence[Measured], request: Request) -> str:
     whole = request.images is None
-    images = sum(each.images for each in measured[0].found.bins)
-    data = ", ".join(sorted({one.run.recipe.dataset.name for one in measured}))
     precisions = " and ".join(sorted({one.run.recipe.precision for one in measured}))
     parts = [
         f"What each run reports (last weights, SWA's average, the mean of FGE's members from their snapshots) on "
-        f"{images:,} test images of {data}{'' if whole else ', drawn by the seed of the figure'}, the same for all "
+        f"{_data(measured)}{'' if whole else ', drawn by the seed of the figure'}, the same for all "
         f"runs of a data set, with the run's own BN statistics; {precisions} on {request.device.type}; "
         f"{seeds(request.runs, request.seed)}.",
         f"15 bins of equal width, as in Guo et al. 2017; those of {FEWEST} images or more are drawn above, bars ± one "
@@ -118,6 +117,19 @@ def _said(measured: Sequence[Measured], request: Request) -> str:
         most = max(abs(one.found.ece - one.stored["test_ece"]) for one in measured)
         parts.append(f"The ECE is that of the run's own result{'' if most == 0 else f' to within {most:.1g}'}.")
     return " ".join(parts)
+
+
+def _data(measured: Sequence[Measured]) -> str:
+    """How many test images of which data sets: two of one name may differ in their images."""
+    counts = {
+        (one.run.recipe.dataset.name, one.run.recipe.dataset.fingerprint or ""): sum(
+            each.images for each in one.found.bins
+        )
+        for one in measured
+    }
+    (name, _), first = min(counts.items())
+    others = [f"{count:,} of {other}" for (other, _), count in sorted(counts.items())[1:]]
+    return " and ".join([f"{first:,} test images of {name}", *others])
 
 
 def _seen_calibration(measured: Sequence[Measured]) -> str:
@@ -158,6 +170,7 @@ def noise(request: Request) -> Drawing:
     """Test accuracy over the share of wrong training labels, a line a method. Raises InputError."""
     metric = request.options.metric
     one_of("--metric", metric, tuple(METRICS))
+    check_different(request.runs, request.figure)
     courses = _courses(request.runs, metric)
     if max(len(course.values) for course in courses) < 2:
         raise InputError(

@@ -94,6 +94,14 @@ def test_the_zero_of_one_kind_of_noise_is_on_its_line(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_that_is_named_twice_is_refused(results: Path, tmp_path: Path) -> None:
+    """Once by its folder and once by words: it is no second seed."""
+    folder = next(results.glob("runs/*/*/sgd/*"))
+    code, output, errors = drawn(results, tmp_path, str(folder), "method=sgd")
+    assert (code, output) == (2, "")
+    assert errors == "broadopt-figure: noise: a run was named twice; expected different runs\n"
+
+
 def test_the_best_epoch_is_drawn_where_it_is_asked_for(results: Path, tmp_path: Path) -> None:
     code, _, errors = drawn(results, tmp_path, "method=sgd,sam", "--metric", "best")
     assert code == 0, errors
