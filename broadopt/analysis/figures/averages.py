@@ -73,7 +73,7 @@ def ensemble(request: Request) -> Drawing:
 
 def _weights(run: Run, taken: Moments) -> torch.Tensor:
     """The parameters of the snapshots of these moments, float32 [n, P]; one network at a time is held beside them."""
-    return torch.stack([flat(snapshot(run, step).model) for step, _ in taken])
+    return distances.stacked((flat(snapshot(run, step).model) for step, _ in taken), len(taken))
 
 
 def _predictions(run: Run, network: Predictor, request: Request) -> Predictions:
