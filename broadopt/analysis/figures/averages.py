@@ -18,7 +18,7 @@ from broadopt.analysis.landscape.grid import progress
 from broadopt.analysis.landscape.images import Images
 from broadopt.analysis.landscape.networks import collection_start, flat, member_moments, moments, snapshot
 from broadopt.analysis.landscape.probabilities import Predictions
-from broadopt.analysis.landscape.runs import Run
+from broadopt.analysis.landscape.runs import Run, check_different
 from broadopt.devices.device import set_flags
 from broadopt.errors import InputError
 from broadopt.files import reason
@@ -73,7 +73,7 @@ def ensemble(request: Request) -> Drawing:
 
 def _weights(run: Run, taken: Moments) -> torch.Tensor:
     """The parameters of the snapshots of these moments, float32 [n, P]; one network at a time is held beside them."""
-    return torch.stack([flat(snapshot(run, step).model) for step, _ in taken])
+    return distances.stacked((flat(snapshot(run, step).model) for step, _ in taken), len(taken))
 
 
 def _predictions(run: Run, network: Predictor, request: Request) -> Predictions:
@@ -156,6 +156,7 @@ def trajectory(request: Request) -> Drawing:
     """Distances of the iterates of each run from their mean, from each other and of their running mean. Raises
     InputError.
     """
+    check_different(request.runs, request.figure)
     tables = [_course(run, request.options.start) for run in request.runs]
     rows = pandas.concat(tables)
     figure = Figure(figsize=(3.4, 1.3 + 1.3 * len(tables)))

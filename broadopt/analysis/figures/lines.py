@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from broadopt.analysis.figures.output import Drawing, look
-from broadopt.analysis.figures.planes import PANELS, Setting, measure_marks
+from broadopt.analysis.figures.planes import Setting, measure_marks
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.geometry import Line, directions, distance, evenly
 from broadopt.analysis.landscape.grid import measure
@@ -71,7 +71,7 @@ def rays(request: Request) -> Drawing:
     table = pandas.DataFrame([*centres, *rows])
     table["method"] = table["run"].map({mark.label: mark.method for mark in marks})
     return Drawing(
-        figure=_drawn_rays(table, marks),
+        figure=_drawn_rays(table, marks, setting.panels),
         rows=table,
         caption=f"{options.directions} directions, uniform on the unit sphere, the same from each run; bold: their "
         f"mean; {setting.caption}",
@@ -80,10 +80,10 @@ def rays(request: Request) -> Drawing:
     )
 
 
-def _drawn_rays(table: pandas.DataFrame, marks: Sequence[Mark]) -> Figure:
+def _drawn_rays(table: pandas.DataFrame, marks: Sequence[Mark], words_of: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(6.8, 2.5))
     panels: Sequence[Axes] = figure.subplots(1, 2)
-    for axes, (column, words) in zip(panels, PANELS.items(), strict=True):
+    for axes, (column, words) in zip(panels, words_of.items(), strict=True):
         for number, mark in enumerate(marks):
             form = look(mark.method, number)
             own = table[table["run"] == mark.label]
@@ -138,7 +138,7 @@ def line(request: Request) -> Drawing:
     through = Line.through(marks[0].vector, marks[1].vector)
     length, margin = distance(marks[0].vector, marks[1].vector), request.options.margin
     ticks = evenly(-margin * length, (1 + margin) * length, request.options.points)
-    key = setting.key({"ticks": ticks}, [mark.vector for mark in marks])
+    key = setting.key({"ticks": ticks}, [tensor for mark in marks for tensor in mark.tensors])
     store = Store(request.output, key=key, columns=("kind", "distance"))
     device = setting.images.device
     on_device = Line(through.origin.to(device), through.u.to(device))
@@ -147,7 +147,7 @@ def line(request: Request) -> Drawing:
     rows += measure(setting.landscape, points, lambda point: on_device.at(float(point["distance"])), store, what="line")
     table = pandas.DataFrame(rows)
     return Drawing(
-        figure=_drawn_line(table, marks),
+        figure=_drawn_line(table, marks, setting.panels),
         rows=table,
         caption=f"Line through {marks[0].label} (0) and {marks[1].label} ({length:.3g}); {setting.caption}",
         seen=_seen_line(table, marks, length, min(1.0, margin) * length),
@@ -155,11 +155,11 @@ def line(request: Request) -> Drawing:
     )
 
 
-def _drawn_line(table: pandas.DataFrame, marks: Sequence[Mark]) -> Figure:
+def _drawn_line(table: pandas.DataFrame, marks: Sequence[Mark], words_of: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(3.4, 3.4))
     panels: Sequence[Axes] = figure.subplots(2, 1, sharex=True)
     shown = table[table["kind"] != "stored"].sort_values("distance")
-    for axes, (column, words) in zip(panels, PANELS.items(), strict=True):
+    for axes, (column, words) in zip(panels, words_of.items(), strict=True):
         axes.plot(shown["distance"], shown[column], color="0.3")
         axes.fill_between(
             shown["distance"], shown[column] - shown[SE[column]], shown[column] + shown[SE[column]], color="0.85"

@@ -16,7 +16,7 @@ from torch import Tensor
 from broadopt.analysis.figures.output import Drawing, look, seeds
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.geometry import Plane, distance, evenly
-from broadopt.analysis.landscape.grid import Landscape, measure
+from broadopt.analysis.landscape.grid import Landscape, Penalty, measure
 from broadopt.analysis.landscape.images import Images, check_same
 from broadopt.analysis.landscape.networks import (
     Mark,
@@ -29,9 +29,6 @@ from broadopt.analysis.landscape.networks import (
 from broadopt.analysis.landscape.store import Point, Row, Store, device_fact, key_of
 from broadopt.errors import InputError
 
-PANELS = {"test_error": "test error, %", "train_objective": "train loss with L2, nats"}
-"""The columns that are drawn, with their axes' words."""
-
 LEVELS = 7
 
 
@@ -42,6 +39,7 @@ class Setting:
     request: Request
     images: Images
     landscape: Landscape
+    penalty: Penalty
 
     @classmethod
     def of(cls, request: Request) -> "Setting":
@@ -49,11 +47,20 @@ class Setting:
         check_same(request.runs)
         first = request.runs[0]
         images = Images(first, device=request.device, seed=request.seed, data_dir=request.data_dir)
-        landscape = Landscape.of(first, images, test_images=request.images, train_images=request.train_images)
-        return cls(request=request, images=images, landscape=landscape)
+        penalty = Penalty.of(request.runs)
+        landscape = Landscape.of(
+            first,
+            images,
+            weight_decay=penalty.weight_decay,
+            test_images=request.images,
+            train_images=request.train_images,
+        )
+        return cls(request=request, images=images, landscape=landscape, penalty=penalty)
 
     def key(self, facts: Mapping[str, Any], vectors: Sequence[Tensor]) -> str:
-        """Of all that decides the numbers."""
+        """Of all that decides the numbers. `vectors`: the weights, with their own BN statistics where rows are measured
+        with these; where they are re-estimated at each point they decide nothing.
+        """
         first = self.request.runs[0]
         own = {
             "figure": self.request.figure,
@@ -65,6 +72,12 @@ class Setting:
             "computation": [self.landscape.weight_decay, self.landscape.batch_size, first.recipe.precision],
         }
         return key_of(own | device_fact(self.images.device) | dict(facts), vectors)
+
+    @property
+    def panels(self) -> Mapping[str, str]:
+        """The columns that are drawn, with their axes' words."""
+        loss = "train loss, nats" if self.penalty.left_out else "train loss with L2, nats"
+        return {"test_error": "test error, %", "train_objective": loss}
 
     @property
     def caption(self) -> str:
@@ -79,8 +92,8 @@ class Setting:
         noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
         return (
             f"{run.recipe.dataset.name}, {run.recipe.model.name}; test error on {tested} test images; train loss: "
-            f"cross-entropy without label smoothing on {trained} training images, not augmented{noise}, plus "
-            f"{land.weight_decay / 2:g} ‖w‖²; "
+            f"cross-entropy without label smoothing on {trained} training images, not augmented{noise}, "
+            f"{self.penalty.words}; "
             f"{bn if land.has_bn else 'a network without BN'}; {run.recipe.precision} on {images.device.type}; "
             f"{seeds(self.request.runs, self.request.seed)}."
         )
@@ -107,7 +120,7 @@ def plane(request: Request) -> Drawing:
     places = [through.coordinates(mark.vector) for mark in corners]
     columns, lines = (evenly(*ends, request.options.grid) for ends in square(places, request.options.margin))
     points: list[Point] = [{"kind": "grid", "x": x, "y": y} for y in lines for x in columns]
-    key = setting.key({"columns": columns, "lines": lines}, [mark.vector for mark in corners])
+    key = setting.key({"columns": columns, "lines": lines}, [tensor for mark in corners for tensor in mark.tensors])
     store = Store(request.output, key=key, columns=("kind", "x", "y"))
     device = setting.images.device
     on_device = Plane(*(part.to(device) for part in (through.origin, through.u, through.v)))
@@ -117,7 +130,7 @@ def plane(request: Request) -> Drawing:
     )
     table = pandas.DataFrame(rows)
     return Drawing(
-        figure=_drawn(table, corners),
+        figure=_drawn(table, corners, setting.panels),
         rows=table,
         caption=f"Plane through {', '.join(mark.label for mark in corners[:3])}; {setting.caption}",
         seen=_seen(table, corners),
@@ -169,11 +182,11 @@ def _corners(request: Request) -> list[Mark]:
     return [*three, Mark(label="their mean", method="swa", vector=mean.float())]
 
 
-def _drawn(table: pandas.DataFrame, corners: Sequence[Mark]) -> Figure:
+def _drawn(table: pandas.DataFrame, corners: Sequence[Mark], words_of: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(6.4, 3.1))
     grid, marks = table[table["kind"] == "grid"], table[table["kind"] == "mark"]
     panels: Sequence[Axes] = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, (column, words) in zip(panels, PANELS.items(), strict=True):
+    for axes, (column, words) in zip(panels, words_of.items(), strict=True):
         surface = grid.pivot(index="y", columns="x", values=column)
         _contours(axes, surface, levels(surface.to_numpy()))
         axes.set(title=words, xlabel="distance in weight space, ‖·‖₂", aspect="equal")

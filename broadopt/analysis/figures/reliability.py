@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from broadopt.analysis.comparing.keys import recipe_id
 from broadopt.analysis.comparing.statistics import difference
-from broadopt.analysis.figures.output import Drawing, End, look, name_lines, place_legend, seeds
+from broadopt.analysis.figures.output import Drawing, End, name_lines, place_legend, seeds, styles
 from broadopt.analysis.figures.request import Request
-from broadopt.analysis.landscape.runs import Run, labels
+from broadopt.analysis.landscape.runs import Run, check_different, labels
 from broadopt.analysis.tables.options import one_of
 from broadopt.analysis.tables.summary import longest_key, reading, summarise, text
 from broadopt.config.run_config import KINDS_OF_NOISE
@@ -50,12 +50,14 @@ class Measured:
 
 def calibration(request: Request) -> Drawing:
     """Reliability diagram of all runs, and below it how their confidences are distributed. Raises InputError."""
+    check_different(request.runs, request.figure)
     measured = [_measured(run, request) for run in request.runs]
     rows = pandas.DataFrame([row for one in measured for row in _bins(one)])
     figure = Figure(figsize=(3.4, 3.4 + 0.13 * len(measured)))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
     upper.plot([0, 100], [0, 100], color="0.7", linewidth=0.6)
-    ends = [_draw_reliability(upper, lower, one, number) for number, one in enumerate(measured)]
+    looks = styles({one.run.label: one.run.recipe.method for one in measured})
+    ends = [_draw_reliability(upper, lower, one, looks[one.run.label]) for one in measured]
     upper.set(ylabel="accuracy, %", xlim=(0, 102), ylim=(0, 102))
     upper.text(99, 4, "below the diagonal: over-confident", fontsize=5.5, color="0.45", ha="right")
     lower.set(xlabel="confidence (highest probability), %", ylabel="images, %", yscale="log")
@@ -87,8 +89,7 @@ def _bins(one: Measured) -> list[dict[str, Any]]:
     return [head | asdict(each) | tail for each in found.bins]
 
 
-def _draw_reliability(upper: Axes, lower: Axes, one: Measured, number: int) -> End:
-    style = look(one.run.recipe.method, number)
+def _draw_reliability(upper: Axes, lower: Axes, one: Measured, style: Mapping[str, Any]) -> End:
     total = sum(each.images for each in one.found.bins)
     kept = [each for each in one.found.bins if each.images >= FEWEST]
     bars = [100 * math.sqrt(each.accuracy * (1 - each.accuracy) / each.images) for each in kept]
@@ -103,12 +104,10 @@ def _draw_reliability(upper: Axes, lower: Axes, one: Measured, number: int) -> E
 
 def _said(measured: Sequence[Measured], request: Request) -> str:
     whole = request.images is None
-    images = sum(each.images for each in measured[0].found.bins)
-    data = ", ".join(sorted({one.run.recipe.dataset.name for one in measured}))
     precisions = " and ".join(sorted({one.run.recipe.precision for one in measured}))
     parts = [
         f"What each run reports (last weights, SWA's average, the mean of FGE's members from their snapshots) on "
-        f"{images:,} test images of {data}{'' if whole else ', drawn by the seed of the figure'}, the same for all "
+        f"{_data(measured)}{'' if whole else ', drawn by the seed of the figure'}, the same for all "
         f"runs of a data set, with the run's own BN statistics; {precisions} on {request.device.type}; "
         f"{seeds(request.runs, request.seed)}.",
         f"15 bins of equal width, as in Guo et al. 2017; those of {FEWEST} images or more are drawn above, bars ± one "
@@ -118,6 +117,19 @@ def _said(measured: Sequence[Measured], request: Request) -> str:
         most = max(abs(one.found.ece - one.stored["test_ece"]) for one in measured)
         parts.append(f"The ECE is that of the run's own result{'' if most == 0 else f' to within {most:.1g}'}.")
     return " ".join(parts)
+
+
+def _data(measured: Sequence[Measured]) -> str:
+    """How many test images of which data sets: two of one name may differ in their images."""
+    counts = {
+        (one.run.recipe.dataset.name, one.run.recipe.dataset.fingerprint or ""): sum(
+            each.images for each in one.found.bins
+        )
+        for one in measured
+    }
+    (name, _), first = min(counts.items())
+    others = [f"{count:,} of {other}" for (other, _), count in sorted(counts.items())[1:]]
+    return " and ".join([f"{first:,} test images of {name}", *others])
 
 
 def _seen_calibration(measured: Sequence[Measured]) -> str:
@@ -134,9 +146,13 @@ def _seen_calibration(measured: Sequence[Measured]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """Runs of one config that differ in their seed and in the share of wrong labels: accuracy by share and seed."""
+    """Runs of one config and kind of noise that differ in their seed and in the share of wrong labels: accuracy by
+    share and seed.
+    """
 
     label: str
+    recipe: str
+    """Of the config; lines of several kinds of noise that share it have the same runs without wrong labels."""
     method: str
     values: Mapping[float, Mapping[int, float]]
     """Percent."""
@@ -154,6 +170,7 @@ def noise(request: Request) -> Drawing:
     """Test accuracy over the share of wrong training labels, a line a method. Raises InputError."""
     metric = request.options.metric
     one_of("--metric", metric, tuple(METRICS))
+    check_different(request.runs, request.figure)
     courses = _courses(request.runs, metric)
     if max(len(course.values) for course in courses) < 2:
         raise InputError(
@@ -166,9 +183,8 @@ def noise(request: Request) -> Drawing:
     width = 100 * max(max(course.values) - min(course.values) for course in courses)
     # Beside each other, so that the bars of one share can be told apart.
     shifts = [0.012 * width * (number - (len(courses) - 1) / 2) for number in range(len(courses))]
-    ends = [
-        _draw(axes, course, number, shift) for number, (course, shift) in enumerate(zip(courses, shifts, strict=True))
-    ]
+    looks = styles({course.label: course.method for course in courses})
+    ends = [_draw(axes, course, looks[course.label], shift) for course, shift in zip(courses, shifts, strict=True)]
     axes.set(xlabel="training labels that are wrong, %", ylabel="test accuracy, %")
     axes.set_xticks(sorted({100 * share for course in courses for share in course.values}))
     axes.grid(axis="y")
@@ -177,25 +193,39 @@ def noise(request: Request) -> Drawing:
 
 
 def _courses(runs: Sequence[Run], metric: str) -> list[Course]:
-    together: dict[str, list[Run]] = {}
+    recipes: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         if run.recipe.dataset.noise not in KINDS_OF_NOISE:
             raise InputError(f"{run.folder}: its labels are of a file, of which no share is recorded; expected runs "
                              "with dataset.label_noise")  # fmt: skip
-        together.setdefault(recipe_id(_without(run.result["config"])), []).append(run)
-    names = labels([_without(group[0].result["config"]) for group in together.values()])
+        # A run without wrong labels is where every kind of noise begins, whichever kind it names.
+        kind = run.recipe.dataset.noise if run.recipe.dataset.label_noise else CLEAN
+        recipe = recipe_id(_without(run.result["config"], "label_noise", "noise"))
+        recipes.setdefault(recipe, {}).setdefault(kind, []).append(run)
+    groups = [(recipe, group) for recipe, kinds in recipes.items() for group in _with_clean(kinds)]
+    names = labels([_without(group[0].result["config"], "label_noise") for _, group in groups])
     courses = []
-    for label, group in zip(names, together.values(), strict=True):
+    for label, (recipe, group) in zip(names, groups, strict=True):
         values: dict[float, dict[int, float]] = {}
         for run in sorted(group, key=lambda run: (run.recipe.dataset.label_noise, run.recipe.seed)):
             values.setdefault(run.recipe.dataset.label_noise, {})[run.recipe.seed] = _accuracy(run, metric)
-        courses.append(Course(label=label, method=group[0].recipe.method, values=values))
+        courses.append(Course(label=label, recipe=recipe, method=group[0].recipe.method, values=values))
     return courses
 
 
-def _without(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded config without seed and share of wrong labels."""
-    dataset = {key: value for key, value in config["dataset"].items() if key != "label_noise"}
+CLEAN = ""
+"""Stands for a kind of noise where no label is wrong."""
+
+
+def _with_clean(kinds: Mapping[str, Sequence[Run]]) -> list[list[Run]]:
+    """The runs of each kind of noise, first, with those that have none; these alone where there is no noise."""
+    clean = kinds.get(CLEAN, [])
+    return [[*group, *clean] for kind, group in kinds.items() if kind != CLEAN] or [list(clean)]
+
+
+def _without(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """A recorded config without its seed and these keys of its data set."""
+    dataset = {key: value for key, value in config["dataset"].items() if key not in keys}
     return {key: value for key, value in config.items() if key != "seed"} | {"dataset": dataset}
 
 
@@ -221,8 +251,7 @@ def _rows(course: Course) -> list[dict[str, Any]]:
     return found
 
 
-def _draw(axes: Axes, course: Course, number: int, shift: float) -> End:
-    style = look(course.method, number)
+def _draw(axes: Axes, course: Course, style: Mapping[str, Any], shift: float) -> End:
     rows = _rows(course)
     shares, means = [100 * row["label_noise"] + shift for row in rows], [row["test_accuracy"] for row in rows]
     bars = [row["std"] or 0.0 for row in rows]
@@ -232,7 +261,8 @@ def _draw(axes: Axes, course: Course, number: int, shift: float) -> End:
 
 def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str:
     data = ", ".join(sorted({run.recipe.dataset.name for run in runs}))
-    kinds = " and ".join(kind for kind in KINDS_OF_NOISE if kind in {run.recipe.dataset.noise for run in runs})
+    noises = {run.recipe.dataset.noise for run in runs if run.recipe.dataset.label_noise}
+    kinds = " and ".join(kind for kind in KINDS_OF_NOISE if kind in noises)
     counts = sorted({len(values) for course in courses for values in course.values.values()})
     over = (
         "one seed a point"
@@ -258,6 +288,9 @@ def _seen(courses: Sequence[Course]) -> str:
     first, *others = courses
     parts = [f"{first.label} {text(summarise(first.values[share].values()))} %"]
     for course in others:
+        if share == 0 and course.recipe == first.recipe:
+            parts.append(f"{course.label}: the same runs as {first.label}")
+            continue
         found = difference(course.values[share], first.values[share])
         assert found is not None
         interval = (

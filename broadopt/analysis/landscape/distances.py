@@ -5,7 +5,7 @@ float64.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,18 @@ import torch
 from torch import Tensor
 
 from broadopt.errors import InputError
+
+
+def stacked(rows: Iterable[Tensor], count: int) -> Tensor:
+    """`count` vectors [P] as [count, P], each put in its place before the next but one is made: a list of them would
+    take the memory of all of them a second time.
+    """
+    found = torch.empty(0)
+    for place, row in enumerate(rows):
+        if place == 0:
+            found = row.new_empty(count, len(row))
+        found[place] = row
+    return found
 
 
 def mean(weights: Tensor) -> Tensor:
@@ -39,10 +51,13 @@ def spread(weights: Tensor) -> float:
     return float(from_point(weights, mean(weights)).max())
 
 
-def contracted(weights: Tensor, share: float) -> Tensor:
-    """w_i(t) = mean + t (w_i - mean) for t = `share`: the same constellation [n, P] with t times its spread."""
+def contracted(weights: Tensor, share: float) -> Iterator[Tensor]:
+    """w_i(t) = mean + t (w_i - mean) for t = `share`: the constellation of weights [n, P] with t times its spread, one
+    vector [P] after the other, since all at once take as much memory as the weights.
+    """
     centre = mean(weights)
-    return torch.stack([(centre + share * (row.double() - centre)).to(row.dtype) for row in weights])
+    for row in weights:
+        yield (centre + share * (row.double() - centre)).to(row.dtype)
 
 
 def around_mean(weights: Tensor) -> dict[str, list[float]]:

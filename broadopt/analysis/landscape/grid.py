@@ -16,6 +16,7 @@ from broadopt.analysis.landscape.images import Images, autocast
 from broadopt.analysis.landscape.networks import put
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Point, Row, Store
+from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
 from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.methods.batchnorm import reestimate
@@ -38,9 +39,47 @@ class Measured:
     """Mean cross-entropy, without label smoothing, nats."""
     train_loss_se: float
     train_objective: float
-    """`train_loss` plus weight_decay / 2 |w|^2: what SGD descends on."""
+    """`train_loss` plus the L2 term of the training loss (Penalty)."""
     norm: float
     """|w|."""
+
+
+SGD = AS_WITHOUT["optimizer"]["_target_"]
+"""The optimizer whose weight decay is the gradient of an L2 term."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """weight_decay / 2 |w|^2, the L2 term that the training losses of some runs have in common.
+
+    One surface is drawn for all of them, so that the term has to be the same function: it is left out (weight_decay 0)
+    where their weight decays differ, and where an optimizer other than SGD decays weights. AdamW takes the decay off
+    the weights, not through the gradient: it minimises no loss with such a term (Loshchilov and Hutter 2019).
+    """
+
+    weight_decay: float
+    left_out: str = ""
+    """Why there is no term, in the words of a caption; "" where there is one."""
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> "Penalty":
+        """That of some runs."""
+        others = {str(run.recipe.optimizer["_target_"]) for run in runs if run.recipe.weight_decay} - {SGD}
+        if others:
+            names = " and ".join(sorted(target.rpartition(".")[2] for target in others))
+            return cls(weight_decay=0.0, left_out=f"weight decay is a term of the loss with SGD, not with {names}")
+        decays = sorted({run.recipe.weight_decay for run in runs})
+        if len(decays) > 1:
+            found = ", ".join(f"{decay:g}" for decay in decays)
+            return cls(weight_decay=0.0, left_out=f"the runs have different weight decays ({found})")
+        return cls(weight_decay=decays[0])
+
+    @property
+    def words(self) -> str:
+        """What a caption says of it, behind the cross-entropy."""
+        if self.left_out:
+            return f"without an L2 term, since {self.left_out}"
+        return f"plus {self.weight_decay / 2:g} ‖w‖²"
 
 
 class Landscape:
@@ -72,9 +111,11 @@ class Landscape:
         )
 
     @classmethod
-    def of(cls, run: Run, images: Images, *, test_images: int | None, train_images: int) -> "Landscape":
-        """That of a run's network, with its weight decay, batch size and precision. Raises InputError for a network
-        that is not broadopt's.
+    def of(
+        cls, run: Run, images: Images, *, weight_decay: float, test_images: int | None, train_images: int
+    ) -> "Landscape":
+        """That of a run's network, with its batch size and precision. Raises InputError for a network that is not
+        broadopt's.
         """
         refuse_foreign(dict(run.recipe.model.target), trusted=run.trust, place=run.folder)
         return cls(
@@ -82,7 +123,7 @@ class Landscape:
             train=images.train(train_images),
             test=images.test(test_images),
             statistics=images.augmented(train_images),
-            weight_decay=run.recipe.weight_decay,
+            weight_decay=weight_decay,
             batch_size=run.recipe.batch_size,
             context=autocast(run, images.device),
             memory_format=images.memory_format,

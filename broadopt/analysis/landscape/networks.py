@@ -34,6 +34,13 @@ class Mark:
     recorded: float | None = None
     """The test error that the run's result has of it, in percent."""
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that decides what it does: the vector, and the buffers of its network, which the vector lacks. Averages
+        of the same weights may differ in their BN statistics alone (an EMA with bn=own and one with bn=reestimate).
+        """
+        return (self.vector,) if self.network is None else (self.vector, *self.network.model.buffers())
+
 
 def flat(model: nn.Module) -> Tensor:
     """A copy of all parameters in one vector, float32 [P], on their device; buffers are not in it."""

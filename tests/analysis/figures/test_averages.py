@@ -1,6 +1,7 @@
 """Ensembles, averages, iterates and calibration of trained runs: against closed forms, stored results, and numpy."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return {folder.parent.name: folder for folder in folders(cwd)}
 
 
-def drawn(figure: str, *words: str, cwd: Path) -> str:
-    code, output, errors = said("broadopt-figure", figure, *words, "--format", "png", "--device", "cpu", cwd=cwd)
+def drawn(figure: str, *words: str, cwd: Path, **environment: str) -> str:
+    arguments = (figure, *words, "--format", "png", "--device", "cpu")
+    code, output, errors = said("broadopt-figure", *arguments, cwd=cwd, **environment)
     assert code == 0, errors
     assert (cwd / f"{figure}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     return output
@@ -60,6 +62,28 @@ def test_the_calibration_error_of_a_run_is_found_again(runs: Runs, tmp_path: Pat
     assert rows["images"].sum() == 359
     assert f"{method.upper()} NLL {stored['test_nll']:.4f} ± " in output
     assert "The ECE is that of the run's own result." in (tmp_path / "calibration.csv").read_text()
+
+
+def test_calibration_counts_the_test_images_of_each_data_set(
+    runs: Runs, tmp_path: Path, small_cifar: Callable[..., Path]
+) -> None:
+    small_cifar()
+    words = ("dataset=cifar10", f"data_dir={tmp_path}", "dataset.verify=false", "budget=1", "batch_size=4")
+    code, _, errors = said("broadopt-run", *SMALL, *words, cwd=tmp_path)
+    assert code == 0, errors
+    (other,) = folders(tmp_path)
+    drawn("calibration", str(runs["sgd"]), str(other), cwd=tmp_path, BROADOPT_DATA=str(tmp_path))
+    assert (
+        " on 4 test images of cifar10 and 359 of digits, the same for all runs of a data set, "
+        in (tmp_path / "calibration.csv").read_text()
+    )
+
+
+@pytest.mark.parametrize("figure", ["calibration", "trajectory"])
+def test_a_run_that_is_named_twice_is_refused(runs: Runs, tmp_path: Path, figure: str) -> None:
+    code, output, errors = said("broadopt-figure", figure, str(runs["swa"]), str(runs["swa"]), cwd=tmp_path)
+    assert (code, output) == (2, "")
+    assert errors == f"broadopt-figure: {figure}: a run was named twice; expected different runs\n"
 
 
 def vectors(folder: Path) -> dict[int, np.ndarray]:

@@ -184,6 +184,8 @@ def test_normalisation_follows_the_perturbations_of_the_training(runs: Mapping[s
 def test_a_crossing_is_found_between_the_radii() -> None:
     radii = np.array([0.1, 0.2, 0.5, 1.0])
     assert crossing(radii, radii**2) == pytest.approx(math.sqrt(0.1), rel=1e-12)
+    # Linear in the rise where the loss falls first: halfway from -0.1 to 0.3, between the logarithms of 0.2 and 0.5.
+    assert crossing(radii, [0.0, -0.1, 0.3, 0.4]) == pytest.approx(math.sqrt(0.2 * 0.5), rel=1e-12)
     assert math.isnan(crossing(radii, radii + 1))
     assert math.isnan(crossing(radii, radii / 100))
 
@@ -199,6 +201,34 @@ def test_radii_that_are_all_too_large_are_said_to_be_so() -> None:
         "ρ at which the loss rises by 0.1 nats, for p = 2: plain below the first radius, element at none of the radii, "
         "filter 1; for p = ∞: "
     )
+
+
+def test_a_rise_that_is_reached_from_a_fall_is_not_said_to_be_at_none_of_the_radii() -> None:
+    rows = [
+        {"normalisation": kind, "p": p, "rho": rho, "rise": rise, "error": 0.02}
+        for kind in ("plain", "element", "filter")
+        for p in (2, math.inf)
+        for rho, rise in ((0.1, -0.1), (1.0, 0.3))
+    ]
+    # With one standard error more or less: at 0.45 and 0.55 of the way between the logarithms of 0.1 and 1.
+    assert f"plain 0.32 ({10**-0.55:.2g} to {10**-0.45:.2g}), element 0.32 (" in _seen_normalisation(
+        pandas.DataFrame(rows)
+    )
+
+
+def test_a_bound_outside_the_radii_is_given_as_its_side() -> None:
+    rows = [
+        {"normalisation": kind, "p": p, "rho": rho, "rise": rise, "error": error}
+        for kind, rises, error in (
+            ("plain", (0.09, 0.5), 0.02),
+            ("element", (0.01, 0.11), 0.02),
+            ("filter", (0.01, 0.11), 0.0),
+        )
+        for p in (2, math.inf)
+        for rho, rise in zip((0.1, 1.0), rises, strict=True)
+    ]
+    seen = _seen_normalisation(pandas.DataFrame(rows))
+    assert "plain 0.12 (below 0.1 to 0.15), element 0.91 (0.66 to above 1), filter 0.91; " in seen
 
 
 def test_a_ratio_of_eigenvalues_has_the_bound_of_both_and_none_need_be_positive() -> None:

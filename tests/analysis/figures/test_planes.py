@@ -16,6 +16,7 @@ from command import OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, 
 from in_process import drawn, said
 from matplotlib.figure import Figure
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from broadopt import predictor, snapshots
@@ -101,6 +102,35 @@ def test_line_writes_its_files_and_is_drawn_again_from_them(runs: Mapping[str, P
     assert again == seen
     assert "point/s" not in errors
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def with_other_statistics(folder: Path, root: Path) -> Path:
+    """A copy of a run below `root` whose network has the same weights and other BN statistics."""
+    copy = root.joinpath(*folder.parts[-6:])
+    shutil.copytree(folder, copy)
+    with safe_open(copy / predictor.NAME, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    changed = [name for name in tensors if name.endswith("running_mean")]
+    assert changed
+    save_file(tensors | {name: tensors[name] + 1 for name in changed}, copy / predictor.NAME, metadata=metadata)
+    return copy
+
+
+@pytest.mark.parametrize("figure", ["line", "plane"])
+def test_networks_that_differ_in_their_bn_statistics_alone_have_rows_of_their_own(
+    runs: Mapping[str, Path], tmp_path: Path, figure: str
+) -> None:
+    """Drawn over a finished figure of the same weights: what is known of one network is not shown for the other."""
+    options = ("--points", 2) if figure == "line" else ("--grid", 2)
+    other = with_other_statistics(runs["swa"], tmp_path / "other")
+    (tmp_path / "anew").mkdir()
+    before, _, _ = drawn(figure, runs["sgd"], runs["swa"], *options, *FEW, cwd=tmp_path)
+    over, _, _ = drawn(figure, runs["sgd"], other, *options, *FEW, cwd=tmp_path)
+    anew, _, _ = drawn(figure, runs["sgd"], other, *options, *FEW, cwd=tmp_path / "anew")
+    pandas.testing.assert_frame_equal(over, anew)
+    stored = [table[(table["kind"] == "stored") & (table["label"] == "SWA")] for table in (before, anew)]
+    assert stored[0]["test_nll"].item() != stored[1]["test_nll"].item()
 
 
 @pytest.fixture
@@ -193,6 +223,39 @@ def test_rays_go_the_same_ways_from_each_run(runs: Mapping[str, Path], tmp_path:
     pandas.testing.assert_frame_equal(
         whole.reset_index(drop=True), own[columns].sort_values(["direction", "distance"]).reset_index(drop=True)
     )
+
+
+def test_the_l2_term_is_that_of_all_runs_or_of_none(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    """One surface is drawn, which is a loss of all runs; AdamW's weight decay is a term of none."""
+    (tmp_path / "trained").mkdir()
+    done = run("-m", *SMALL, "method=sgd", "weight_decay=0.25", "optimizer=sgd,adamw", cwd=tmp_path / "trained")
+    assert done.returncode == 0, done.stderr
+    optimizers = {result(folder)["config"].get("optimizer", {}).get("_target_", "sgd"): folder
+                  for folder in folders(tmp_path / "trained")}  # fmt: skip
+    decayed, adamw = optimizers["sgd"], optimizers["broadopt.methods.steps.optimizers.adamw"]
+
+    titles: list[bool] = []
+
+    def loss(*named: Path) -> tuple[pandas.DataFrame, str]:
+        table, _, _ = drawn("rays", *named, "--directions", 1, "--points", 2, *FEW, cwd=tmp_path)
+        text = (tmp_path / "rays.csv").read_text()
+        titles.append("train loss with L2, nats -->" in (tmp_path / "rays.svg").read_text())
+        return table, text[text.index("not augmented, ") :].split("; ")[0].removeprefix("not augmented, ")
+
+    for folder, words in ((runs["sgd"], "plus 0.00025 ‖w‖²"), (decayed, "plus 0.125 ‖w‖²")):
+        table, said_ = loss(folder)
+        assert said_ == words
+        expected = table["train_loss"] + result(folder)["config"]["weight_decay"] / 2 * table["norm"] ** 2
+        assert table["train_objective"].tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+    for others, why in (
+        ((runs["sgd"], decayed), "the runs have different weight decays (0.0005, 0.25)"),
+        ((runs["sgd"], adamw), "weight decay is a term of the loss with SGD, not with adamw"),
+        ((adamw,), "weight decay is a term of the loss with SGD, not with adamw"),
+    ):
+        table, said_ = loss(*others)
+        assert said_ == f"without an L2 term, since {why}"
+        assert table["train_objective"].tolist() == table["train_loss"].tolist()
+    assert titles == [True, True, False, False, False]
 
 
 def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mapping[str, Path], tmp_path: Path) -> None:

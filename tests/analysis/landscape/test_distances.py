@@ -1,4 +1,6 @@
 import math
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -30,9 +32,25 @@ def test_what_lies_close_together_keeps_its_digits() -> None:
     assert distances.from_each_other(near)[0, 1].item() == 2.0**-14
 
 
+def test_vectors_are_stacked_without_being_held_all_at_once() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def rows() -> Iterator[torch.Tensor]:
+        for number in range(5):
+            alive = [one for one in made if one() is not None]
+            assert len(alive) <= 1
+            row = torch.full((3,), float(number))
+            made.append(weakref.ref(row))
+            yield row
+            del row
+
+    assert torch.equal(distances.stacked(rows(), 5), torch.arange(5.0)[:, None].expand(5, 3))
+    assert len(made) == 5
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
 def test_contracting_scales_every_distance_and_leaves_the_mean(share: float) -> None:
-    smaller = distances.contracted(SQUARE, share)
+    smaller = torch.stack(list(distances.contracted(SQUARE, share)))
     assert distances.mean(smaller).tolist() == [1.0, 1.0]
     assert torch.equal(distances.from_each_other(smaller), share * distances.from_each_other(SQUARE))
     assert smaller.dtype == SQUARE.dtype

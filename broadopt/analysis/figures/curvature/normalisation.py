@@ -145,9 +145,11 @@ def _seen_normalisation(table: pandas.DataFrame) -> str:
             own = table[(table["p"] == p) & (table["normalisation"] == kind)]
             error = own["error"].fillna(0)
             low, middle, high = (crossing(own["rho"], own["rise"] + sign * error) for sign in (1, 0, -1))
-            around = f" ({low:.2g} to {high:.2g})" if low < high else ""
             if math.isfinite(middle):
-                words.append(f"{kind} {middle:.2g}{around}")
+                # Of a bound that lies outside the radii, the side is known.
+                least = f"below {own['rho'].iloc[0]:.2g}" if math.isnan(low) else f"{low:.2g}"
+                most = f"above {own['rho'].iloc[-1]:.2g}" if math.isnan(high) else f"{high:.2g}"
+                words.append(f"{kind} {middle:.2g}" + ("" if low == high else f" ({least} to {most})"))
             else:
                 below = own["rise"].iloc[0] >= SMALL_RISE
                 words.append(f"{kind} {'below the first radius' if below else 'at none of the radii'}")
@@ -159,10 +161,15 @@ def _seen_normalisation(table: pandas.DataFrame) -> str:
 
 
 def crossing(radii: ArrayLike, rises: ArrayLike) -> float:
-    """The first radius at which the rise reaches SMALL_RISE, between points linearly on log axes; nan outside."""
+    """The first radius at which the rise reaches SMALL_RISE, between points linearly on log axes; nan where it is
+    reached at none, or at the first already.
+    """
     rho, rise = np.log(np.asarray(radii)), np.asarray(rises)
     above = np.flatnonzero(rise >= SMALL_RISE)
-    if not len(above) or above[0] == 0 or rise[above[0] - 1] <= 0:
+    if not len(above) or above[0] == 0:
         return math.nan
     i = above[0]
-    return float(np.exp(np.interp(math.log(SMALL_RISE), np.log(rise[i - 1 : i + 1]), rho[i - 1 : i + 1])))
+    ends, level = rise[i - 1 : i + 1], SMALL_RISE
+    if ends[0] > 0:  # a loss that falls first has no logarithm of its rise, and yet reaches the level between the two
+        ends, level = np.log(ends), math.log(level)
+    return float(np.exp(np.interp(level, ends, rho[i - 1 : i + 1])))
