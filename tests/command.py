@@ -94,6 +94,14 @@ def until(condition: Callable[[], object], *processes: Process) -> None:
         time.sleep(0.01)
 
 
+def has_died(process: Path) -> bool:
+    """Whether the process of a folder of /proc has: one that nobody has waited for is there still, as a zombie."""
+    try:
+        return "State:\tZ" in (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def go_on(cwd: Path) -> None:
     """Let the halted process go on."""
     (cwd / "halted").unlink()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fork_server
-from command import BIN, Process
+from command import BIN, PATIENCE, Process
 from PIL import Image
 
 CHECKOUT = Path(__file__).parent.parent
@@ -162,7 +162,7 @@ def run(line: str, folder: Path) -> Ran:
     match = FORKED.fullmatch(command)
     process = forked(match, folder) if match else in_bash(command, folder)
     try:
-        output, errors = process.communicate(timeout=150)
+        output, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 0, f"{line}\n{command}\n{output}{errors}"
@@ -174,7 +174,7 @@ def in_bash(command: str, folder: Path) -> Process:
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, **options)
+    return subprocess.Popen(["bash", "-o", "pipefail", "-c", command], cwd=folder, env=environment, **options)
 
 
 def forked(match: re.Match[str], folder: Path) -> Process:

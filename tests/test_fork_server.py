@@ -14,6 +14,7 @@ from command import (
     STARTUP,
     finish,
     folders,
+    has_died,
     outcome,
     result,
     run,
@@ -75,6 +76,8 @@ def test_a_signal_ends_or_holds_a_forked_process(by: signal.Signals, tmp_path: P
     until((tmp_path / "halted").exists, process)
     os.kill(process.pid, by)
     if by == signal.SIGSTOP:
+        until(lambda: "State:\tT" in Path(f"/proc/{process.pid}/status").read_text())
+        assert process.poll() is None
         os.kill(process.pid, signal.SIGCONT)
         (tmp_path / "halted").unlink()
     assert finish(process).returncode == (0 if by == signal.SIGSTOP else -by)
@@ -144,13 +147,7 @@ def test_a_run_that_others_start_dies_with_what_stands_for_it(tmp_path: Path) ->
     process.kill()
     assert finish(process).returncode == -signal.SIGKILL
 
-    def has_died() -> bool:
-        try:
-            return "State:\tZ" in (run / "status").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-
-    until(has_died)
+    until(lambda: has_died(run))
 
 
 def test_a_run_from_another_checkout_is_not_forked(tmp_path: Path) -> None:

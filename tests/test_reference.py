@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import documents
 import pytest
 import yaml
-from command import SMALL, folders, run
+from command import SMALL, folders, run, until
 from documents import CHECKOUT, DOCUMENTS, section, text
 from scipy import stats
 
@@ -471,10 +470,8 @@ def test_every_field_of_a_heartbeat_is_there(left: Path) -> None:
     numbers = {"step": 1, "steps": 10, "steps_per_epoch": 5, "images_per_epoch": 100, "images_per_second": 50.0}
     with heartbeat.Heartbeat(left, config, device="CPU", size=size) as beat:
         beat.follow(lambda: heartbeat.Position(**numbers))
-        deadline = time.monotonic() + 60
-        while "step" not in (found := json.loads((left / heartbeat.NAME).read_text())):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: "step" in json.loads((left / heartbeat.NAME).read_text()))
+        found = json.loads((left / heartbeat.NAME).read_text())
     assert found.keys() <= NAMED
 
 

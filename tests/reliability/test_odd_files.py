@@ -238,6 +238,9 @@ def outcomes(cases: int, read: Callable[[random.Random], Any], refused: type[Exc
 
 
 def say(counts: Counter[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Print how many were read and how many refused; both have to occur."""
+    assert counts["read"]
+    assert counts["refused"]
     with capsys.disabled():
         print(f"\n{counts.total()} odd {what}: {counts['read']} read, {counts['refused']} refused", end=" ")
 

@@ -89,8 +89,13 @@ def test_what_is_collected_is_keyed_by_the_budgets_spent(five_runs: Sweep) -> No
 
 def test_best_counts_only_epochs_that_were_evaluated(tmp_path: Path) -> None:
     assert run(*SMALL, "budget=3", "evaluate_every=2", cwd=tmp_path).returncode == 0
-    with (folders(tmp_path)[0] / "history.csv").open() as lines:
-        assert [row["test_accuracy"] != "" for row in csv.DictReader(lines)] == [False, True, True]
+    (folder,) = folders(tmp_path)
+    with (folder / "history.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["test_accuracy"] != "" for row in rows] == [False, True, True]
+    highest = max(rows[1:], key=lambda row: float(row["test_accuracy"]))
+    best = {key: float(highest[key]) for key in ("test_accuracy", "epoch")}
+    assert result(folder)["metrics"]["best"] == best
 
 
 def test_held_out_images_and_noise_leave_the_test_set_as_it_is(tmp_path: Path) -> None:

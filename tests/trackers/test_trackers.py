@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command import BIN, SMALL, folders, go_on, halted, history, result, run, same_outcome, stopped, until
+from command import BIN, SMALL, folders, go_on, halted, has_died, history, result, run, same_outcome, stopped, until
 from tracked import EACH, INSTALLED, Held, Value, held_by
 
 RUN = (*SMALL, "method=swa", "budget=2")
@@ -192,7 +192,7 @@ def killed(tmp_path: Path) -> Path:
     """The results folder of a run that was killed with its tracker in the second epoch."""
     with halted(*RUN, "tracker=tensorboard", cwd=tmp_path, at="train 60") as process:
         child = child_of(process.pid)
-    until(lambda: not Path(f"/proc/{child}").exists())
+    until(lambda: has_died(Path(f"/proc/{child}")))
     return tmp_path / "results"
 
 

@@ -344,7 +344,9 @@ def test_names_that_are_no_mathtext_are_drawn_as_they_are(tmp_path: Path, count:
         name_lines(axes, [End(1, 1, "own $run_$ of {mine", line, "k")] * count)
         rows = pandas.DataFrame({"x": [1]})
         write(Drawing(figure=figure, rows=rows, caption="of $run_$ {mine", seen=""), request)
-    assert (tmp_path / "rays.svg").stat().st_size > 0
+    drawn = (tmp_path / "rays.svg").read_text()
+    assert drawn.count("<!-- own $run_$ of {mine -->") == count
+    assert drawn.count("<!-- of $run_$ {mine -->") == 1
 
 
 def test_levels_double_their_distance_to_the_least() -> None:

@@ -566,7 +566,9 @@ def test_watch_shows_the_status_again_and_ends_with_ctrl_c(tmp_path: Path) -> No
         assert process.stdout is not None
         seen = 0
         while seen < 2:
-            seen += b"72 missing" in process.stdout.readline().replace(b"\n", b" ") or 0
+            line = process.stdout.readline()
+            assert line, "the command has ended"
+            seen += b"72 missing" in line
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0

@@ -265,7 +265,8 @@ def test_a_cell_holds_one_precision_the_most_used_or_fp32(tmp_path, bf16, fp32, 
     out, _ = run("table3", "--results", tmp_path)
     count = {"bf16": bf16, "fp32": fp32}[held]
     mean = {"bf16": "70.00", "fp32": "72.00"}[held]
-    assert rows(out, "ResNet-20")["broadopt"][2] == f"{mean} (1)" if count == 1 else f"{mean} ± 0.00 ({count})"
+    shown = f"{mean} (1)" if count == 1 else f"{mean} ± 0.00 ({count})"
+    assert rows(out, "ResNet-20")["broadopt"][2] == shown
     assert [line[-1] for line in off_recipe(out)] == [f"precision {apart}, its cell holds {held}"]
     assert f"Precision of the runs in the table: {held} in {count} run" in paragraph(out)
     assert "the paper used fp32" in paragraph(out)
@@ -562,7 +563,7 @@ finally:
     print("imported:", [name for name in {without!r} if name in sys.modules], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
-    assert "imported: []" in done.stderr
+    assert (done.returncode, "imported: []" in done.stderr) == (0, True), done.stderr
 
 
 def test_each_file_is_opened_once_and_each_recipe_composed_once_however_many_seeds(tmp_path):
