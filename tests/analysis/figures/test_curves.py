@@ -11,7 +11,7 @@ import pytest
 from in_process import read_csv, said
 from stored import RESNET20, record, store
 
-from broadopt.analysis.figures.output import spread, styles
+from broadopt.analysis.figures.looks import spread, styles
 from broadopt.runs import results as results_
 
 SAM = (RESNET20, "method=sam")

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 
 from broadopt import predictor, snapshots
 from broadopt.analysis.figures.catalogue import FIGURES
-from broadopt.analysis.figures.output import Drawing, End, name_lines, styled, write
-from broadopt.analysis.figures.planes import levels, square
+from broadopt.analysis.figures.looks import End, name_lines
+from broadopt.analysis.figures.output import Drawing, styled, write
 from broadopt.analysis.figures.request import Request
+from broadopt.analysis.figures.surfaces.planes import levels, square
 from broadopt.analysis.landscape.networks import flat, mark_at
 from broadopt.analysis.landscape.runs import chosen
 from broadopt.analysis.landscape.store import partial

@@ -10,9 +10,10 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from broadopt.analysis.figures.output import Drawing, look
-from broadopt.analysis.figures.planes import Setting, measure_marks
+from broadopt.analysis.figures.looks import look
+from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
+from broadopt.analysis.figures.surfaces.setting import Setting, measure_marks
 from broadopt.analysis.landscape.geometry import Line, directions, distance, evenly
 from broadopt.analysis.landscape.grid import measure
 from broadopt.analysis.landscape.networks import Mark, mark_of
