@@ -42,12 +42,15 @@ def look(method: str, number: int = 0) -> dict[str, Any]:
 
 
 def styles(methods: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The look of each line, by its name, from its method; lines of the same method differ in their dashes."""
-    found, listed = {}, list(methods.values())
-    for number, (name, method) in enumerate(methods.items()):
-        found[name] = look(method, number)
-        if listed.count(method) > 1:
-            found[name]["linestyle"] = DASHES[listed[:number].count(method) % len(DASHES)]
+    """The look of each line, by its name, from its method; lines of the same method, and of methods that have one
+    colour (`swa` and `sam+swa`), differ in their dashes.
+    """
+    found = {name: look(method, number) for number, (name, method) in enumerate(methods.items())}
+    drawn = [(method, style["color"]) for method, style in zip(methods.values(), found.values(), strict=True)]
+    for number, style in enumerate(found.values()):
+        alike = [one[0] == drawn[number][0] or one[1] == drawn[number][1] for one in drawn]
+        if sum(alike) > 1:
+            style["linestyle"] = DASHES[sum(alike[:number]) % len(DASHES)]
     return found
 
 

@@ -10,7 +10,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from broadopt.analysis.figures.looks import look
+from broadopt.analysis.figures.looks import look, styles
 from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.figures.surfaces.setting import Setting, measure_marks
@@ -83,10 +83,11 @@ def rays(request: Request) -> Drawing:
 
 def _drawn_rays(table: pandas.DataFrame, marks: Sequence[Mark], words_of: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(6.8, 2.5))
+    looks = styles({mark.label: mark.method for mark in marks})
     panels: Sequence[Axes] = figure.subplots(1, 2)
     for axes, (column, words) in zip(panels, words_of.items(), strict=True):
-        for number, mark in enumerate(marks):
-            form = look(mark.method, number)
+        for mark in marks:
+            form = looks[mark.label]
             own = table[table["run"] == mark.label]
             centre = own[own["direction"] == -1]
             for _, ray in own[own["direction"] >= 0].groupby("direction"):
