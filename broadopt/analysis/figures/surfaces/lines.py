@@ -39,6 +39,7 @@ def rays(request: Request) -> Drawing:
     setting, marks = Setting.of(request), [mark_of(run) for run in request.runs]
     options, device = request.options, setting.images.device
     check_different(request.runs, "rays")
+    setting.take_buffers(marks)
     first = marks[0].vector
     length = options.distance or float(first.norm()) / 2
     drawn = [

@@ -41,6 +41,12 @@ class Setting:
         )
         return cls(request=request, images=images, landscape=landscape, penalty=penalty)
 
+    def take_buffers(self, marks: Sequence[Mark]) -> None:
+        """Evaluate everywhere with the buffers of the first network that has a name; BN's are re-estimated anyway."""
+        named = next((mark.network for mark in marks if mark.network is not None), None)
+        if named is not None:
+            self.landscape.take_buffers(named)
+
     def key(self, facts: Mapping[str, Any], vectors: Sequence[Tensor]) -> str:
         """Of all that decides the numbers. `vectors`: the weights, with their own BN statistics where rows are measured
         with these; where they are re-estimated at each point they decide nothing.
@@ -69,9 +75,10 @@ class Setting:
         land, images, run = self.landscape, self.images, self.request.runs[0]
         tested, trained = (f"{len(split[1]):,} of {size:,}" for split, size in (
             (land.test, images.test_size), (land.train, images.train_size)))  # fmt: skip
+        alike = all(other.recipe.augmentation == run.recipe.augmentation for other in self.request.runs)
         bn = (
-            f"BN statistics re-estimated at each point on the same {len(land.statistics):,} augmented training images "
-            f"in batches of {land.batch_size}"
+            f"BN statistics re-estimated at each point on the same {len(land.statistics):,} augmented training images"
+            f"{'' if alike else f' (as {run.label} augments them)'} in batches of {land.batch_size}"
         )
         noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
         return (
@@ -90,6 +97,7 @@ def measure_marks(
     the error that its result has.
     """
     rows: list[Row] = []
+    setting.take_buffers(marks)
     for mark, place in zip(marks, places, strict=True):
         vector = mark.vector.to(setting.images.device)
         named = {"label": mark.label}
