@@ -242,7 +242,7 @@ class Drawn(torch.nn.Module):
 
 
 def test_a_network_keeps_the_buffers_that_it_has_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without BN and dropout a run is the same network as it is stored, and as a point of a line or the end of a ray."""
+    """Without BN and dropout a run is the same network as it is stored, and as a point of a line or of a ray."""
     (tmp_path / "drawn_network.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "model").mkdir()
