@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from broadopt.analysis.figures.output import Drawing, End, look, name_lines, seeds
+from broadopt.analysis.figures.looks import End, look, name_lines
+from broadopt.analysis.figures.output import Drawing, seeds
 from broadopt.analysis.figures.request import Request, whole_number
 from broadopt.analysis.landscape import distances, probabilities
 from broadopt.analysis.landscape.distances import PowerLaw, power_law

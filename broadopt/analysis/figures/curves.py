@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from broadopt.analysis.comparing.keys import recipe_id
-from broadopt.analysis.figures.output import Drawing, End, name_lines, seeds, styles
+from broadopt.analysis.figures.looks import End, name_lines, styles
+from broadopt.analysis.figures.output import Drawing, seeds
 from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.runs import Run, check_different, labels
 from broadopt.analysis.tables.options import one_of

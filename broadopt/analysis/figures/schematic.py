@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from broadopt.analysis.figures.output import COLOURS, Drawing
+from broadopt.analysis.figures.looks import COLOURS
+from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request
 from broadopt.methods.asam import asam_perturbation
 from broadopt.methods.sam import sam_perturbation

@@ -140,9 +140,21 @@ class Landscape:
         return self.measured()
 
     def as_stored(self, network: Predictor) -> Measured:
-        """What a network of the same form does with its own weights and its own BN statistics."""
+        """What a network of the same form does with its own weights and buffers (BN statistics), which leave no trace
+        in the buffers of what is measured later.
+        """
+        kept = [buffer.clone() for buffer in self.model.buffers()]
         self.model.load_state_dict(network.model.state_dict())
-        return self.measured()
+        found = self.measured()
+        for buffer, value in zip(self.model.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        return found
+
+    def take_buffers(self, network: Predictor) -> None:
+        """Have the buffers of a network of the same form, which may hold more than BN statistics: a network of one's
+        own may have drawn some, and another draw is another network.
+        """
+        self.model.load_state_dict(network.model.state_dict())
 
     @torch.no_grad()
     def measured(self) -> Measured:

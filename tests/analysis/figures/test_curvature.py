@@ -17,9 +17,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from broadopt.analysis.figures.curvature.moments import Moment
 from broadopt.analysis.figures.curvature.normalisation import _seen_normalisation, crossing
 from broadopt.analysis.figures.curvature.sharpness import agreement, gaps
-from broadopt.analysis.figures.curvature.spectrum import Moment, _over_epochs
+from broadopt.analysis.figures.curvature.spectrum import _over_epochs
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import Ball, sharpness_in
 from broadopt.analysis.landscape.curvature.spectrum import Nodes, Spectrum

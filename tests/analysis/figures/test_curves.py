@@ -11,7 +11,7 @@ import pytest
 from in_process import read_csv, said
 from stored import RESNET20, record, store
 
-from broadopt.analysis.figures.output import spread, styles
+from broadopt.analysis.figures.looks import spread, styles
 from broadopt.runs import results as results_
 
 SAM = (RESNET20, "method=sam")
@@ -70,6 +70,9 @@ def test_lines_of_a_method_differ_in_their_dashes() -> None:
     looks = styles({"a": "sgd", "b": "swa", "c": "sgd"})
     assert [looks[name]["linestyle"] for name in "abc"] == ["-", "-", "--"]
     assert looks["a"]["color"] == looks["c"]["color"] == "#000000"
+    looks = styles({"a": "swa", "b": "sam+swa", "c": "sam", "d": "own"})
+    assert [looks[name]["linestyle"] for name in "abcd"] == ["-", "--", "-.", (0, (3, 1, 1, 1, 1, 1))]
+    assert looks["a"]["color"] == looks["b"]["color"] == "#0072B2"
 
 
 def test_a_band_may_be_the_standard_deviation(results: Path, tmp_path: Path) -> None:

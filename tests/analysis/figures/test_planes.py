@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 
 from broadopt import predictor, snapshots
 from broadopt.analysis.figures.catalogue import FIGURES
-from broadopt.analysis.figures.output import Drawing, End, name_lines, styled, write
-from broadopt.analysis.figures.planes import levels, square
+from broadopt.analysis.figures.looks import End, name_lines
+from broadopt.analysis.figures.output import Drawing, styled, write
 from broadopt.analysis.figures.request import Request
+from broadopt.analysis.figures.surfaces.planes import levels, square
 from broadopt.analysis.landscape.networks import flat, mark_at
 from broadopt.analysis.landscape.runs import chosen
 from broadopt.analysis.landscape.store import partial
@@ -225,10 +226,44 @@ def test_rays_go_the_same_ways_from_each_run(runs: Mapping[str, Path], tmp_path:
     )
 
 
+NETWORK = """
+import torch
+
+
+class Drawn(torch.nn.Module):
+    def __init__(self, *, num_classes):
+        super().__init__()
+        self.register_buffer("features", torch.randn(3072, 16) / 55)
+        self.linear = torch.nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1) @ self.features)
+"""
+
+
+def test_a_network_keeps_the_buffers_that_it_has_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without BN and dropout a run is the same network as it is stored, and as a point of a line or of a ray."""
+    (tmp_path / "drawn_network.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/drawn.yaml").write_text("_target_: drawn_network.Drawn\n")
+    words = ("--config-dir", str(tmp_path), "experiment=quickstart", "model=drawn", "device=cpu", "precision=fp32")
+    done = run("-m", *words, "budget=0.2", "method=sgd,sam", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    named = (*folders(tmp_path), "trust=drawn_network", "--device", "cpu")
+    table, _, _ = drawn("line", *named, "--points", 2, cwd=tmp_path)
+    marks = table[table["label"] == "SGD"].set_index("kind")
+    assert marks.loc["mark", "test_nll"] == marks.loc["stored", "test_nll"]
+    rays, _, _ = drawn("rays", *named, "--points", 2, "--directions", 1, cwd=tmp_path)
+    start = rays[(rays["run"] == "SGD") & (rays["distance"] == 0)]
+    assert start["test_nll"].tolist() == [marks.loc["stored", "test_nll"]]
+
+
 def test_the_l2_term_is_that_of_all_runs_or_of_none(runs: Mapping[str, Path], tmp_path: Path) -> None:
     """One surface is drawn, which is a loss of all runs; AdamW's weight decay is a term of none."""
     (tmp_path / "trained").mkdir()
-    done = run("-m", *SMALL, "method=sgd", "weight_decay=0.25", "optimizer=sgd,adamw", cwd=tmp_path / "trained")
+    trained = ("method=sgd", "weight_decay=0.25", "optimizer=sgd,adamw", "augmentation.pad=2", "budget=0.2")
+    done = run("-m", *SMALL, *trained, cwd=tmp_path / "trained")
     assert done.returncode == 0, done.stderr
     optimizers = {result(folder)["config"].get("optimizer", {}).get("_target_", "sgd"): folder
                   for folder in folders(tmp_path / "trained")}  # fmt: skip
@@ -256,6 +291,12 @@ def test_the_l2_term_is_that_of_all_runs_or_of_none(runs: Mapping[str, Path], tm
         assert said_ == f"without an L2 term, since {why}"
         assert table["train_objective"].tolist() == table["train_loss"].tolist()
     assert titles == [True, True, False, False, False]
+    # The runs were not augmented alike: that of the first decides, and is named where another was augmented otherwise.
+    loss(runs["sgd"], decayed)
+    label = (tmp_path / "rays.csv").read_text().splitlines()[1].split(":")[0].removeprefix("# run ")
+    assert f"augmented training images (as {label} augments them) in batches" in (tmp_path / "rays.csv").read_text()
+    loss(decayed, adamw)
+    assert "augmented training images in batches" in (tmp_path / "rays.csv").read_text()
 
 
 def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mapping[str, Path], tmp_path: Path) -> None:

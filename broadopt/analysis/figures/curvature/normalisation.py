@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words, seconds_between
-from broadopt.analysis.figures.output import COLOURS, Drawing, End, name_lines
+from broadopt.analysis.figures.looks import COLOURS, End, name_lines
+from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import Direction, rises_along, standard_error

@@ -19,7 +19,8 @@ from scipy.stats import kendalltau
 from tqdm import tqdm
 
 from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words, seconds_between
-from broadopt.analysis.figures.output import Drawing, styles
+from broadopt.analysis.figures.looks import styles
+from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.curvature.sharpness import RESCALING, Ball, Sharpness, sharpness_in
 from broadopt.analysis.landscape.runs import Run

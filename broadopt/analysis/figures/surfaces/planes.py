@@ -1,23 +1,20 @@
-"""Test error and train loss on the plane through three weight vectors; what figures along lines share with it."""
+"""Test error and train loss on the plane through three weight vectors."""
 
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from broadopt.analysis.figures.output import Drawing, look, seeds
+from broadopt.analysis.figures.looks import look
+from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
+from broadopt.analysis.figures.surfaces.setting import Setting, measure_marks
 from broadopt.analysis.landscape.geometry import Plane, distance, evenly
-from broadopt.analysis.landscape.grid import Landscape, Penalty, measure
-from broadopt.analysis.landscape.images import Images, check_same
+from broadopt.analysis.landscape.grid import measure
 from broadopt.analysis.landscape.networks import (
     Mark,
     collection_start,
@@ -26,77 +23,10 @@ from broadopt.analysis.landscape.networks import (
     mark_of_snapshot,
     member_moments,
 )
-from broadopt.analysis.landscape.store import Point, Row, Store, device_fact, key_of
+from broadopt.analysis.landscape.store import Point, Store
 from broadopt.errors import InputError
 
 LEVELS = 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What is measured on what."""
-
-    request: Request
-    images: Images
-    landscape: Landscape
-    penalty: Penalty
-
-    @classmethod
-    def of(cls, request: Request) -> "Setting":
-        """Read the images and put the first run's network on the device. Raises InputError."""
-        check_same(request.runs)
-        first = request.runs[0]
-        images = Images(first, device=request.device, seed=request.seed, data_dir=request.data_dir)
-        penalty = Penalty.of(request.runs)
-        landscape = Landscape.of(
-            first,
-            images,
-            weight_decay=penalty.weight_decay,
-            test_images=request.images,
-            train_images=request.train_images,
-        )
-        return cls(request=request, images=images, landscape=landscape, penalty=penalty)
-
-    def key(self, facts: Mapping[str, Any], vectors: Sequence[Tensor]) -> str:
-        """Of all that decides the numbers. `vectors`: the weights, with their own BN statistics where rows are measured
-        with these; where they are re-estimated at each point they decide nothing.
-        """
-        first = self.request.runs[0]
-        own = {
-            "figure": self.request.figure,
-            "data": first.recipe.dataset.values() | {"fingerprint": first.recipe.dataset.fingerprint},
-            "seeds": [self.request.seed, first.recipe.seed],
-            "images": [len(self.landscape.test[1]), len(self.landscape.train[1])],
-            "statistics": [len(self.landscape.statistics), "augmented"],
-            "network": first.recipe.model.values(),
-            "computation": [self.landscape.weight_decay, self.landscape.batch_size, first.recipe.precision],
-        }
-        return key_of(own | device_fact(self.images.device) | dict(facts), vectors)
-
-    @property
-    def panels(self) -> Mapping[str, str]:
-        """The columns that are drawn, with their axes' words."""
-        loss = "train loss, nats" if self.penalty.left_out else "train loss with L2, nats"
-        return {"test_error": "test error, %", "train_objective": loss}
-
-    @property
-    def caption(self) -> str:
-        """Split, number of images, BN policy, precision and seeds."""
-        land, images, run = self.landscape, self.images, self.request.runs[0]
-        tested, trained = (f"{len(split[1]):,} of {size:,}" for split, size in (
-            (land.test, images.test_size), (land.train, images.train_size)))  # fmt: skip
-        bn = (
-            f"BN statistics re-estimated at each point on the same {len(land.statistics):,} augmented training images "
-            f"in batches of {land.batch_size}"
-        )
-        noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
-        return (
-            f"{run.recipe.dataset.name}, {run.recipe.model.name}; test error on {tested} test images; train loss: "
-            f"cross-entropy without label smoothing on {trained} training images, not augmented{noise}, "
-            f"{self.penalty.words}; "
-            f"{bn if land.has_bn else 'a network without BN'}; {run.recipe.precision} on {images.device.type}; "
-            f"{seeds(self.request.runs, self.request.seed)}."
-        )
 
 
 def plane_options(parser: argparse.ArgumentParser) -> None:
@@ -136,23 +66,6 @@ def plane(request: Request) -> Drawing:
         seen=_seen(table, corners),
         key=key,
     )
-
-
-def measure_marks(
-    setting: Setting, marks: Sequence[Mark], places: Sequence[Mapping[str, float]], store: Store
-) -> list[Row]:
-    """Two rows a mark: "mark", with BN re-estimated as everywhere, and "stored", with BN statistics of its own, beside
-    the error that its result has.
-    """
-    rows: list[Row] = []
-    for mark, place in zip(marks, places, strict=True):
-        vector = mark.vector.to(setting.images.device)
-        named = {"label": mark.label}
-        rows.append({**store.row({"kind": "mark", **place}, partial(setting.landscape.at, vector)), **named})
-        if mark.network is not None:
-            found = store.row({"kind": "stored", **place}, partial(setting.landscape.as_stored, mark.network))
-            rows.append({**found, **named, "recorded_error": math.nan if mark.recorded is None else mark.recorded})
-    return rows
 
 
 def _check_options(request: Request) -> None:

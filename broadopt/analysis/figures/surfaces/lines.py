@@ -10,9 +10,10 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from broadopt.analysis.figures.output import Drawing, look
-from broadopt.analysis.figures.planes import Setting, measure_marks
+from broadopt.analysis.figures.looks import look, styles
+from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
+from broadopt.analysis.figures.surfaces.setting import Setting, measure_marks
 from broadopt.analysis.landscape.geometry import Line, directions, distance, evenly
 from broadopt.analysis.landscape.grid import measure
 from broadopt.analysis.landscape.networks import Mark, mark_of
@@ -38,6 +39,7 @@ def rays(request: Request) -> Drawing:
     setting, marks = Setting.of(request), [mark_of(run) for run in request.runs]
     options, device = request.options, setting.images.device
     check_different(request.runs, "rays")
+    setting.take_buffers(marks)
     first = marks[0].vector
     length = options.distance or float(first.norm()) / 2
     drawn = [
@@ -82,10 +84,11 @@ def rays(request: Request) -> Drawing:
 
 def _drawn_rays(table: pandas.DataFrame, marks: Sequence[Mark], words_of: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(6.8, 2.5))
+    looks = styles({mark.label: mark.method for mark in marks})
     panels: Sequence[Axes] = figure.subplots(1, 2)
     for axes, (column, words) in zip(panels, words_of.items(), strict=True):
-        for number, mark in enumerate(marks):
-            form = look(mark.method, number)
+        for mark in marks:
+            form = looks[mark.label]
             own = table[table["run"] == mark.label]
             centre = own[own["direction"] == -1]
             for _, ray in own[own["direction"] >= 0].groupby("direction"):
