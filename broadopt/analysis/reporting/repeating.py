@@ -84,7 +84,10 @@ class Repeats:
                 return words
             # Without those that only follow another; what does not follow it after all still differs the next time.
             changed = [key for key in differing(composed, recipe) if key]
-            if not changed or not all(_can_be_given(key, values) for key in changed):
+            # A key that is none of a recipe's is no override of one: `schedule` chooses a file, `hydra.searchpath` says
+            # where files are looked for, and a recorded config may hold both.
+            known = {**AS_WITHOUT, **flat(composed)}
+            if not changed or not all(key in known and _can_be_given(key, values) for key in changed):
                 return None
             words = (*words, *(f"{key}={_given(values[key])}" for key in changed))
         return None
