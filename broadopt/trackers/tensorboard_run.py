@@ -51,7 +51,7 @@ class TensorBoardRun:
 
 
 def _read(folder: Path) -> dict[int, dict[str, float]]:
-    """The scalars that are there. Raises ValueError for a FIFO among the files: TensorBoard would wait there for ever."""
+    """The scalars that are there. Raises ValueError for a FIFO among the files, at which TensorBoard would wait."""
     for path in sorted(folder.iterdir()):
         if not path.is_file() and not path.is_dir():
             raise ValueError(f"{path}: a device, a FIFO, a socket or a link to nothing, not a regular file")
