@@ -349,6 +349,14 @@ def test_a_recorded_config_gives_no_override_of_what_is_no_key_of_a_recipe(key: 
     assert not any(word.startswith(f"{key}=") for words in composed for word in words)
 
 
+@pytest.mark.parametrize("name", ["1", "true", "null", "resnet20+vgg16", "elsewhere"])
+@pytest.mark.parametrize("group", ["model", "dataset"])
+def test_what_is_no_choice_of_a_group_is_not_given_for_one(group: str, name: str) -> None:
+    recorded = record(*SHORT, "method=sgd")
+    recorded[group] = {**recorded[group], "name": name}
+    assert Repeats(recipe_of).command(recorded, Path("none"), Path("results")) == ""
+
+
 def test_a_begun_cell_says_which_runs_it_lacks(made: Page) -> None:
     assert made.table("table3-missing")[1:] == [
         ["ResNet-20", "ASAM", seed, "missing", "not run yet", command]
