@@ -87,7 +87,8 @@ class Repeats:
             # A key that is none of a recipe's is no override of one: `schedule` chooses a file, `hydra.searchpath` says
             # where files are looked for, and a recorded config may hold both.
             known = {**AS_WITHOUT, **flat(composed)}
-            if not changed or not all(key in known and _can_be_given(key, values) for key in changed):
+            given = [key for key in changed if key in known and not options(key) and _can_be_given(key, values)]
+            if not changed or given != changed:
                 return None
             words = (*words, *(f"{key}={_given(values[key])}" for key in changed))
         return None

@@ -336,7 +336,7 @@ def test_overrides_are_those_in_which_a_run_differs(tmp_path: Path) -> None:
     assert "An empty cell: the folder has no config.yaml" in page(tmp_path / "page.html").section("All runs").text
 
 
-@pytest.mark.parametrize("key", ["schedule", "experiment", "hydra", "hydra.searchpath"])
+@pytest.mark.parametrize("key", ["schedule", "optimizer", "experiment", "hydra", "hydra.searchpath"])
 @pytest.mark.parametrize("value", [False, [1], "sam", ["x/y"]])
 def test_a_recorded_config_gives_no_override_of_what_is_no_key_of_a_recipe(key: str, value: object) -> None:
     recorded, composed = record(*SHORT, "method=sgd"), []
