@@ -1,3 +1,4 @@
+import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator
@@ -8,6 +9,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 from command import SMALL, STARTUP, Sweep, folders, run
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # ahead of torch: a child that is forked beside its threads would hang
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where it is passed on to children
     signal.signal(signal.SIGINT, signal.default_int_handler)

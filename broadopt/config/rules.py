@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -33,7 +34,12 @@ class Rule:
             return [] if given == "none" else [given]
         if isinstance(given, bool) and self.kind is str and "true" in self.names:
             return str(given).lower()
-        return float(given) if self.kind is float and type(given) is int else given
+        return float(given) if self.kind is float and type(given) is int and _fits(given) else given
+
+
+def _fits(value: float) -> bool:
+    """Whether a number, a whole one of any length too, is one that a float can hold."""
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _number(low: float, words: str, *, above: bool = False, high: float = math.inf, optional: bool = False) -> Rule:
@@ -49,7 +55,7 @@ def _choice(*names: str) -> Rule:
 
 def _numbers(words: str) -> Rule:
     def are_numbers(values: list[Any]) -> bool:
-        return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        return all(type(value) in (int, float) and _fits(value) for value in values)
 
     return Rule(list, are_numbers, words)
 

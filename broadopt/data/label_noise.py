@@ -139,6 +139,8 @@ def _csv(content: bytes) -> dict[str, np.ndarray]:
         raise ValueError("it is empty")
     is_number = [re.fullmatch(r"\s*\d+\s*", cell) is not None for cell in lines[0]]
     names = [str(k) for k in range(len(lines[0]))] if all(is_number) else [cell.strip() for cell in lines.pop(0)]
+    if len({*names}) < len(names):
+        raise ValueError("two of its columns have the same name")
     if any(len(line) != len(names) for line in lines):
         raise ValueError("its lines have different numbers of columns")
     columns = dict(zip(names, zip(*lines, strict=True), strict=True)) if lines else {}
@@ -170,12 +172,19 @@ def _pt(content: bytes) -> dict[str, np.ndarray]:
         words = "it holds more than labels, or is none of torch.save's files; no code in it is run"
         raise ValueError(words) from error
     sets = found if isinstance(found, dict) else {"": found}
-    arrays = {str(key): value.numpy() if isinstance(value, Tensor) else value for key, value in sets.items()}
-    return {
-        key: np.array(value)
-        for key, value in arrays.items()
-        if isinstance(value, np.ndarray) or (isinstance(value, list) and all(type(one) is int for one in value))
-    }
+    arrays = {str(key): _array(value) for key, value in sets.items()}
+    return {key: array for key, array in arrays.items() if array is not None}
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """A set of labels as torch.save keeps it; None for anything else that a file may hold beside them."""
+    if isinstance(value, Tensor):
+        try:
+            return np.array(value.detach().numpy())
+        except (RuntimeError, TypeError):  # sparse, quantized, or of a type that numpy lacks, as bfloat16
+            return None
+    is_listed = isinstance(value, list) and all(type(one) is int for one in value)
+    return np.array(value) if is_listed or isinstance(value, np.ndarray) else None
 
 
 def _bytes(characters: str, encoding: str) -> bytes:

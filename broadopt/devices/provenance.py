@@ -14,6 +14,7 @@ import torch
 
 import broadopt
 from broadopt.devices.device import device_name
+from broadopt.errors import printable
 
 log = logging.getLogger("broadopt")
 
@@ -53,9 +54,11 @@ def say_where_rounding_differs(before: Mapping[str, Any], device: torch.device, 
     others = {key: before[key] for key in now if key in before and before[key] != now[key]}
     if not others:
         return
-    there = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in others.items())
+    # Of a file that anyone may have made: on one line, of a length that a line has room for, and no shell command.
+    there = ", ".join(f"{key.replace('_', ' ')} {printable(str(value)[:100])}" for key, value in others.items())
     here = ", ".join(f"{key.replace('_', ' ')} {now[key]}" for key in others)
-    advice = f"; OMP_NUM_THREADS={others['threads']} gives the same" if list(others) == ["threads"] else ""
+    is_known = list(others) == ["threads"] and type(others["threads"]) is int
+    advice = f"; OMP_NUM_THREADS={others['threads']} gives the same" if is_known else ""
     log.warning(
         "%s with %s, this machine has %s: figures can differ by rounding, which grows%s", what, there, here, advice
     )

@@ -59,7 +59,7 @@ def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
     found = newest(folder, identity=identity, device=device)
     if found is None:
         return None
-    log.warning("going on from %s", found[0])
+    log.warning("going on from %s", printable(str(found[0])))
     return found[1]
 
 
@@ -73,7 +73,7 @@ def newest(folder: Path, *, identity: str, device: Any) -> tuple[Path, dict[str,
         except UNREADABLE as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             why = reason(error) if isinstance(error, OSError | ValueError) else printable(first)
-            log.warning("checkpoint %s is passed over: %s", path, why)
+            log.warning("checkpoint %s is passed over: %s", printable(str(path)), why)
             continue
         return path, state
     return None

@@ -14,6 +14,9 @@ NAME = "history.csv"
 LIMIT = 64 * MEBIBYTE
 """Bytes of a history.csv, which has about a hundred an epoch."""
 
+LARGEST = 1e100
+"""Of any figure: sums and squares of many stay finite. A loss in single precision is below 1e39."""
+
 
 def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the history of a run, one row an epoch; numbers in Python's shortest exact form."""
@@ -40,6 +43,12 @@ def read(folder: Path) -> list[dict[str, float]]:
     except (csv.Error, TypeError, ValueError) as error:
         raise ValueError(f"not a table of numbers ({error})") from error
     epochs = [row.get("epoch", math.nan) for row in rows]
-    if not all(0 < before < after < math.inf for before, after in zip([1e-300, *epochs], epochs, strict=False)):
+    if not all(0 < before < after < LARGEST for before, after in zip([1e-300, *epochs], epochs, strict=False)):
         raise ValueError("without a column epoch that ascends")
-    return [{key: value for key, value in row.items() if math.isfinite(value)} for row in rows]
+    rows = [{key: value for key, value in row.items() if math.isfinite(value)} for row in rows]
+    for row in rows:
+        for name, value in row.items():
+            low, high = (0.0, 100 + 1e-6) if name.endswith("_accuracy") else (-LARGEST, LARGEST)
+            if not low <= value <= high:
+                raise ValueError(f"{name[:60]}: expected a number from {low:g} to {high:g}, found {value:g}")
+    return rows

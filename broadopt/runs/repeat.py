@@ -119,6 +119,8 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
         hint = nearest(key, allowed) or f"; expected one of {', '.join(allowed)}"
         raise InputError(f"{key}: a repeated run keeps its recipe{hint}")
     group, _, leaf = key.rpartition(".")
+    if group and not isinstance(values[group], dict):
+        raise InputError(f"{key}: the config.yaml of the run has no group {group}, but {group} itself as a value")
     try:
         (values[group] if group else values)[leaf] = safe_load(text)
     except YAMLError as error:

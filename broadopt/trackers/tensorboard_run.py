@@ -51,6 +51,10 @@ class TensorBoardRun:
 
 
 def _read(folder: Path) -> dict[int, dict[str, float]]:
+    """The scalars that are there. Raises ValueError for a FIFO among the files, at which TensorBoard would wait."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(f"{path}: a device, a FIFO, a socket or a link to nothing, not a regular file")
     found = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0: all of them
     found.Reload()
     points: dict[int, dict[str, float]] = {}

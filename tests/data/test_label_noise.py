@@ -151,6 +151,7 @@ def test_no_code_in_a_file_is_run(tmp_path: Path, suffix: str) -> None:
     [
         ("labels.csv", b"", "it is empty"),
         ("labels.csv", b"1,2\n3\n", "its lines have different numbers of columns"),
+        ("labels.csv", b"label,label\n1,2\n", "two of its columns have the same name"),
         ("labels.csv", b"1\n2\n", "expected a label of each of the 6 training images"),
         ("labels.csv", b"0\n1\n2\n3\n4\n10\n", r"whole numbers from 0 to 9, found int64 \[6\], 0 to 10"),
         ("labels.csv", b"a\n0.5\n", "expected one set of labels in it; it has none"),
@@ -164,6 +165,17 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, name: s
     with pytest.raises(InputError, match=words) as refusal:
         read_labels(str(tmp_path / name), images=6, classes=10)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.eye(6).to_sparse(), torch.ones(6, dtype=torch.bfloat16), torch.ones(6, requires_grad=True), "x"]
+)
+def test_a_tensor_that_is_no_array_of_labels_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save({"labels": content}, tmp_path / "labels.pt")
+    with pytest.raises(InputError, match=r"expected one set of labels in it; it has none|found float32 \[6\]"):
+        read_labels(f"{tmp_path}/labels.pt", images=6, classes=10)
+    torch.save({"labels": content, "worse_label": LABELS}, tmp_path / "labels.pt")
+    assert read_labels(f"{tmp_path}/labels.pt:worse_label", images=6, classes=10).tolist() == LABELS
 
 
 def test_fractions_are_no_labels(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from command import SMALL, folders, history, result, run, same_outcome
 from safetensors import safe_open
 from torch import nn
@@ -87,6 +89,26 @@ def test_a_config_that_is_none_is_one_line(content: str, tmp_path: Path) -> None
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert str(tmp_path / "config.yaml") in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("checkpoint", 5, "checkpoint.minutes: the config.yaml of the run has no group checkpoint"),
+        ("lr", 10**400, "lr=1000"),
+        ("augmentation", {"mean": [10**400, 0, 0]}, "augmentation.mean=[1000"),
+    ],
+    ids=["no group", "a large number", "a large number in a list"],
+)
+def test_a_value_of_a_config_that_cannot_be_is_an_input_error(
+    left: Path, key: str, value: Any, expected: str, tmp_path: Path
+) -> None:
+    values = yaml.safe_load((left / "config.yaml").read_text())
+    values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError) as refused:
+        repeated([f"repeat={tmp_path}", "trust=own_network", "checkpoint.minutes=1"])
+    assert str(refused.value).startswith(expected)
 
 
 def test_the_network_that_is_left_gives_the_accuracy_of_the_result(left: Path) -> None:

@@ -224,6 +224,17 @@ def test_a_checkpoint_larger_than_the_memory_is_passed_over_unread(
     assert caplog.messages == [f"checkpoint {path} is passed over: {reason}"]
 
 
+def test_no_name_of_a_checkpoint_reaches_the_terminal_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "checkpoint-\x1b[9m.ckpt").write_bytes(b"")
+    checkpoint.save(tmp_path, {}, identity="a", step=1)
+    (tmp_path / "checkpoint-0000000001.ckpt").rename(tmp_path / "checkpoint-\x1b[31m.ckpt")
+    assert checkpoint.load(tmp_path, identity="a", device="cpu") == {}
+    assert len(caplog.messages) == 2
+    assert all(message.isprintable() for message in caplog.messages)
+
+
 def test_the_handlers_of_before_are_back_after_a_run() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with Stop() as stop:

@@ -484,6 +484,17 @@ def test_provenance_is_that_of_broadopts_own_checkout(monkeypatch: pytest.Monkey
     assert before is None or len(before.rstrip("+")) == 40
 
 
+def test_what_an_earlier_environment_says_is_shown_on_one_line_and_is_no_command(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = {"threads": "2; \x1b[2J" + "x" * 1000}
+    provenance.say_where_rounding_differs(before, torch.device("cpu"), what="the repeated run was made")
+    (line,) = caplog.messages
+    assert line.isprintable()
+    assert len(line) < 300
+    assert "OMP_NUM_THREADS" not in line
+
+
 def test_a_difference_is_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_git", lambda *words: "x" * 300_000 if words[0] == "diff" else "broadopt/new.py\n")
     assert provenance.difference() == "x" * provenance.LONGEST_DIFFERENCE + "\n[cut off]\n"

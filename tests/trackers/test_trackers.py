@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from command import BIN, SMALL, folders, go_on, halted, has_died, history, result, run, same_outcome, stopped, until
+from stored import RESNET20, record
 from tracked import EACH, INSTALLED, Held, Value, held_by
+
+from broadopt.trackers.record import TrackedRun
 
 RUN = (*SMALL, "method=swa", "budget=2")
 """3 epochs of 45 steps, with evaluation points after 2, 2.5 and 3."""
@@ -200,3 +203,15 @@ def test_the_process_of_a_tracker_ends_with_its_run(killed: Path) -> None:
     held = held_by("tensorboard", killed)
     assert {step for step, *_ in held.values} == {1}
     assert held.hyperparameters["seed"] == 1
+
+
+@pytest.mark.skipif("tensorboard" not in INSTALLED, reason="tensorboard is not installed")
+def test_a_fifo_among_event_files_is_not_waited_for(tmp_path: Path) -> None:
+    from broadopt.trackers.tensorboard_run import opened
+
+    tracked = TrackedRun.of(record(RESNET20))
+    folder = tmp_path / "tensorboard" / tracked.name
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "events.out.tfevents.1.host.1.0")
+    with pytest.raises(ValueError, match=r"/events\.out\.tfevents\.1\.host\.1\.0: a device, a FIFO"):
+        opened(tracked, tmp_path)

@@ -108,7 +108,8 @@ def _baseline(
     """The best of the baseline's lines that agree with a line in all that is not the method's own, or of all of them
     where none does; None where that is the line itself.
     """
-    keys = [key for key in sweep.columns if key.split(".")[0] not in OF_THE_METHOD]
+    # Not the columns: which of them are shown must not change what is compared.
+    keys = [key for key in sweep.differing if key.split(".")[0] not in OF_THE_METHOD]
     alike = [other for other in rivals if all(label(other.value(key)) == label(line.value(key)) for key in keys)]
 
     def mean(other: Line) -> float:

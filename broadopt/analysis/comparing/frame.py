@@ -24,6 +24,9 @@ PLACE = ("dataset", "model", "method", "protocol", "budget", "precision", "seed"
 RESULTS = ("state", "recipe", "identity", "folder")
 """How a run ended, what it shares with those that differ in their seed alone, and where it lies."""
 
+SECTIONS = ("metrics", "cost", "environment", "failure")
+"""Parts of a result that have columns of their own, behind those of its config."""
+
 
 def load_results(
     *folders: str | Path,
@@ -129,8 +132,10 @@ def per_run(results: Iterable[Result]) -> list[dict[str, Any]]:
     rows = []
     for result, config in zip(found, configs, strict=True):
         row = {**_lead(result), "epochs": result["epochs"]}
-        row |= {key: _plain(value) for key, value in config.items() if key not in PLACE}
-        for part in ("metrics", "cost", "environment", "failure"):
+        # A recorded config may hold keys of any name: none takes the place of what the result itself says.
+        own = {key: value for key, value in config.items() if key not in row and key.split(".")[0] not in SECTIONS}
+        row |= {key: _plain(value) for key, value in own.items()}
+        for part in SECTIONS:
             figures = flat(result.get(part, {}))  # null, as of a run that failed at once: no column of its own
             row |= {f"{part}.{key}": _plain(value) for key, value in figures.items() if value is not None}
         rows.append(row)
@@ -151,11 +156,10 @@ def _plain(value: Any) -> Any:
 
 def _columns(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> list[str]:
     """The columns of some rows: the `first`, the keys of configs, then metrics, cost and environment."""
-    sections = ("metrics", "cost", "environment", "failure")
     names = dict.fromkeys(key for row in rows for key in row)
-    by_section = {part: [name for name in names if name.split(".")[0] == part] for part in sections}
-    config = [name for name in names if name.split(".")[0] not in sections]
-    return list(dict.fromkeys([*first, *config, *(name for part in sections for name in by_section[part])]))
+    by_section = {part: [name for name in names if name.split(".")[0] == part] for part in SECTIONS}
+    config = [name for name in names if name.split(".")[0] not in SECTIONS]
+    return list(dict.fromkeys([*first, *config, *(name for part in SECTIONS for name in by_section[part])]))
 
 
 def as_table(frame: "pandas.DataFrame", form: str) -> bytes:

@@ -35,6 +35,8 @@ class Sweep:
     lines: tuple[Line, ...]
     columns: tuple[str, ...]
     """The dotted keys that are shown."""
+    differing: tuple[str, ...]
+    """Those in which the lines differ, shown or not, but for what the method's or the protocol's name says."""
     shared: str
     """In which all lines differ from their recipes."""
     notes: tuple[str, ...]
@@ -108,6 +110,7 @@ def _sweep(place: tuple[str, str, float], lines: Sequence[Line], columns: Sequen
         *place,
         lines=tuple(sorted(lines, key=lambda line: _order(line, chosen, sort))),
         columns=chosen,
+        differing=tuple(shown),
         shared=_shared(lines, {*shown, *by_protocol, *by_method}),
         notes=tuple(notes),
     )

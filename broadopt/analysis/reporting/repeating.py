@@ -17,7 +17,7 @@ from broadopt.analysis.status.cells import Cell, Status, commands, place
 from broadopt.analysis.status.state import Run
 from broadopt.analysis.tables.match import Compose, differing, show, step_and_collect
 from broadopt.config.identity import AS_WITHOUT, identity_of
-from broadopt.config.shipped import options
+from broadopt.config.shipped import SEVERAL, names_of, options
 from broadopt.errors import InputError
 
 _WORD = re.compile(r"[\w./+-]{1,100}", re.ASCII)
@@ -84,7 +84,11 @@ class Repeats:
                 return words
             # Without those that only follow another; what does not follow it after all still differs the next time.
             changed = [key for key in differing(composed, recipe) if key]
-            if not changed or not all(_can_be_given(key, values) for key in changed):
+            # A key that is none of a recipe's is no override of one: `schedule` chooses a file, `hydra.searchpath` says
+            # where files are looked for, and a recorded config may hold both.
+            known = {**AS_WITHOUT, **flat(composed)}
+            given = [key for key in changed if key in known and not options(key) and _can_be_given(key, values)]
+            if not changed or given != changed:
                 return None
             words = (*words, *(f"{key}={_given(values[key])}" for key in changed))
         return None
@@ -122,9 +126,15 @@ def _names(recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
         groups |= {"method": step, "collect": collect}
     else:
         groups |= {"method": method}
-    if not all(_WORD.fullmatch(value) for value in groups.values()) or "image_folder" in groups.values():
+    # By its name in these alone: any other text, a network called 1 or true, is something else to Hydra.
+    chosen = [(group, name) for group, value in groups.items() for name in _choices(group, value)]
+    if not all(name in options(group) for group, name in chosen) or "image_folder" in groups.values():
         return None
     return tuple(f"{group}={value}" for group, value in groups.items())
+
+
+def _choices(group: str, value: str) -> list[str]:
+    return names_of(value) if group == SEVERAL else [value]
 
 
 def _can_be_given(key: str, values: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from broadopt.analysis.tables.formats import Block, Document
 from broadopt.analysis.tables.match import Group, Result
 from broadopt.analysis.tables.off_recipe import figures, off_recipe_block, off_recipe_records
 from broadopt.analysis.tables.published import Column, Metric, PaperTable, Published, Row
-from broadopt.analysis.tables.summary import Summary, reading, signed, summarise, text
+from broadopt.analysis.tables.summary import Summary, has_diverged, reading, signed, summarise, text
 
 DATA_TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 WORDS = {
@@ -119,7 +119,18 @@ def _count(number: int, noun: str) -> str:
 
 def _notes(cells: Cells, *, table: PaperTable, metric: Metric | None) -> list[str]:
     missing = [note for column in table.columns if (note := _missing(cells, column, metric))]
-    return missing + (_precisions(cells, table) if cells.on_recipe else [])
+    return missing + _at_chance(cells) + (_precisions(cells, table) if cells.on_recipe else [])
+
+
+def _at_chance(cells: Cells) -> list[str]:
+    """A note on the runs that finished without having learned, which count in the means above."""
+    counts = [(*place, sum(map(has_diverged, group.runs)), len(group.runs)) for place, group in cells.on_recipe.items()]
+    words = [
+        f"{count} of {_count(runs, 'run')} of {row.name} {DATA_TITLES[row.dataset]} {method.upper()}"
+        for row, method, count, runs in counts
+        if count
+    ]
+    return [f"Finished at chance on the test set, and counted: {'; '.join(words)}."] if words else []
 
 
 def _precisions(cells: Cells, table: PaperTable) -> list[str]:

@@ -160,10 +160,28 @@ def test_what_cannot_be_trusted_is_left_out_with_a_warning(root: Path, tmp_path:
     for content, why in (
         ("epoch\n1\n1\n", "without a column epoch that ascends"),
         ("epoch\nx\n", "not a table of num"),
+        ("epoch,test_accuracy\n1,100.1\n", "test_accuracy: expected a number from 0 to 100, found 100.1"),
+        ("epoch,test_nll\n1,-1e308\n", "test_nll: expected a number from -1e\\+100 to 1e\\+100, found -1e\\+308"),
     ):
         odd.write_text(content)
         with pytest.warns(UserWarning, match=f"^left out: runs/.*/history.csv: {why}"):
             assert len(broadopt.load_history(tmp_path / "damaged")) == 2
+
+
+def test_no_key_of_a_recorded_config_takes_the_place_of_what_a_result_says(tmp_path: Path) -> None:
+    added = {
+        "state": "failed",
+        "identity": "0",
+        "folder": "x",
+        "epochs": 1,
+        "metrics": {"last": {"test_ece": 0, "x": 1}},
+    }
+    store(tmp_path, {**record(RESNET20, "method=sgd"), **added}, last=70.0)
+    (row,) = broadopt.load_results(tmp_path).to_dict("records")
+    assert (row["state"], row["epochs"], row["metrics.last.test_ece"]) == ("finished", 400.0, 0.03)
+    assert row["folder"].startswith("runs/cifar100/resnet20/sgd/seed1-")
+    assert row["folder"].endswith(row["identity"][:8])
+    assert "metrics.last.x" not in row
 
 
 def test_an_empty_folder_is_an_empty_data_frame(tmp_path: Path) -> None:

@@ -354,6 +354,15 @@ def test_the_baseline_is_the_one_of_the_same_settings_else_the_best(tmp_path: Pa
     ]
 
 
+def test_the_columns_that_are_shown_do_not_change_what_is_compared(tmp_path: Path) -> None:
+    for lr, last in ((0.1, 70.0), (0.2, 72.0)):
+        store(tmp_path, record(*SHORT, "method=sgd", f"lr={lr}"), last=last)
+        store(tmp_path, record(*SHORT, "method=sam", f"lr={lr}"), last=last + 0.5)
+    for columns, title in (((), "Δ to sgd"), (("--columns", "weight_decay"), "Δ to sgd")):
+        rows = tables(run("runs", "--results", tmp_path, "--against", "sgd", *columns)[0])[1]
+        assert sorted(row[rows[0].index(title)] for row in rows[1:]) == ["", "", "+0.50", "+0.50"]
+
+
 def test_a_baseline_of_another_budget_is_taken_where_a_table_has_none_and_named(tmp_path: Path) -> None:
     for seed in (1, 2):
         store(tmp_path, record(RESNET20, "method=sgd", seed=seed), last=70.0 + seed)  # 400 epochs: as dear as SAM's 200

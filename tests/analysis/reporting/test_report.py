@@ -23,6 +23,7 @@ from yaml import safe_load
 
 from broadopt.analysis.reporting import curves, figures
 from broadopt.analysis.reporting.gathered import gather
+from broadopt.analysis.reporting.repeating import Repeats
 from broadopt.analysis.status import state
 from broadopt.config.compose import recipe_of
 from broadopt.config.identity import identity_of
@@ -333,6 +334,27 @@ def test_overrides_are_those_in_which_a_run_differs(tmp_path: Path) -> None:
         "sgd": "",
     }
     assert "An empty cell: the folder has no config.yaml" in page(tmp_path / "page.html").section("All runs").text
+
+
+@pytest.mark.parametrize("key", ["schedule", "optimizer", "experiment", "hydra", "hydra.searchpath"])
+@pytest.mark.parametrize("value", [False, [1], "sam", ["x/y"]])
+def test_a_recorded_config_gives_no_override_of_what_is_no_key_of_a_recipe(key: str, value: object) -> None:
+    recorded, composed = record(*SHORT, "method=sgd"), []
+
+    def compose(words: list[str]) -> dict[str, object]:
+        composed.append(words)
+        return recipe_of(words)
+
+    assert Repeats(compose).command({**recorded, key: value}, Path("none"), Path("results")) == ""
+    assert not any(word.startswith(f"{key}=") for words in composed for word in words)
+
+
+@pytest.mark.parametrize("name", ["1", "true", "null", "resnet20+vgg16", "elsewhere"])
+@pytest.mark.parametrize("group", ["model", "dataset"])
+def test_what_is_no_choice_of_a_group_is_not_given_for_one(group: str, name: str) -> None:
+    recorded = record(*SHORT, "method=sgd")
+    recorded[group] = {**recorded[group], "name": name}
+    assert Repeats(recipe_of).command(recorded, Path("none"), Path("results")) == ""
 
 
 def test_a_begun_cell_says_which_runs_it_lacks(made: Page) -> None:

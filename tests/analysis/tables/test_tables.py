@@ -195,6 +195,13 @@ def test_a_metric_that_a_run_lacks_leaves_the_cell_empty_and_is_said(table3_runs
     assert "SGD: 3 of 3 runs without collected, not counted in this column." in paragraph(out)
 
 
+def test_a_run_that_finished_at_chance_counts_and_is_named(tmp_path):
+    for seed, last in ((1, 69.0), (2, 1.0), (3, 70.0)):
+        store(tmp_path, record(RESNET20, "method=sam", seed=seed), last=last)
+    words = "Finished at chance on the test set, and counted: 1 of 3 runs of ResNet-20 CIFAR-100 SAM."
+    assert words in " ".join(run("table3", "--results", tmp_path)[0].split())
+
+
 def test_last_of_an_swa_run_stands_only_in_the_column_of_its_whole_length(tmp_path):
     store(tmp_path, record(VGG16, "method=swa"), last=61.0, collected={"1": 73.0, "1.25": 74.0, "1.5": 75.0})
     out, _ = run("table1", "--results", tmp_path, "--metric", "last")
