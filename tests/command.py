@@ -39,8 +39,8 @@ class Sweep:
 def start(
     *arguments: str, cwd: Path, program: str = "broadopt-run", session: bool = False, **environment: str
 ) -> Process:
-    """Start broadopt-run, or another `program` of broadopt's, in the folder `cwd`, in a `session` of its own where that
-    is asked for.
+    """Start broadopt-run, another `program` of broadopt's, or the script of that path, in the folder `cwd`, in a
+    `session` of its own where that is asked for.
     """
     path = os.pathsep.join([environment.pop("PYTHONPATH", str(OWN)), str(STARTUP)])
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment | {"PYTHONPATH": path}
@@ -48,7 +48,7 @@ def start(
     if fork_server.takes(variables):
         return fork_server.Forked(command, cwd=cwd, env=variables, start_new_session=session)
     return subprocess.Popen(
-        command,
+        [sys.executable, *command],
         cwd=cwd,
         env=variables,
         stdout=subprocess.PIPE,

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import kept_configs
 import numpy as np
 import pytest
 from command import SMALL, STARTUP, Sweep, folders, run
@@ -14,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # ahead of torch: a child that is
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, where it is passed on to children
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+kept_configs.install()
 
 LONGEST = (
     *("test_docs.py", "launchers/test_ecosystem.py", "training/test_rows.py", "launchers/test_local_launcher.py"),

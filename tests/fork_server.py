@@ -12,6 +12,7 @@ startup/sitecustomize.py, which an interpreter with tests/startup in its PYTHONP
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import gc
 import json
@@ -199,6 +200,21 @@ def server() -> str:
     return place
 
 
+def use_huge_pages() -> None:
+    """Have the kernel, where it can, keep the memory of this process in pages of 2 MiB: a fork copies a table of all
+    pages, and of small ones that takes longer than many a command.
+    """
+    size, collapse = 1 << 21, 25  # MADV_COLLAPSE, since Linux 6.1
+    advise = ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, rights, _, device, *_ = line.split()
+        if rights == "rw-p" and device == "00:00":
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            start, end = -(-start // size) * size, end // size * size
+            if start < end:
+                advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), collapse)
+
+
 def serve(owner: socket.socket, place: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """Fork for every request until the owner closes its end; returns in the children alone, with the request of each.
     Taken is what has the `environment` that this process has started with, as far as it is read at a start.
@@ -329,9 +345,11 @@ if __name__ == "__main__":
     # All that the commands import, much of it when they first need it.
     import logging.handlers  # noqa: F401
 
+    import filelock  # noqa: F401
     import hydra._internal.hydra
     import hydra.main  # noqa: F401
     import hydra_plugins.hydra_optuna_sweeper._impl  # noqa: F401
+    import kept_configs
     import pandas  # noqa: F401
     import safetensors.torch  # noqa: F401
     import tabulate  # noqa: F401
@@ -341,14 +359,21 @@ if __name__ == "__main__":
 
     import broadopt.completion
     import broadopt.launchers.session
-    import broadopt.predictor  # noqa: F401
+    import broadopt.predictor
+    import broadopt.report
+    import broadopt.run
+    import broadopt.table
+    import broadopt.training.execute  # noqa: F401
     from broadopt.analysis.comparing import difference_blocks, runs_table  # noqa: F401
     from broadopt.analysis.reporting import page, papers, repeating, runs, sweeps  # noqa: F401
     from broadopt.analysis.tables import paper_table, published, stored_recipes  # noqa: F401
 
     Plugins.instance()  # imports every plugin of Hydra's that is installed
+    kept_configs.install()
+    kept_configs.warm()
 
     gc.freeze()
+    use_huge_pages()
     taken = serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], at_start)
     become(taken)
     carry_out(taken["command"])

@@ -1,5 +1,6 @@
 """Runs in processes that cost nothing to start: forked from this one, which has torch imported and configs composed."""
 
+import gc
 import json
 import logging
 import os
@@ -82,6 +83,7 @@ def forked(work: Callable[[], object], output: Path) -> int:
     if child:
         return child
     code = 70
+    gc.freeze()  # a collection would look through all that the tests' process has, and so copy every page of it
     try:
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)

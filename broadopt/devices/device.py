@@ -78,6 +78,16 @@ def set_flags(precision: str, *, deterministic: bool) -> None:
     _keep_freed_memory()
 
 
+def seed_noise(seed: int, device: torch.device) -> None:
+    """Seed what a step on `device` draws from by default (dropout, noise of a network's own): as torch.manual_seed,
+    which on a CPU also notes for each kind of device that was never used where it was called: longer than a small step.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def _keep_freed_memory() -> None:
     """Let glibc reuse freed memory rather than return it to the kernel and take it back at the next step, page by page:
     5 to 9 % of a step on a CPU. Blocks above 32 MiB, its limit, are returned as ever.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from broadopt.devices.device import seed_noise
 from broadopt.devices.graphs import Recorder, say_why_not
 from broadopt.methods.batch import Batch
 from broadopt.methods.steps.optimizers import is_fused, recordable
@@ -85,7 +86,7 @@ class Stepper:
         self.lr = parts.schedule(step / epoch, step=1 / epoch)
         if self._lr is not None:
             self._lr.fill_(self.lr)
-        torch.manual_seed(parts.noise_seed("noise", step))
+        seed_noise(parts.noise_seed("noise", step), parts.device)
         share = parts.processes.share(len(inputs[0]))
         # A step that is not replayed says itself how many images its loss is of, and may ask for its number.
         self._number, self._seen = step, share.stop - share.start

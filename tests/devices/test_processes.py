@@ -70,14 +70,14 @@ def broadopt(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Pope
     return torchrun("-m", "broadopt.run", *arguments, cwd=cwd, **environment)
 
 
-def forked(*arguments: str, cwd: Path) -> "list[subprocess.CompletedProcess[str]]":
-    """Both processes of `torchrun --nproc-per-node 2 -m broadopt.run ARGUMENTS`, with its variables and its store."""
-    with both(*arguments, cwd=cwd) as started:
+def forked(*arguments: str, cwd: Path, program: str = "broadopt-run") -> "list[subprocess.CompletedProcess[str]]":
+    """Both processes of torchrun --nproc-per-node 2 with a program, with its variables and its store."""
+    with both(*arguments, cwd=cwd, program=program) as started:
         return [finish(process) for process in started]
 
 
 @contextmanager
-def both(*arguments: str, cwd: Path) -> Iterator[list[Process]]:
+def both(*arguments: str, cwd: Path, program: str = "broadopt-run") -> Iterator[list[Process]]:
     """The same while they are on it."""
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = {
@@ -87,7 +87,7 @@ def both(*arguments: str, cwd: Path) -> Iterator[list[Process]]:
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": "2",
     }
-    started = [start(*arguments, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **given) for rank in ("0", "1")]
+    started = [start(*arguments, cwd=cwd, program=program, RANK=rank, LOCAL_RANK=rank, **given) for rank in ("0", "1")]
     try:
         yield started
     finally:
@@ -100,8 +100,8 @@ def both(*arguments: str, cwd: Path) -> Iterator[list[Process]]:
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes, started once, have left what each of TRAININGS ends with."""
     folder = tmp_path_factory.mktemp("of_two")
-    done = finish(torchrun(str(Path(processes.__file__)), str(folder), *map(" ".join, TRAININGS), cwd=folder))
-    assert done.returncode == 0, done.stderr
+    for done in forked(str(folder), *map(" ".join, TRAININGS), cwd=folder, program=processes.__file__):
+        assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -209,8 +209,8 @@ def test_a_run_that_torchrun_was_asked_to_end_goes_on_bit_for_bit(whole: tuple[P
     (left,) = folder.glob("checkpoint-*.ckpt")
     assert int(left.stem.removeprefix("checkpoint-")) % 10 == 0
 
-    again = finish(broadopt(*COMMAND, cwd=tmp_path))
-    assert again.returncode == 0, again.stderr
+    again, other = forked(*COMMAND, cwd=tmp_path)
+    assert again.returncode == other.returncode == 0, again.stderr + other.stderr
     assert f"going on from {folder.relative_to(tmp_path)}/{left.name}" in again.stderr
     (reference,) = folders(whole[0])
     assert same_outcome(folder, reference)

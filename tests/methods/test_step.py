@@ -6,7 +6,7 @@ The oracles: torch.optim.SGD on a twin, bit for bit, and formulas.py in float64.
 import copy
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -336,16 +336,23 @@ def test_optimizers_state_is_all_that_a_later_step_needs(method: str) -> None:
     assert_bit_equal(resumed.state_dict(), model.state_dict())
 
 
+@pytest.fixture
+def counted() -> Iterator[None]:
+    """Only what a test makes is counted by bytes_of_all_tensors, not what is there of other tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def bytes_of_all_tensors() -> int:
     tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
     return sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
+@pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("p", [1, 2, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_step_keeps_one_copy_of_the_parameters_and_its_second_pass_begins_with_no_more(method: str, p: float) -> None:
-    # Tensors that other tests have left are held, so that none is freed between two measurements.
-    others = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
     model, (batch,) = SmallNet(), batches(1)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     step = sharpness_aware(model, method=method, p=p)
@@ -365,7 +372,6 @@ def test_step_keeps_one_copy_of_the_parameters_and_its_second_pass_begins_with_n
         assert at_pass[1] == without_gradients + size + loss.nbytes
         del loss
         assert bytes_of_all_tensors() == without_gradients + size + size
-    del others
 
 
 @pytest.mark.parametrize(

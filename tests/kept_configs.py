@@ -1,0 +1,69 @@
+"""Config files are parsed once a process, and once for all the commands that the tests' server forks.
+
+Hydra reads a dozen files for every config that it composes, and most of the time goes into their YAML. Here what
+OmegaConf.load gives for a text is kept, pickled, so that whoever asks for the same text again has an object of his own
+that is equal to the first. FORK_SERVER=no leaves OmegaConf and Hydra as they are.
+"""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+kept: dict[str, bytes] = {}
+
+
+def is_installed() -> bool:
+    """Whether this process keeps configs."""
+    return os.environ.get("FORK_SERVER") != "no"
+
+
+def install() -> None:
+    """Keep what is loaded from now on in this process."""
+    if is_installed():
+        OmegaConf.load = staticmethod(_keeping(OmegaConf.load))  # type: ignore[method-assign]
+        # Hydra copies the store of all registered configs for each that it composes, and copies again what it takes.
+        ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+
+
+def _keeping(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def loaded(file_: Any) -> Any:
+        if isinstance(file_, (str, Path)):
+            with open(file_, encoding="utf-8") as file:
+                return loaded(file)
+        start = file_.tell()
+        text = file_.read()
+        if text not in kept:
+            file_.seek(start)  # an error names the file
+            found = load(file_)
+            kept[text] = pickle.dumps(found)
+        return pickle.loads(kept[text])
+
+    return loaded
+
+
+def warm() -> None:
+    """Load all that is shipped, and have the grammars of Hydra and OmegaConf know what is in it, which they learn by
+    parsing; what Hydra is in a process that has composed nothing is left as it was.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from broadopt.config.compose import compose, run_config
+    from broadopt.config.shipped import config_dir
+
+    for folder in (config_dir(), Path(hydra.__file__).parent / "conf"):
+        for path in sorted(folder.rglob("*.yaml")):
+            OmegaConf.load(path)
+    for words in (
+        ("experiment=quickstart", "method=swa", "seed=1"),
+        ("experiment=table3/resnet20", "method=asam", "step.rho=0.5"),
+    ):
+        run_config(compose(words))
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
