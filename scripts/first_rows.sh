@@ -42,7 +42,7 @@ rows() { # broadopt-run's arguments of a sweep; TERM, timeout's too, has the run
   done
   child=''
   case $ended in 2 | 75) exit "$ended" ;; 124 | 143) exit 75 ;; esac # 143: before the sweep could deal with TERM
-  [ "$ended" = 0 ] || code=$ended
+  keep "$ended"
 }
 
 for seed in 1 2,3; do

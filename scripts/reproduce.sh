@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the scripts share. A failed sweep is passed on as the exit code, after the rest is done; one that was
-# interrupted (75) or refused (2) ends the script at once.
+# What the scripts share. A failed sweep (1), or one that is left to another process (3), is passed on as the exit code,
+# after the rest is done; one that was interrupted (75) or refused (2) ends the script at once.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PATH=$root/.venv/bin:$PATH
@@ -15,7 +15,11 @@ sweep() { # broadopt-run's arguments
   local ended=0
   "${train[@]}" -m "$@" || ended=$?
   case $ended in 2 | 75) exit "$ended" ;; esac
-  [ "$ended" = 0 ] || code=$ended
+  keep "$ended"
+}
+
+keep() { # the exit code of a sweep that others follow: what is left to another process (3) hides no failure
+  case $1 in 0) ;; 3) [ "$code" != 0 ] || code=3 ;; *) code=$1 ;; esac
 }
 
 table() { # its name, then broadopt-run's arguments

@@ -49,6 +49,7 @@ for run in "${{!runs[@]}}"; do
   if [ -n "$asked" ] && [ "$code" != 0 ]; then again=yes; continue; fi
   # A start after another: the lost node may still hold the run's lock.
   if [ "$code" = 3 ] && [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ]; then again=yes; continue; fi
+  case $code in 132|134|135|136|139) code=1;; esac # a crash, which would come again
   case $code in 0|1|2|3) echo "$code" > "$folder/${{runs[$run]}}.exit";; esac
 done
 if [ -n "$again" ]; then
@@ -115,6 +116,11 @@ class SlurmLauncher(SweepLauncher):
             what = f"gpus={gpus}" if gpus != 1 else f"processes={processes}"
             raise InputError(
                 f"hydra.launcher.per_gpu={per_gpu}: runs share one GPU; expected {what.split('=')[0]}=1, found {what}"
+            )
+        if processes > 1 and gpus not in (0, processes):
+            raise InputError(
+                f"hydra.launcher.processes={processes}: each has a GPU of its own; "
+                f"expected hydra.launcher.gpus={processes} (or 0 without GPUs), found {gpus}"
             )
         self.per_gpu = per_gpu
         memory = _times(memory, per_gpu) if memory and per_gpu > 1 else memory

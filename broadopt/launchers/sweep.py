@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
+from broadopt.config.messages import quoted as text
 from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
 from broadopt.launchers.known import Runs, fingerprint, key, known, variant
@@ -33,6 +35,8 @@ class Planned:
     """As it was asked for: auto is any."""
     dataset: DatasetConfig
     """Where the data lie."""
+    results_dir: str = ""
+    """As the sweep has resolved it: a process of its own could find another time, or another environment."""
     place: str = ""
     """Which run of the sweep it is, in words."""
 
@@ -41,7 +45,7 @@ class Planned:
         """The run that a sweep's `overrides` compose, on as many `processes`."""
         recipe = run.recipe
         recipe_key = key(recipe.decided(precision="", fingerprint=None, processes=processes).record())
-        return cls(tuple(overrides), recipe_key, recipe.precision, recipe.dataset)
+        return cls(tuple(overrides), recipe_key, recipe.precision, recipe.dataset, str(run.execution.results_dir))
 
     @property
     def name(self) -> str:
@@ -57,8 +61,21 @@ class Planned:
         """The words that carry it out alone, on `processes` devices of one machine."""
         torchrun = ["-m", "broadopt.devices.torchrun", "--standalone", f"--nproc-per-node={processes}"]
         starter = torchrun if processes > 1 else []
-        return [sys.executable, *starter, "-m", "broadopt.run", *for_each_run(sys.argv[1:]), *self.overrides]
+        own = [one for one in self.overrides if one.lstrip("+").partition("=")[0] != "results_dir"]
+        own += [f"results_dir={text(self.results_dir)}"] * bool(self.results_dir)
+        return [sys.executable, *starter, *program(), *for_each_run(sys.argv[1:]), *own]
 
+
+def program() -> list[str]:
+    """This command as an interpreter takes it. Its script where there is one: -m would put the current folder ahead of
+    PYTHONPATH, and so import other code of the same name.
+    """
+    script = Path(sys.argv[0])
+    return [str(script.absolute())] if script.name == "broadopt-run" and script.is_file() else ["-m", "broadopt.run"]
+
+
+CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+"""Signals that a process gets for what it does itself: given again, the command would end in the same way."""
 
 FROM_TORCHRUN = re.compile(r"(\[rank\d+\]: ?)?\[?[IWE]\d{4} \d\d:\d\d:")
 """The beginning of a line in torch's own log."""
@@ -177,6 +194,10 @@ def what_became(ended: Ended | None) -> Exception:
     if ended is None:  # its result was there, and is there no more
         return Stopped("its result has gone")
     kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: InputError, 3: LeftToAnother}
+    if ended.code == 0:
+        return RunFailed(f"it has ended well, but the results folder of the sweep has no result of it: {ended.line()}")
+    if ended.code is not None and -ended.code in CRASHES:
+        return RunFailed(f"ended by {signal.Signals(-ended.code).name}: {ended.line()}")
     return kinds.get(ended.code, Stopped)(ended.line())
 
 

@@ -327,6 +327,21 @@ def test_a_config_of_the_users_own_is_that_of_each_run(tmp_path: Path) -> None:
     assert [(one["budget"], one["config"]["clip"]) for one in found] == [(0.2, 3)] * 2
 
 
+def test_runs_import_what_the_command_imports(tmp_path: Path) -> None:
+    """PYTHONPATH has the network, and the folder in which the command is given another one of that name."""
+    (tmp_path / "own_network.py").write_text("raise RuntimeError('another one')")
+    done = run(*LOCAL, *SMALL, "budget=0.1", "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 2
+
+
+def test_a_results_folder_of_the_time_is_that_of_the_sweep(tmp_path: Path) -> None:
+    done = run(*LOCAL, *SMALL, "budget=0.1", "seed=1,2", "results_dir=at/${now:%S.%f}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (place,) = (tmp_path / "at").iterdir()
+    assert len(list(place.glob("runs/*/*/*/*/result.json"))) == 2
+
+
 def test_runs_in_several_results_folders_are_refused_ahead_of_all(tmp_path: Path) -> None:
     """Where they are finished or under way is looked up below one."""
     done = run(*LOCAL, *SMALL, "results_dir=one,other", cwd=tmp_path)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from command import until
 
-from broadopt.errors import InputError
+from broadopt.errors import InputError, RunFailed, Stopped
 from broadopt.launchers import slurm_queue
 from broadopt.launchers.slurm import SlurmLauncher
 from broadopt.launchers.slurm_queue import Task
-from broadopt.launchers.sweep import Ended, Planned
+from broadopt.launchers.sweep import Ended, Planned, what_became
 
 SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("partition", "account", "qos")),
@@ -103,6 +103,25 @@ def test_a_run_that_another_process_holds_is_tried_again_where_that_may_be_its_o
     assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
 
 
+def test_a_run_that_crashed_has_ended(tmp_path: Path) -> None:
+    folder = job(tmp_path, ["bash -c 'kill -ABRT $$'", "bash -c 'kill -KILL $$'"], per_gpu=2)
+    process = task(folder, 0)
+    process.communicate()
+    assert [path.name for path in folder.glob("*.exit")] == ["0.exit"]  # a run that was killed goes on
+    assert (folder / "0.exit").read_text() == "1\n"
+
+
+def test_a_crash_is_a_failure_and_what_was_killed_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("Aborted\n")
+    planned = Planned((), "", "auto", {})
+    crashed, killed, empty = (what_became(Ended(planned, code, tmp_path / "out")) for code in (-6, -9, 0))
+    assert isinstance(crashed, RunFailed)
+    assert str(crashed) == f"ended by SIGABRT: Aborted (see {tmp_path}/out)"
+    assert isinstance(killed, Stopped)
+    assert isinstance(empty, RunFailed)
+    assert str(empty).startswith("it has ended well, but the results folder of the sweep has no result of it: ")
+
+
 OWN_LINE = "broadopt-run: lr=x: expected a number"
 """What a process says of its end."""
 FAILED = "E1127 08:02:51.665000 20192 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 2)"
@@ -133,6 +152,11 @@ def test_why_a_run_has_ended_is_its_own_last_line(output: list[str], line: str, 
         (
             {"per_gpu": 2, "processes": 2},
             "hydra.launcher.per_gpu=2: runs share one GPU; expected processes=1, found processes=2",
+        ),
+        (
+            {"processes": 4},
+            "hydra.launcher.processes=4: each has a GPU of its own; "
+            "expected hydra.launcher.gpus=4 (or 0 without GPUs), found 1",
         ),
         (
             {"per_gpu": 2, "memory": "a lot"},

@@ -63,7 +63,16 @@ def test_failures_of_jobs_come_back_to_the_command(slurm: Path, tmp_path: Path) 
     assert "is not finite in epoch 1 at lr 1e+30" in done.stderr
     states = sorted(result(folder)["state"] for folder in folders(tmp_path))
     assert states == ["failed", "finished"]
-    both = run("-m", *LAUNCHER, *SMALL, "hydra.launcher.processes=2", "batch_size=1437", "seed=3", cwd=tmp_path)
+    both = run(
+        "-m",
+        *LAUNCHER,
+        *SMALL,
+        "hydra.launcher.processes=2",
+        "hydra.launcher.gpus=2",
+        "batch_size=1437",
+        "seed=3",
+        cwd=tmp_path,
+    )
     assert both.returncode == 2, both.stderr
     assert "batch_size=1437: the last batch of an epoch has 1 images for 2 processes" in both.stderr
 
