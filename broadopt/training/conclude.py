@@ -1,20 +1,28 @@
-"""What a run leaves when it has come to its end, or to a halt: its history and then its result."""
+"""What a run leaves when it has come to its end, or to a halt: its history and then its result; and what it does about
+a result that is there before it.
+"""
 
+import logging
 import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from broadopt import predictor, snapshots
 from broadopt.config.identity import SEMANTICS
-from broadopt.config.run_config import Recipe
+from broadopt.config.instantiate import collectors_of
+from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.devices.device import peak_memory
 from broadopt.devices.provenance import environment
 from broadopt.devices.sharing import advice
 from broadopt.errors import RunFailed
 from broadopt.files import write_text
-from broadopt.runs import history, results
+from broadopt.runs import checkpoint, history, results
+from broadopt.runs.begun import remove
 from broadopt.training.loop import Training
+
+log = logging.getLogger("broadopt")
 
 
 def conclude(
@@ -90,3 +98,44 @@ def reported(error: Exception, folder: Path) -> str:
         where = ""
     text = " ".join(str(error).split()) or "no reason given"
     return f"{type(error).__name__}: {text}{where}{advice(error)}"
+
+
+def make_way(folder: Path, run: RunConfig) -> bool:
+    """Set aside what a failure must not replace; whether the result of a run that could not be built may be written: a
+    finished result stays, unless it is forced, and so does that of a run that can go on.
+    """
+    if already_finished(folder, run, run.recipe, alone=True) is not None:
+        return False
+    result = results.read(folder)
+    return result is None or result["state"] != "interrupted"
+
+
+def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> dict[str, Any] | None:
+    """The finished result of this run that `folder` holds, which is then shown; None where there is none, or where it
+    is set aside with force=true.
+
+    A result that cannot be trusted is set aside too, with a warning, by the process that holds the folder `alone`.
+    """
+    try:
+        result = results.read(folder, identity=recipe.identity)
+    except ValueError as error:
+        if not alone:
+            return None
+        log.warning("%s: %s; it is set aside", folder / "result.json", error)
+        results.set_aside(folder)
+        return None
+    if result is None or result["state"] != "finished":
+        return None
+    if run.execution.force:
+        # Anew is from the first step, also in a copy that was made while it ran; and the weights of one training never
+        # stand beside the result of another, which may keep none.
+        remove([*checkpoint.files(folder), folder / predictor.NAME, *(kept.path for kept in snapshots.files(folder))])
+        results.set_aside(folder)
+        return None
+    print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")
+    lacking = run.execution.checkpoint.predictor and not (folder / predictor.NAME).exists()
+    if lacking and not collectors_of(run.recipe.collect)[""].is_ensemble:
+        print(f"  it has kept no {predictor.NAME}: force=true runs it anew and keeps it")
+    if run.execution.keep == "snapshots" and not snapshots.files(folder):
+        print("  it has kept no snapshots: force=true runs it anew and keeps them")
+    return result

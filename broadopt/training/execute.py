@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from broadopt import predictor, snapshots
-from broadopt.config.instantiate import collectors_of
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
 from broadopt.devices import probe
@@ -39,7 +38,7 @@ from broadopt.snapshots import Snapshots
 from broadopt.trackers.choose import check_installed
 from broadopt.trackers.live import NOT_TRACKED, Trackers, Tracking
 from broadopt.training.build import build, gain_of_bf16
-from broadopt.training.conclude import conclude, conclude_unbuilt, reported
+from broadopt.training.conclude import already_finished, conclude, conclude_unbuilt, make_way, reported
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import HistoryFile, reporter
@@ -139,47 +138,6 @@ def built(
             if alone and processes.is_first and make_way(folder, run):
                 conclude_unbuilt(folder, run.recipe, device, reason)
         raise (DeviceLost if is_broken(device) else RunFailed)(reason) from error
-
-
-def make_way(folder: Path, run: RunConfig) -> bool:
-    """Set aside what a failure must not replace; whether the result of a run that could not be built may be written: a
-    finished result stays, unless it is forced, and so does that of a run that can go on.
-    """
-    if already_finished(folder, run, run.recipe, alone=True) is not None:
-        return False
-    result = results.read(folder)
-    return result is None or result["state"] != "interrupted"
-
-
-def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> dict[str, Any] | None:
-    """The finished result of this run that `folder` holds, which is then shown; None where there is none, or where it
-    is set aside with force=true.
-
-    A result that cannot be trusted is set aside too, with a warning, by the process that holds the folder `alone`.
-    """
-    try:
-        result = results.read(folder, identity=recipe.identity)
-    except ValueError as error:
-        if not alone:
-            return None
-        log.warning("%s: %s; it is set aside", folder / "result.json", error)
-        results.set_aside(folder)
-        return None
-    if result is None or result["state"] != "finished":
-        return None
-    if run.execution.force:
-        # Anew is from the first step, also in a copy that was made while it ran; and the weights of one training never
-        # stand beside the result of another, which may keep none.
-        remove([*checkpoint.files(folder), folder / predictor.NAME, *(kept.path for kept in snapshots.files(folder))])
-        results.set_aside(folder)
-        return None
-    print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")
-    lacking = run.execution.checkpoint.predictor and not (folder / predictor.NAME).exists()
-    if lacking and not collectors_of(run.recipe.collect)[""].is_ensemble:
-        print(f"  it has kept no {predictor.NAME}: force=true runs it anew and keeps it")
-    if run.execution.keep == "snapshots" and not snapshots.files(folder):
-        print("  it has kept no snapshots: force=true runs it anew and keeps them")
-    return result
 
 
 def train(
