@@ -19,11 +19,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 kept_configs.install()
 
 LONGEST = (
-    *("test_docs.py", "launchers/test_ecosystem.py", "training/test_rows.py", "launchers/test_local_launcher.py"),
-    *("runs/test_trust.py", "training/test_speed.py", "test_streams.py", "runs/test_hostile_folder.py"),
-    *("analysis/status/test_status.py", "devices/test_processes.py", "test_run.py", "reliability/test_exact_resume.py"),
-    *("trackers/test_trackers.py", "reliability/test_full_disk.py", "runs/test_results.py", "test_reproduce.py"),
-    *("runs/test_resume.py", "test_gpu_check.py", "config/test_newcomer.py", "config/test_bad_input.py"),
+    *("training/test_rows.py", "test_docs.py", "test_streams.py", "launchers/test_ecosystem.py"),
+    *("devices/test_processes.py", "launchers/test_local_launcher.py", "reliability/test_exact_resume.py"),
+    *("runs/test_trust.py", "test_gpu_check.py", "config/test_newcomer.py", "test_fork_server.py"),
+    *("trackers/test_trackers.py", "runs/test_hostile_folder.py", "config/test_bad_input.py"),
+    *("models/test_model_runs.py", "analysis/status/test_status.py", "reliability/test_reproducible.py"),
+    *("config/test_recipes.py", "runs/test_resume.py", "reliability/test_many_writers.py"),
+    *("training/test_trunks.py", "launchers/test_sweeper.py", "reliability/test_killed.py"),
+    *("reliability/test_repeated.py", "training/test_speed.py", "test_run.py", "analysis/comparing/test_sweeps.py"),
+    *("analysis/reporting/test_report.py", "analysis/figures/test_averages.py"),
 )
 """Files of the tests that take longest: they begin first, so that the workers of make test, each of which takes file
 after file (what a file's tests share is made once), end together.

@@ -16,6 +16,7 @@ import torch
 from command import SMALL, Sweep, finish, folders, outcome, result, run, start, stopped
 
 from broadopt.analysis.status.state import look, run_of
+from broadopt.config import own_code
 from broadopt.config.run_config import RunConfig
 from broadopt.data.datasets import read
 from broadopt.predictor import read as read_predictor
@@ -70,6 +71,7 @@ def begins(done: "subprocess.CompletedProcess[str]") -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def own_network() -> Any:
+    own_code._code_of.cache_clear()  # tests before these may have asked where it could not be found
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[1] / "own")
         yield
