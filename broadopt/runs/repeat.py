@@ -32,6 +32,11 @@ FORMER = ("cuda_graphs",)
 change its result."""
 
 
+FRESH: Mapping[str, Any] = {"trunk": "none", "force": False, "wait": False, "plan": False}
+"""What a repeated run does not take over from its config.yaml: all its epochs are trained, and whether a finished result
+is set aside is for whoever repeats the run to say, not for the file, which may be another's."""
+
+
 @dataclass(frozen=True)
 class Repeat:
     """A run to be made again, and the environment of the first one, where its result records it."""
@@ -50,7 +55,7 @@ def repeated(arguments: Sequence[str]) -> Repeat:
     if others:
         raise InputError(f"repeat={others[0]}: expected one run folder, found {1 + len(others)}")
     path = folder / "config.yaml"
-    values = _read(path) | {"trunk": "none"}  # whoever repeats a run wants all of it trained
+    values = _read(path) | FRESH
     trusted = []
     for argument in overrides:
         key, equals, value = argument.partition("=")

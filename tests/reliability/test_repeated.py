@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,27 @@ def test_another_seed_may_be_given(left: Path, tmp_path: Path) -> None:
     config, expected = result(folder)["config"], result(left)["config"]
     assert config == expected | {"seed": 5}
     assert history(folder) != history(left)
+
+
+def test_a_finished_result_is_set_aside_only_where_that_is_typed(left: Path, tmp_path: Path) -> None:
+    """Whatever the first run was told: its config.yaml may be another's, with the folder of one's own results in it."""
+    text = (left / "config.yaml").read_text()
+    for key in ("force", "wait", "plan"):
+        assert f"\n{key}: false\n" in text
+        text = text.replace(f"\n{key}: false\n", f"\n{key}: true\n")
+    shutil.copytree(left.parents[4], tmp_path / "results")
+    (own,) = folders(tmp_path)
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text(text)
+    done = run("repeat=other", cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (
+        0,
+        f"already finished: {own.relative_to(tmp_path)} (force=true runs it anew)",
+    )
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+    typed = repeated([f"repeat={tmp_path / 'other'}", "force=true", "wait=true"]).run.execution
+    assert (typed.force, typed.wait, typed.plan) == (True, True, False)
 
 
 @pytest.mark.parametrize(
