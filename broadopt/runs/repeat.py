@@ -67,6 +67,10 @@ def repeated(arguments: Sequence[str]) -> Repeat:
             _set(values, key, value)
     if values["trunk"] == "share":
         raise InputError("trunk=share: a repeated run trains all its epochs itself; expected trunk=none with repeat=")
+    if values["plan"] is True:  # a plan says of each value where it comes from: here all are the file's
+        raise InputError(
+            "plan=true: a repeated run has the recipe of its config.yaml; expected plan=false with repeat="
+        )
     refuse_foreign(values, trusted=trusted, place=path)
     run = RunConfig.of(values)
     return Repeat(run, _environment(folder, run))

@@ -88,6 +88,10 @@ def test_a_finished_result_is_set_aside_only_where_that_is_typed(left: Path, tmp
         (("repeat=LEFT", "seed=one"), 'seed="one": expected a whole number'),
         (("repeat=LEFT", "-m"), "-m: expected KEY=VALUE"),
         (("repeat=LEFT", "trunk=share"), "trunk=share: a repeated run trains all its epochs itself"),
+        (
+            ("repeat=LEFT", "plan=true"),
+            "plan=true: a repeated run has the recipe of its config.yaml; expected plan=false with repeat=",
+        ),
         (("repeat=LEFT", "repeat=LEFT"), "expected one run folder, found 2"),
         (("repeat=LEFT", "data_dir={"), "data_dir={: "),
     ],
