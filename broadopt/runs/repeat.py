@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError, safe_load
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
@@ -128,7 +129,19 @@ def _set(values: dict[str, Any], key: str, text: str) -> None:
         hint = nearest(key, allowed) or f"; expected one of {', '.join(allowed)}"
         raise InputError(f"{key}: a repeated run keeps its recipe{hint}")
     group, _, leaf = key.rpartition(".")
+    (values[group] if group else values)[leaf] = _read_as_typed(key, text)
+
+
+def _read_as_typed(key: str, text: str) -> Any:
+    """A value as broadopt-run reads it elsewhere: a path is what is typed, any other is in Hydra's grammar (in YAML's
+    010 would be 8). Raises InputError.
+    """
+    if RULES[key].is_path:
+        return text
     try:
-        (values[group] if group else values)[leaf] = safe_load(text)
-    except YAMLError as error:
-        raise InputError(f"{key}={text}: {' '.join(str(error).split())}") from error
+        parsed = OverridesParser.create().parse_override(f"{key}={text}")
+    except (HydraException, ValueError) as error:  # ValueError: an integer of thousands of digits
+        raise InputError(f"{key}={text}: expected {RULES[key].words}") from error
+    if parsed.is_sweep_override():
+        raise InputError(f"{key}={text}: expected {RULES[key].words}; a repeated run is one run")
+    return parsed.value()

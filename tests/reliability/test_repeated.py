@@ -79,6 +79,23 @@ def test_a_finished_result_is_set_aside_only_where_that_is_typed(left: Path, tmp
 
 
 @pytest.mark.parametrize(
+    "path",
+    ["my #1", "sec ond's: #2", "2026-11-27", "2024", "no", "null", "@x", "a: b", "{", "[x]", '"x"', "a,b", "1e3"],
+)
+def test_a_path_is_what_is_typed(path: str, left: Path) -> None:
+    execution = repeated([f"repeat={left}", f"results_dir={path}", f"data_dir={path}"]).run.execution
+    assert (execution.results_dir, execution.data_dir) == (path, path)
+
+
+def test_other_values_are_read_as_without_repeat(left: Path) -> None:
+    typed = ("checkpoint.minutes=1e-3", "seed=1_0", "graphs=true", "tracker=[wandb]", "device='cpu'")
+    run = repeated([f"repeat={left}", *typed]).run
+    execution = run.execution
+    found = (execution.checkpoint.minutes, run.recipe.seed, execution.graphs, execution.tracker, execution.device)
+    assert found == (0.001, 10, "true", ["wandb"], "cpu")
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (("repeat=nowhere",), "repeat=nowhere: expected a run folder, one with a config.yaml"),
@@ -93,7 +110,14 @@ def test_a_finished_result_is_set_aside_only_where_that_is_typed(left: Path, tmp
             "plan=true: a repeated run has the recipe of its config.yaml; expected plan=false with repeat=",
         ),
         (("repeat=LEFT", "repeat=LEFT"), "expected one run folder, found 2"),
-        (("repeat=LEFT", "data_dir={"), "data_dir={: "),
+        (("repeat=LEFT", "seed={"), "seed={: expected a whole number from 0 to 2^63 - 1"),
+        (
+            ("repeat=LEFT", "seed=1,2"),
+            "seed=1,2: expected a whole number from 0 to 2^63 - 1; a repeated run is one run",
+        ),
+        (("repeat=LEFT", "seed=010"), 'seed="010": expected a whole number from 0 to 2^63 - 1'),
+        (("repeat=LEFT", f"seed={'9' * 5000}"), "expected a whole number from 0 to 2^63 - 1"),
+        (("repeat=LEFT", "results_dir="), 'results_dir="": expected a folder'),
     ],
 )
 def test_what_cannot_be_repeated_is_one_line(
