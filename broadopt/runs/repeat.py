@@ -1,17 +1,19 @@
 """repeat=FOLDER: a run once more, from the config.yaml that it has left in its folder."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yaml import YAMLError, safe_load
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
 from broadopt.config.rules import RULES, expanded
-from broadopt.config.run_config import EXECUTION, RECIPE, RunConfig
+from broadopt.config.run_config import EXECUTION, KINDS_OF_NOISE, RECIPE, RunConfig
 from broadopt.errors import InputError, nearest
 from broadopt.files import MEBIBYTE, read_yaml, reason
 from broadopt.runs import results
@@ -32,11 +34,20 @@ FORMER = ("cuda_graphs",)
 change its result."""
 
 
+FRESH: Mapping[str, Any] = {"trunk": "none", "force": False, "wait": False, "plan": False}
+"""What a repeated run does not take over from its config.yaml: all its epochs are trained, and whether a finished
+result is set aside is for whoever repeats the run to say, not for the file, which may be another's."""
+
+PLACES = ("data_dir", "path")
+"""Keys of a data set by which it may lie at another place than the first time."""
+
+
 @dataclass(frozen=True)
 class Repeat:
     """A run to be made again, and the environment of the first one, where its result records it."""
 
     run: RunConfig
+    """With the fingerprint of the first one's data, where its result has one: those of this run are to have it too."""
     environment: Mapping[str, Any]
 
 
@@ -50,9 +61,12 @@ def repeated(arguments: Sequence[str]) -> Repeat:
     if others:
         raise InputError(f"repeat={others[0]}: expected one run folder, found {1 + len(others)}")
     path = folder / "config.yaml"
-    values = _read(path) | {"trunk": "none"}  # whoever repeats a run wants all of it trained
+    values = _read(path) | FRESH
+    if place := os.environ.get("BROADOPT_DATA"):  # of this machine: the place in the file may be another's
+        _set(values, "data_dir", place)
     trusted = []
-    for argument in overrides:
+    # data_dir first: it stands for dataset.data_dir too, unless that is typed, wherever.
+    for argument in sorted(overrides, key=lambda argument: not argument.startswith("data_dir=")):
         key, equals, value = argument.partition("=")
         if not equals or argument.startswith("-"):
             raise InputError(f"{argument}: expected KEY=VALUE, a key of {path}")
@@ -62,9 +76,17 @@ def repeated(arguments: Sequence[str]) -> Repeat:
             _set(values, key, value)
     if values["trunk"] == "share":
         raise InputError("trunk=share: a repeated run trains all its epochs itself; expected trunk=none with repeat=")
+    if values["plan"] is True:  # a plan says of each value where it comes from: here all are the file's
+        raise InputError(
+            "plan=true: a repeated run has the recipe of its config.yaml; expected plan=false with repeat="
+        )
     refuse_foreign(values, trusted=trusted, place=path)
     run = RunConfig.of(values)
-    return Repeat(run, _environment(folder, run))
+    result = _result(folder, run)
+    if result is None:
+        return Repeat(run, {})
+    dataset = replace(run.recipe.dataset, fingerprint=result["config"]["dataset"].get("fingerprint"))
+    return Repeat(replace(run, recipe=replace(run.recipe, dataset=dataset)), dict(result["environment"]))
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -89,22 +111,22 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _environment(folder: Path, run: RunConfig) -> Mapping[str, Any]:
-    """The environment of the run that a folder holds the result of. Raises InputError where that is another run's."""
+def _result(folder: Path, run: RunConfig) -> Mapping[str, Any] | None:
+    """The result of the run that a folder holds; None without one. Raises InputError where it is another run's."""
     try:
         result = results.read(folder)
     except (OSError, ValueError) as error:
         log.warning("%s: %s; the run is repeated from its config.yaml alone", folder / results.NAME, reason(error))
-        return {}
+        return None
     if result is None:
-        return {}
+        return None
     record = run.recipe.record()
     for key in record.keys() | result["config"].keys():
         mine, its = (_comparable(key, config.get(key)) for config in (record, result["config"]))
         if key not in ("seed", *FOUND) and mine != its:
             what = "the code that it names has changed" if key == "code" else f"they differ in {key}"
             raise InputError(f"{folder}: its config.yaml is not that of the run in its result.json: {what}")
-    return dict(result["environment"])
+    return result
 
 
 def _comparable(key: str, value: Any) -> Any:
@@ -114,14 +136,40 @@ def _comparable(key: str, value: Any) -> Any:
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:
     """Keys of the recipe hang together (a budget and its schedule), so none of them is changed by itself."""
-    allowed = ["seed", "trust", *(key for key in RULES if key.split(".")[0] in EXECUTION)]
+    dataset = values["dataset"] if isinstance(values["dataset"], dict) else {}
+    allowed = ["seed", "trust", *(key for key in RULES if key.split(".")[0] in EXECUTION), *_places(dataset)]
     if key not in allowed:
         hint = nearest(key, allowed) or f"; expected one of {', '.join(allowed)}"
         raise InputError(f"{key}: a repeated run keeps its recipe{hint}")
+    value = _read_as_typed(key, text)
+    if key == "dataset.noise" and value in KINDS_OF_NOISE:
+        raise InputError(f"{key}={text}: a repeated run keeps its recipe; expected its file of labels")
+    if key == "data_dir" and "data_dir" in dataset:
+        dataset["data_dir"] = value
     group, _, leaf = key.rpartition(".")
     if group and not isinstance(values[group], dict):
         raise InputError(f"{key}: the config.yaml of the run has no group {group}, but {group} itself as a value")
+    (values[group] if group else values)[leaf] = value
+
+
+def _places(dataset: Mapping[str, Any]) -> list[str]:
+    """The keys of a recorded data set that say where it lies, and where a file of its labels does."""
+    names = [name for name in PLACES if name in dataset]
+    if dataset.get("noise", KINDS_OF_NOISE[0]) not in KINDS_OF_NOISE:
+        names.append("noise")
+    return [f"dataset.{name}" for name in names]
+
+
+def _read_as_typed(key: str, text: str) -> Any:
+    """A value as broadopt-run reads it elsewhere: a path is what is typed, any other is in Hydra's grammar (in YAML's
+    010 would be 8). Raises InputError.
+    """
+    if RULES[key].is_path:
+        return text
     try:
-        (values[group] if group else values)[leaf] = safe_load(text)
-    except YAMLError as error:
-        raise InputError(f"{key}={text}: {' '.join(str(error).split())}") from error
+        parsed = OverridesParser.create().parse_override(f"{key}={text}")
+    except (HydraException, ValueError) as error:  # ValueError: an integer of thousands of digits
+        raise InputError(f"{key}={text}: expected {RULES[key].words}") from error
+    if parsed.is_sweep_override():
+        raise InputError(f"{key}={text}: expected {RULES[key].words}; a repeated run is one run")
+    return parsed.value()

@@ -107,7 +107,15 @@ def execute(
 
 
 def decided(run: RunConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Recipe:
-    """The recipe with what the machine and the data decide: precision, fingerprint, number of processes."""
+    """The recipe with what the machine and the data decide: precision, fingerprint, number of processes. Raises
+    InputError where a repeated run would have other data.
+    """
+    expected, found = run.recipe.dataset.fingerprint, dataset.fingerprint
+    if expected not in (None, found):
+        raise InputError(
+            f"{dataset.name}: these images or labels are not those of the repeated run (fingerprint {found}, there "
+            f"{expected}); expected their place by data_dir=, dataset.path= or dataset.noise="
+        )
 
     def in_precision(name: str) -> Recipe:
         return run.recipe.decided(precision=name, fingerprint=dataset.fingerprint, processes=processes.count)

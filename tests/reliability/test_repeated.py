@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import yaml
@@ -12,6 +14,7 @@ from command import SMALL, folders, history, result, run, same_outcome
 from safetensors import safe_open
 from torch import nn
 
+from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import digits
 from broadopt.errors import InputError
 from broadopt.predictor import load
@@ -58,6 +61,108 @@ def test_another_seed_may_be_given(left: Path, tmp_path: Path) -> None:
     assert history(folder) != history(left)
 
 
+def test_a_finished_result_is_set_aside_only_where_that_is_typed(left: Path, tmp_path: Path) -> None:
+    """Whatever the first run was told: its config.yaml may be another's, with the folder of one's own results in it."""
+    text = (left / "config.yaml").read_text()
+    for key in ("force", "wait", "plan"):
+        assert f"\n{key}: false\n" in text
+        text = text.replace(f"\n{key}: false\n", f"\n{key}: true\n")
+    shutil.copytree(left.parents[4], tmp_path / "results")
+    (own,) = folders(tmp_path)
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text(text)
+    done = run("repeat=other", cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (
+        0,
+        f"already finished: {own.relative_to(tmp_path)} (force=true runs it anew)",
+    )
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+    typed = repeated([f"repeat={tmp_path / 'other'}", "force=true", "wait=true"]).run.execution
+    assert (typed.force, typed.wait, typed.plan) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["my #1", "sec ond's: #2", "2026-11-27", "2024", "no", "null", "@x", "a: b", "{", "[x]", '"x"', "a,b", "1e3"],
+)
+def test_a_path_is_what_is_typed(path: str, left: Path) -> None:
+    execution = repeated([f"repeat={left}", f"results_dir={path}", f"data_dir={path}"]).run.execution
+    assert (execution.results_dir, execution.data_dir) == (path, path)
+
+
+def test_other_values_are_read_as_without_repeat(left: Path) -> None:
+    typed = ("checkpoint.minutes=1e-3", "seed=1_0", "graphs=true", "tracker=[wandb]", "device='cpu'")
+    run = repeated([f"repeat={left}", *typed]).run
+    execution = run.execution
+    found = (execution.checkpoint.minutes, run.recipe.seed, execution.graphs, execution.tracker, execution.device)
+    assert found == (0.001, 10, "true", ["wandb"], "cpu")
+
+
+def recorded(*words: str, folder: Path) -> str:
+    """repeat= for a config.yaml, without a result, of the run that `words` make."""
+    folder.mkdir()
+    values = run_config(compose(["experiment=quickstart", *words])).values()
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    return f"repeat={folder}"
+
+
+def test_cifar_is_read_from_where_it_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typed, else in BROADOPT_DATA, else as the first time."""
+    repeat = recorded("dataset=cifar10", "data_dir=/old", folder=tmp_path / "run")
+
+    def places(*typed: str) -> tuple[str, str]:
+        run = repeated([repeat, *typed]).run
+        return run.execution.data_dir, run.recipe.dataset.target["data_dir"]
+
+    monkeypatch.delenv("BROADOPT_DATA", raising=False)
+    assert places() == ("/old", "/old")
+    assert places("data_dir=/new") == ("/new", "/new")
+    for typed in (("data_dir=/new", "dataset.data_dir=/own"), ("dataset.data_dir=/own", "data_dir=/new")):
+        assert places(*typed) == ("/new", "/own")
+    monkeypatch.setenv("BROADOPT_DATA", "/here")
+    assert places() == ("/here", "/here")
+    assert places("data_dir=/new") == ("/new", "/new")
+
+
+def test_images_and_labels_of_files_may_lie_elsewhere(tmp_path: Path) -> None:
+    folders_ = recorded("dataset=image_folder", "dataset.path=/old", folder=tmp_path / "images")
+    assert repeated([folders_, "dataset.path=/new #1"]).run.recipe.dataset.target["path"] == "/new #1"
+    labels = recorded("dataset.noise=old.npy", folder=tmp_path / "labels")
+    assert repeated([labels, "dataset.noise=new.npy"]).run.recipe.dataset.noise == "new.npy"
+    drawn = recorded("dataset.noise=symmetric", "dataset.label_noise=0.4", folder=tmp_path / "drawn")
+    for repeat, typed, said in (
+        (labels, "dataset.noise=asymmetric", "a repeated run keeps its recipe; expected its file of labels"),
+        (drawn, "dataset.noise=new.npy", "dataset.noise: a repeated run keeps its recipe"),
+        (drawn, "dataset.path=/new", "dataset.path: a repeated run keeps its recipe"),
+        (drawn, "dataset.data_dir=/new", "dataset.data_dir: a repeated run keeps its recipe"),
+        (labels, "dataset.validation=10", "dataset.validation: a repeated run keeps its recipe"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            repeated([repeat, typed])
+
+
+def test_the_data_of_a_repeated_run_are_those_of_the_first(tmp_path: Path) -> None:
+    """By their fingerprint, wherever they lie."""
+    labels = digits().train.labels.numpy()
+    numpy.save(tmp_path / "old.npy", labels)
+    numpy.save(tmp_path / "other.npy", (labels + 1) % 10)
+    done = run(*SMALL, "budget=0.1", "dataset.noise=old.npy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    (tmp_path / "old.npy").rename(tmp_path / "new #1.npy")
+    again = (f"repeat={folder}", "results_dir=again", "trust=own_network")
+    refused = run(*again, "dataset.noise=other.npy", cwd=tmp_path)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("broadopt-run: digits: these images or labels are not those of the repeated run (")
+    assert result(folder)["config"]["dataset"]["fingerprint"] in line
+    assert not (tmp_path / "again").exists()
+    done = run(*again, "dataset.noise=new #1.npy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert same_outcome(folder, tmp_path / "again" / folder.relative_to(tmp_path / "results"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -68,8 +173,19 @@ def test_another_seed_may_be_given(left: Path, tmp_path: Path) -> None:
         (("repeat=LEFT", "seed=one"), 'seed="one": expected a whole number'),
         (("repeat=LEFT", "-m"), "-m: expected KEY=VALUE"),
         (("repeat=LEFT", "trunk=share"), "trunk=share: a repeated run trains all its epochs itself"),
+        (
+            ("repeat=LEFT", "plan=true"),
+            "plan=true: a repeated run has the recipe of its config.yaml; expected plan=false with repeat=",
+        ),
         (("repeat=LEFT", "repeat=LEFT"), "expected one run folder, found 2"),
-        (("repeat=LEFT", "data_dir={"), "data_dir={: "),
+        (("repeat=LEFT", "seed={"), "seed={: expected a whole number from 0 to 2^63 - 1"),
+        (
+            ("repeat=LEFT", "seed=1,2"),
+            "seed=1,2: expected a whole number from 0 to 2^63 - 1; a repeated run is one run",
+        ),
+        (("repeat=LEFT", "seed=010"), 'seed="010": expected a whole number from 0 to 2^63 - 1'),
+        (("repeat=LEFT", f"seed={'9' * 5000}"), "expected a whole number from 0 to 2^63 - 1"),
+        (("repeat=LEFT", "results_dir="), 'results_dir="": expected a folder'),
     ],
 )
 def test_what_cannot_be_repeated_is_one_line(

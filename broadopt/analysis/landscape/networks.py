@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from broadopt import predictor
 from broadopt import snapshots as kept
-from broadopt.analysis.landscape.runs import Run
+from broadopt.analysis.landscape.runs import Run, repeat_command
 from broadopt.config.instantiate import collectors_of
 from broadopt.config.own_code import refuse_foreign
 from broadopt.errors import InputError
@@ -78,9 +78,7 @@ def moments(run: Run) -> list[tuple[int, float]]:
     """
     files = kept.files(run.folder)
     if not files:
-        raise InputError(
-            f"{run.folder} has kept no snapshots; broadopt-run repeat={run.folder} keep=snapshots force=true keeps them"
-        )
+        raise InputError(f"{run.folder} has kept no snapshots; {repeat_command(run, 'keep=snapshots')} keeps them")
     per_epoch = steps_per_epoch(run)
     return [(file.step, file.step / per_epoch) for file in files]
 
@@ -158,9 +156,7 @@ def _of_run(run: Run, path: Path, *, option: str) -> Predictor:
     try:
         found = predictor.read(path, trust=run.trust)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{run.folder} has kept no {path.name}; broadopt-run repeat={run.folder} {option} force=true keeps it"
-        ) from error
+        raise InputError(f"{run.folder} has kept no {path.name}; {repeat_command(run, option)} keeps it") from error
     _check_owner(run, path)
     return found
 

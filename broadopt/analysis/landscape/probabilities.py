@@ -23,7 +23,7 @@ from broadopt.analysis.landscape.networks import (
     reported,
     snapshot,
 )
-from broadopt.analysis.landscape.runs import Run
+from broadopt.analysis.landscape.runs import Run, repeat_command
 from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import reestimate
@@ -64,7 +64,7 @@ def of_run(run: Run, images: Tensor, *, memory_format: torch.memory_format = tor
     if len(steps) != expected:
         raise InputError(
             f"{run.folder} has snapshots of {len(steps)} members, its ensemble has {expected}; "
-            f"broadopt-run repeat={run.folder} keep=snapshots force=true keeps all"
+            f"{repeat_command(run, 'keep=snapshots')} keeps all"
         )
     # One by one: all networks at once need many times the memory of their predictions.
     return ensemble([predicted(snapshot(run, step).model) for step in steps])

@@ -1,6 +1,7 @@
 """Which runs are measured: run folders, or what KEY=VALUE selects of results folders; and what tells them apart."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,24 @@ class Run:
         key = longest(collected)
         found: Mapping[str, float] = metrics["last"] if key is None else collected[key]
         return found
+
+
+def repeat_command(run: Run, option: str) -> str:
+    """What to type for a run once more with `option`, which keeps what it has not kept: in the results folder that it
+    lies in now, since its config.yaml has that of the first time.
+    """
+    trusted = [f"trust={module}" for module in run.trust]
+    words = ["broadopt-run", f"repeat={run.folder}", f"results_dir={_root(run)}", *trusted, option, "force=true"]
+    return shlex.join(words)
+
+
+def _root(run: Run) -> Path:
+    """The results folder that a run lies in; where it was copied without runs/, the folder above its data set."""
+    own = results.run_folder("", run.result["config"]).parts  # runs/<dataset>/<model>/<method>/<run>
+    for folder in (run.folder, Path(os.path.abspath(run.folder))):
+        if folder.parts[-len(own) :] == own:
+            return Path(*folder.parts[: -len(own)])
+    return folder.parents[len(own) - 2]
 
 
 def check_different(runs: Sequence[Run], figure: str) -> None:

@@ -1,6 +1,5 @@
 """The commands that repeat runs, or that carry on with those that did not finish."""
 
-import json
 import os
 import re
 import shlex
@@ -8,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from yaml import YAMLError, safe_load
 
 from broadopt.analysis.comparing.keys import flat
 from broadopt.analysis.reporting.gathered import Gathered
@@ -58,7 +55,7 @@ class Repeats:
         """
         if os.path.isfile(path / "config.yaml"):
             # Its config.yaml has the results folder of the first time, which may have been moved since.
-            return shlex.join(["broadopt-run", f"repeat={path}", f"results_dir={_as_yaml(str(root))}"])
+            return shlex.join(["broadopt-run", f"repeat={path}", f"results_dir={root}"])
         words = self._overrides(record)
         if words is None:
             return ""
@@ -101,15 +98,6 @@ class Repeats:
             return self._compose(list(words))
         except (InputError, HydraException, OmegaConfBaseException):
             return None
-
-
-def _as_yaml(text: str) -> str:
-    """A text as what follows `repeat=FOLDER` takes it, which is YAML."""
-    try:
-        is_plain = safe_load(text) == text
-    except YAMLError:
-        is_plain = False
-    return text if is_plain else json.dumps(text)
 
 
 def _without(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ensembles, averages, iterates and calibration of trained runs: against closed forms, stored results, and numpy."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from command import folders
 from in_process import read_csv, said
 from safetensors.torch import load_file
 
+from broadopt import snapshots
 from broadopt.analysis.landscape.distances import power_law
 from broadopt.analysis.landscape.probabilities import at_spread
 
@@ -142,7 +144,7 @@ def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs
             "trajectory",
             "sgd",
             (),
-            "{} has kept no snapshots; broadopt-run repeat={} keep=snapshots force=true keeps them",
+            "{0} has kept no snapshots; broadopt-run repeat={0} results_dir={1} keep=snapshots force=true keeps them",
         ),
         ("ensemble", "sgd", (), "{}: sgd collects no weights; expected a run of SWA or FGE"),
         ("trajectory", "swa", ("--from", "99"), "{} has 0 snapshots from epoch 99 on; expected three at least"),
@@ -154,5 +156,22 @@ def test_what_is_lacking_is_said_in_one_line(
     folder = str(runs[method])
     code, output, errors = said("broadopt-figure", figure, folder, *words, cwd=tmp_path)
     assert (code, output, len(errors.strip().splitlines())) == (2, "", 1), errors
-    assert errors.startswith(f"broadopt-figure: {line.format(folder, folder)}")
+    assert errors.startswith(f"broadopt-figure: {line.format(folder, runs[method].parents[4])}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs: Runs, tmp_path: Path) -> None:
+    results = tmp_path / "moved here"
+    shutil.copytree(runs["fge"].parents[4], results)
+    folder = results / runs["fge"].relative_to(runs["fge"].parents[4])
+    kept = snapshots.files(folder)
+    # Of three cycles of half an epoch, from epoch 0.5 on, the second has its middle at epoch 1.25 of 2.
+    (member,) = [file.path for file in kept if file.step == round(1.25 * kept[-1].step / 2)]
+    member.unlink()
+    (tmp_path / "here").mkdir()
+    code, output, errors = said("broadopt-figure", "calibration", str(folder), "--device", "cpu", cwd=tmp_path / "here")
+    assert (code, output) == (2, "")
+    assert errors == (
+        f"broadopt-figure: {folder} has snapshots of 2 members, its ensemble has 3; broadopt-run "
+        f"'repeat={folder}' 'results_dir={results}' keep=snapshots force=true keeps all\n"
+    )

@@ -259,7 +259,12 @@ def test_a_ball_in_which_the_loss_overflows_is_named(runs: Mapping[str, Path], t
 @pytest.mark.parametrize(
     ("figure", "arguments", "expected"),
     [
-        ("spectrum", ["{bare}"], "has kept no snapshots; broadopt-run repeat={bare} keep=snapshots force=true keeps"),
+        (
+            "spectrum",
+            ["{bare}"],
+            "has kept no snapshots; broadopt-run repeat={bare} results_dir={bare.parents[4]} trust=own_network "
+            "keep=snapshots force=true keeps them",
+        ),
         ("sharpness", ["{bare}"], "checkpoint.predictor=true force=true keeps it"),
         ("normalisation", ["{bare}"], "checkpoint.predictor=true force=true keeps it"),
         ("normalisation", ["{sgd}", "{sam}"], "normalisation needs 1 run; found 2"),

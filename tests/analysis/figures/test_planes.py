@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from argparse import Namespace
@@ -301,12 +302,12 @@ def test_the_l2_term_is_that_of_all_runs_or_of_none(runs: Mapping[str, Path], tm
 
 def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mapping[str, Path], tmp_path: Path) -> None:
     sgd, swa, fge, bare = (runs[name] for name in ("sgd", "swa", "fge", "bare"))
+    again = f"broadopt-run repeat={bare} results_dir={bare.parents[4]} trust=own_network"
     assert refused("plane", bare, "--at", 0, 1, 2, *FEW, cwd=tmp_path) == (
-        f"{bare} has kept no snapshots; broadopt-run repeat={bare} keep=snapshots force=true keeps them"
+        f"{bare} has kept no snapshots; {again} keep=snapshots force=true keeps them"
     )
     assert refused("line", swa, bare, *FEW, cwd=tmp_path) == (
-        f"{bare} has kept no predictor.safetensors; "
-        f"broadopt-run repeat={bare} checkpoint.predictor=true force=true keeps it"
+        f"{bare} has kept no predictor.safetensors; {again} checkpoint.predictor=true force=true keeps it"
     )
     assert refused("line", sgd, fge, *FEW, cwd=tmp_path) == (
         f"{fge}: an ensemble (fge) is not one network; expected another run"
@@ -318,6 +319,23 @@ def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mappi
     assert refused("plane", sgd, *FEW, cwd=tmp_path) == (
         f"{sgd}: sgd collects no weights; expected a run of SWA or FGE"
     )
+
+
+def test_that_command_keeps_it_where_the_run_lies_now(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    """In a results folder that was moved since its config.yaml was written, to one whose name a shell divides."""
+    moved, elsewhere = tmp_path / "moved here's #1", tmp_path / "elsewhere"
+    shutil.copytree(runs["bare"].parents[4], moved)
+    elsewhere.mkdir()
+    bare = moved / runs["bare"].relative_to(runs["bare"].parents[4])
+    line = refused("plane", bare, "--at", 0, 1, 2, *FEW, cwd=elsewhere)
+    command = line.removeprefix(f"{bare} has kept no snapshots; ").removesuffix(" keeps them")
+    program, *words = shlex.split(command)
+    assert program == "broadopt-run"
+    done = run(*words, cwd=elsewhere)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(elsewhere.iterdir()) == []
+    kept, expected = ([file.path.name for file in snapshots.files(folder)] for folder in (bare, runs["sgd"]))
+    assert kept == expected != []
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Which runs are chosen by folders and by selectors, in which order and under which labels."""
 
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from stored import RESNET20, record, store
 
-from broadopt.analysis.landscape.runs import check_different, chosen
+from broadopt.analysis.landscape.runs import check_different, chosen, repeat_command
 from broadopt.errors import InputError
 
 
@@ -32,6 +34,30 @@ def test_folders_stay_in_their_order(folders: dict[str, Path]) -> None:
     assert [run.folder for run in found] == [folders["sam"], folders["sgd"]]
     assert [(run.label, run.recipe.method) for run in found] == [("SAM", "sam"), ("SGD", "sgd")]
     assert found[0].recipe.identity == found[0].result["identity"]
+
+
+def test_a_run_is_repeated_in_the_results_folder_that_it_lies_in(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(folder: Path) -> list[str]:
+        (run,) = chosen([str(folder)], [], trust=("one", "two"))
+        program, repeat, *words = shlex.split(repeat_command(run, "keep=snapshots"))
+        assert (program, repeat) == ("broadopt-run", f"repeat={run.folder}")
+        return words
+
+    folder, results = folders["sgd"], folders["results"]
+    rest = ["trust=one", "trust=two", "keep=snapshots", "force=true"]
+    assert command(folder) == [f"results_dir={results}", *rest]
+    monkeypatch.chdir(results.parent)
+    assert command(folder.relative_to(results.parent)) == [f"results_dir={results.name}", *rest]
+    monkeypatch.chdir(results)
+    assert command(folder.relative_to(results)) == ["results_dir=.", *rest]
+    monkeypatch.chdir(folder.parent)
+    assert command(Path(folder.name)) == [f"results_dir={results}", *rest]
+    assert command(Path("..", folder.parent.name, folder.name)) == [f"results_dir={results}", *rest]
+    copied = results.parent / "a copy"
+    shutil.copytree(results / "runs", copied)
+    assert command(copied / folder.relative_to(results / "runs")) == [f"results_dir={copied}", *rest]
 
 
 def test_selected_runs_are_in_the_order_of_the_values(folders: dict[str, Path]) -> None:
