@@ -121,6 +121,15 @@ OF_THE_PARTS = {
     (
         "+collect.start=1",
     ): "collect=ema or fge or swa or swa_paper or swag has it (broadopt.methods.collect.Nothing has no such argument)",
+    ("+dataset.verify=false",): (
+        "unknown key dataset.verify; dataset=cifar10 or cifar100 has it (broadopt.datasets.digits has no such argument)"
+    ),
+    ("+schedule.warmpu=1",): (
+        'unknown key schedule.warmpu; did you mean "schedule.warmup"? (broadopt.schedule.Schedule has no such argument)'
+    ),
+    ("+augmentation.pda=1",): 'unknown key augmentation.pda; did you mean "augmentation.pad"? (broadopt.augment.Augme',
+    ("dataset._target_=broadopt.datasets.digit",): '; did you mean "broadopt.datasets.digits"?',
+    ("schedule._target_=broadopt.schedule.Scedule",): '; did you mean "broadopt.schedule.Schedule"?',
     ("model.depth=21",): "model.depth=21: a ResNet has depth 6n + 2 with n >= 1; nearest: 20",
 }
 
