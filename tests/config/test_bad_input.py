@@ -113,7 +113,9 @@ OF_THE_CONFIG = {
 # Told by the parts of a run when they are built.
 OF_THE_PARTS = {
     ("batch_size=2000",): "batch_size=2000: expected a whole number from 1 to 1438, the number of training images",
-    ("dataset.validation=1438",): "validation=1438: expected a whole number from 0 to 1437",
+    (
+        "dataset.validation=1438",
+    ): "broadopt-run: dataset.validation=1438: expected a whole number from 0 to 1437, fewer than the 1438 training",
     (
         "method=sam",
         "+step.roh=1",
