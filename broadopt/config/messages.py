@@ -207,8 +207,12 @@ def unknown_option(option: str, valid: Iterable[str], following: str = "") -> In
     return InputError(f"unknown option {option}{nearest(option, valid)}")
 
 
-def instantiation_error(error: InstantiationException, group: str, node: Mapping[str, Any]) -> InputError:
-    """The error of a config node whose target cannot be built, as an InputError."""
+def instantiation_error(
+    error: InstantiationException, group: str, node: Mapping[str, Any], *, given: tuple[int, Iterable[str]]
+) -> InputError:
+    """The error of a config node whose target cannot be built, as an InputError. `given`: what it is called with beside
+    the node, so many arguments by their places and those by name, which are no keys.
+    """
     for cause in _chain(error.__cause__):
         if isinstance(cause, InputError):
             return cause
@@ -223,8 +227,9 @@ def instantiation_error(error: InstantiationException, group: str, node: Mapping
     match = re.search(r"unexpected keyword argument '(\w+)'", text)
     key = match[1].rstrip("_") if match else [*node, ""][1] if "takes no arguments" in text else ""
     if key in node:
-        taken = {name.rstrip("_") for name in inspect.signature(get_object(place)).parameters}  # from is from_
-        arguments = {*node, *taken} - {key, "_target_", "options"}
+        count, names = given
+        taken = {name.rstrip("_") for name in [*inspect.signature(get_object(place)).parameters][count:]}  # from: from_
+        arguments = {*node, *taken} - {key, "_target_", "options", *names}
         line = unknown_key(f"{group}.{key}", [group, *sorted(f"{group}.{argument}" for argument in arguments)])
         return InputError(f"{line} ({target} has no such argument)")
     return InputError(f"{group}._target_={target}: {text}")

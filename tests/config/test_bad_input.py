@@ -103,6 +103,20 @@ OF_THE_CONFIG = {
     ("device=gpu",): 'device="gpu": expected auto, cpu, cuda or cuda:N',
     ("model.name=../../x",): 'model.name="../../x": expected a name',
     ("dataset=image_folder",): "dataset.path: Missing mandatory value: path",
+    # values that change nothing
+    ("+model.num_classes=20",): "model.num_classes: the number of classes is that of the data set",
+    ("method=swa", "schedule.low=0.001"): (
+        "schedule.low=0.001: schedule.tail=constant has no use for it; expected schedule.low=null, or "
+        "schedule.tail=triangle or sawtooth with it"
+    ),
+    ("method=swa", "schedule.replay_from=0.5"): "schedule.replay_from=0.5: schedule.tail=constant has no use for it",
+    ("method=fge", "schedule.tail=null", "schedule.low=null", "schedule.high=0.1"): (
+        "schedule.high=0.1: schedule.tail=null has no use for it"
+    ),
+    ("method=swa", "schedule.shape=steps", "schedule.decay_to=0.01"): (
+        "schedule.decay_to=0.01: schedule.shape=steps has no use for it; expected schedule.decay_to=null, or "
+        "schedule.shape=linear or cosine with it"
+    ),
     # overrides that are none
     ("lr=[1",): "lr=[1: expected KEY=VALUE or GROUP=CHOICE",
     ("method",): "method: expected KEY=VALUE or GROUP=CHOICE",
@@ -120,6 +134,8 @@ OF_THE_PARTS = {
         "method=sam",
         "+step.roh=1",
     ): 'unknown key step.roh; did you mean "step.rho"? (broadopt.methods.sam.sam has no such',
+    ("+optimizer.lr=1",): "optimizer.lr: the schedule sets the learning rate of each step; expected lr= in its place",
+    ("+optimizer.foo=1",): "unknown key optimizer.foo (broadopt.methods.steps.optimizers.sgd has no such argument)",
     (
         "+collect.start=1",
     ): "collect=ema or fge or swa or swa_paper or swag has it (broadopt.methods.collect.Nothing has no such argument)",

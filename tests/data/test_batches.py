@@ -244,7 +244,7 @@ def test_validation_images_are_normalised_not_augmented() -> None:
 
 
 def test_without_held_out_images_validation_says_so() -> None:
-    with pytest.raises(InputError, match="^dataset.validation=0: "):
+    with pytest.raises(InputError, match=r"^dataset\.validation=0: "):
         data().validation()
 
 

@@ -106,5 +106,5 @@ def test_a_plan_refuses_what_the_run_refuses_in_the_same_words(given: str) -> No
 def test_a_plan_takes_the_largest_batch_that_a_run_takes() -> None:
     cost = price(run_config(compose([*SMALL, "dataset.validation=1338", "batch_size=100"])).recipe)
     assert (cost.images, cost.steps) == (100, 3)
-    with pytest.raises(InputError, match="^batch_size=101: expected a whole number from 1 to 100, "):
+    with pytest.raises(InputError, match=r"^batch_size=101: expected a whole number from 1 to 100, "):
         price(run_config(compose([*SMALL, "dataset.validation=1338", "batch_size=101"])).recipe)
