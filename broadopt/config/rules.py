@@ -184,10 +184,8 @@ NEEDED_BY_TAIL: Mapping[str, Sequence[str]] = {
 """What each tail of a schedule is made from: keys of the schedule."""
 
 TAKEN_BY_SHAPE: Mapping[str, Sequence[str]] = {
-    "constant": (),
-    "linear": ("decay_to",),
-    "cosine": ("decay_to",),
-    "steps": (),
+    **dict.fromkeys(("constant", "linear", "cosine", "steps"), ()),
+    **dict.fromkeys(("linear", "cosine"), ("decay_to",)),
 }
 """What the decay of each shape takes beside lr and budget."""
 
