@@ -26,7 +26,7 @@ def instantiated(group: str, node: Mapping[str, Any], *arguments: Any, **options
     except InstantiationException as error:
         if is_lack_of_memory(error.__cause__):
             raise RunFailed(f"{group}._target_={node['_target_']}: {' '.join(str(error.__cause__).split())}") from error
-        raise instantiation_error(error, group, node) from error
+        raise instantiation_error(error, group, node, given=(len(arguments), options)) from error
 
 
 def collectors_of(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from broadopt.config.compose import COMPOSED, NO_PACKAGE, compose
 from broadopt.config.habits import about_choice, from_habit
+from broadopt.config.identity import importable
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.errors import InputError, nearest, printable
@@ -206,22 +207,29 @@ def unknown_option(option: str, valid: Iterable[str], following: str = "") -> In
     return InputError(f"unknown option {option}{nearest(option, valid)}")
 
 
-def instantiation_error(error: InstantiationException, group: str, node: Mapping[str, Any]) -> InputError:
-    """The error of a config node whose target cannot be built, as an InputError."""
+def instantiation_error(
+    error: InstantiationException, group: str, node: Mapping[str, Any], *, given: tuple[int, Iterable[str]]
+) -> InputError:
+    """The error of a config node whose target cannot be built, as an InputError. `given`: what it is called with beside
+    the node, so many arguments by their places and those by name, which are no keys.
+    """
     for cause in _chain(error.__cause__):
         if isinstance(cause, InputError):
             return cause
     target, text = node["_target_"], " ".join(str(error.__cause__ or error).split())
+    place = importable({"_target_": target})["_target_"]  # Python knows no public name
     if "Error loading" in text or "Error locating" in text:
         module = target.rpartition(".")[0]
-        known = [f"{module}.{known}" for known in vars(sys.modules.get(module, object)) if not known.startswith("_")]
+        found = vars(sys.modules.get(place.rpartition(".")[0], object))
+        known = [f"{module}.{name}" for name in found if not name.startswith("_")]
         reason = text.partition("': ")[2].partition(" Are you sure")[0]
         return InputError(f"{group}._target_={target}: cannot be loaded ({reason}){nearest(target, known)}")
     match = re.search(r"unexpected keyword argument '(\w+)'", text)
     key = match[1].rstrip("_") if match else [*node, ""][1] if "takes no arguments" in text else ""
     if key in node:
-        taken = {name.rstrip("_") for name in inspect.signature(get_object(target)).parameters}  # from is from_
-        arguments = {*node, *taken} - {key, "_target_", "options"}
+        count, names = given
+        taken = {name.rstrip("_") for name in [*inspect.signature(get_object(place)).parameters][count:]}  # from: from_
+        arguments = {*node, *taken} - {key, "_target_", "options", *names}
         line = unknown_key(f"{group}.{key}", [group, *sorted(f"{group}.{argument}" for argument in arguments)])
         return InputError(f"{line} ({target} has no such argument)")
     return InputError(f"{group}._target_={target}: {text}")

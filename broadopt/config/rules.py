@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +180,20 @@ RULES = {
     "schedule.warmup": _number(0, "a number of budgets from 0 to 1", high=1),
     "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
 }
+
+NEEDED_BY_TAIL: Mapping[str, Sequence[str]] = {
+    "constant": ("high",),
+    "triangle": ("high", "low", "cycle"),
+    "sawtooth": ("high", "low", "cycle"),
+    "replay": ("replay_from", "cycle"),
+}
+"""What each tail of a schedule is made from: keys of the schedule."""
+
+TAKEN_BY_SHAPE: Mapping[str, Sequence[str]] = {
+    **dict.fromkeys(("constant", "linear", "cosine", "steps"), ()),
+    **dict.fromkeys(("linear", "cosine"), ("decay_to",)),
+}
+"""What the decay of each shape takes beside lr and budget."""
 
 
 def _is_device(name: str) -> bool:

@@ -37,6 +37,23 @@ def stream(seed: int, number: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, purpose, number))
 
 
+def check_held_out(count: int, total: int) -> None:
+    """Raise InputError where `count` of `total` training images cannot be held out and leave one to train on."""
+    if not isinstance(count, int) or not 0 <= count < total:
+        raise InputError(
+            f"dataset.validation={count}: expected a whole number from 0 to {total - 1}, fewer than the {total} "
+            "training images"
+        )
+
+
+def check_batch_size(batch_size: int, train_size: int) -> None:
+    """Raise InputError where there are too few images to train on, `train_size`, for one whole batch."""
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= train_size:
+        raise InputError(
+            f"batch_size={batch_size}: expected a whole number from 1 to {train_size}, the number of training images"
+        )
+
+
 class Data:
     """A data set on `device`, its images as uint8, in batches of float32 [B, 3, 32, 32] and int64 [B].
 
@@ -64,7 +81,7 @@ class Data:
         InputError for a `batch_size`, `validation` or `label_noise` that the data set does not allow.
         """
         train, held_out, chosen = _hold_out(dataset.train, validation, seed)
-        _check_batch_size(batch_size, len(train.labels))
+        check_batch_size(batch_size, len(train.labels))
         if dataset.labels_to_train_on is None:
             labels = _with_noise(train.labels, label_noise, noise, dataset.classes, seed)
         else:
@@ -113,7 +130,7 @@ class Data:
     def validation(self, batch_size: int | None = None) -> Batches:
         """The held-out training images, with their true labels, normalised, not augmented."""
         if len(self._held_out[1]) == 0:
-            raise InputError("validation=0: no images are held out; expected a number above 0")
+            raise InputError("dataset.validation=0: no images are held out; expected a number above 0")
         return self._in_order(self._held_out, batch_size)
 
     def unaugmented(self, split: str, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,10 +202,7 @@ def _hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images, Te
     which are left (bool [N]).
     """
     total = len(images.labels)
-    if not isinstance(count, int) or not 0 <= count < total:
-        raise InputError(
-            f"validation={count}: expected a whole number from 0 to {total - 1}, fewer than the {total} training images"
-        )
+    check_held_out(count, total)
     is_held_out = torch.zeros(total, dtype=torch.bool)
     if count == 0:
         return images, Images(images.pixels[:0], images.labels[:0]), ~is_held_out
@@ -198,16 +212,9 @@ def _hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images, Te
     return kept, held_out, ~is_held_out
 
 
-def _check_batch_size(batch_size: int, train_size: int) -> None:
-    if not isinstance(batch_size, int) or not 1 <= batch_size <= train_size:
-        raise InputError(
-            f"batch_size={batch_size}: expected a whole number from 1 to {train_size}, the number of training images"
-        )
-
-
 def _with_noise(labels: Tensor, fraction: float, kind: str, classes: Sequence[str], seed: int) -> Tensor:
     if not 0 <= fraction <= 1:
-        raise InputError(f"label_noise={fraction}: expected a fraction from 0 to 1")
+        raise InputError(f"dataset.label_noise={fraction}: expected a fraction from 0 to 1")
     generator = stream(seed, 0, "label noise")
     if kind == "asymmetric":
         return asymmetric(labels, fraction, classes, generator=generator)

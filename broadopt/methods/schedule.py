@@ -3,15 +3,10 @@
 import math
 from dataclasses import dataclass, replace
 
+from broadopt.config.rules import NEEDED_BY_TAIL, TAKEN_BY_SHAPE
 from broadopt.errors import InputError, nearest
 
-SHAPES = ("constant", "linear", "cosine", "steps")
-NEEDED_BY_TAIL = {
-    "constant": ("high",),
-    "triangle": ("high", "low", "cycle"),
-    "sawtooth": ("high", "low", "cycle"),
-    "replay": ("replay_from", "cycle"),
-}
+SHAPES = tuple(TAKEN_BY_SHAPE)
 
 
 @dataclass(frozen=True, kw_only=True)

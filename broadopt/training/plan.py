@@ -14,6 +14,7 @@ from torch import nn
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, Recipe
+from broadopt.data.batches import check_batch_size, check_held_out
 from broadopt.data.datasets import size
 from broadopt.devices.device import choose_device, device_name
 from broadopt.devices.rates import Duration, duration, shown, total
@@ -82,9 +83,13 @@ class Price:
 
 
 def price(recipe: Recipe) -> Cost:
-    """What a run costs, without its data and without training. Raises InputError where a part of it cannot be made."""
+    """What a run costs, without its data and without training. Raises InputError where a part of it cannot be made, or
+    where the data set has too few images for it.
+    """
     found = size(recipe.dataset)
+    check_held_out(recipe.dataset.validation, found.train)
     images = found.train - recipe.dataset.validation
+    check_batch_size(recipe.batch_size, images)
     model, operations = _measured(json.dumps(asdict(recipe.model)), found.classes)
     optimizer = base_optimizer(recipe, model.parameters())
     collectors = collectors_of(recipe.collect).values()

@@ -103,6 +103,20 @@ OF_THE_CONFIG = {
     ("device=gpu",): 'device="gpu": expected auto, cpu, cuda or cuda:N',
     ("model.name=../../x",): 'model.name="../../x": expected a name',
     ("dataset=image_folder",): "dataset.path: Missing mandatory value: path",
+    # values that change nothing
+    ("+model.num_classes=20",): "model.num_classes: the number of classes is that of the data set",
+    ("method=swa", "schedule.low=0.001"): (
+        "schedule.low=0.001: schedule.tail=constant has no use for it; expected schedule.low=null, or "
+        "schedule.tail=triangle or sawtooth with it"
+    ),
+    ("method=swa", "schedule.replay_from=0.5"): "schedule.replay_from=0.5: schedule.tail=constant has no use for it",
+    ("method=fge", "schedule.tail=null", "schedule.low=null", "schedule.high=0.1"): (
+        "schedule.high=0.1: schedule.tail=null has no use for it"
+    ),
+    ("method=swa", "schedule.shape=steps", "schedule.decay_to=0.01"): (
+        "schedule.decay_to=0.01: schedule.shape=steps has no use for it; expected schedule.decay_to=null, or "
+        "schedule.shape=linear or cosine with it"
+    ),
     # overrides that are none
     ("lr=[1",): "lr=[1: expected KEY=VALUE or GROUP=CHOICE",
     ("method",): "method: expected KEY=VALUE or GROUP=CHOICE",
@@ -113,14 +127,27 @@ OF_THE_CONFIG = {
 # Told by the parts of a run when they are built.
 OF_THE_PARTS = {
     ("batch_size=2000",): "batch_size=2000: expected a whole number from 1 to 1438, the number of training images",
-    ("dataset.validation=1438",): "validation=1438: expected a whole number from 0 to 1437",
+    (
+        "dataset.validation=1438",
+    ): "broadopt-run: dataset.validation=1438: expected a whole number from 0 to 1437, fewer than the 1438 training",
     (
         "method=sam",
         "+step.roh=1",
     ): 'unknown key step.roh; did you mean "step.rho"? (broadopt.methods.sam.sam has no such',
+    ("+optimizer.lr=1",): "optimizer.lr: the schedule sets the learning rate of each step; expected lr= in its place",
+    ("+optimizer.foo=1",): "unknown key optimizer.foo (broadopt.methods.steps.optimizers.sgd has no such argument)",
     (
         "+collect.start=1",
     ): "collect=ema or fge or swa or swa_paper or swag has it (broadopt.methods.collect.Nothing has no such argument)",
+    ("+dataset.verify=false",): (
+        "unknown key dataset.verify; dataset=cifar10 or cifar100 has it (broadopt.datasets.digits has no such argument)"
+    ),
+    ("+schedule.warmpu=1",): (
+        'unknown key schedule.warmpu; did you mean "schedule.warmup"? (broadopt.schedule.Schedule has no such argument)'
+    ),
+    ("+augmentation.pda=1",): 'unknown key augmentation.pda; did you mean "augmentation.pad"? (broadopt.augment.Augme',
+    ("dataset._target_=broadopt.datasets.digit",): '; did you mean "broadopt.datasets.digits"?',
+    ("schedule._target_=broadopt.schedule.Scedule",): '; did you mean "broadopt.schedule.Schedule"?',
     ("model.depth=21",): "model.depth=21: a ResNet has depth 6n + 2 with n >= 1; nearest: 20",
 }
 

@@ -410,7 +410,7 @@ LATER_KEYS = {
     "step.layers": (["method=sam"], "normalisation"),
     "step.second_order": (["method=sam"], True),
     "schedule.count_from": (["method=sgd"], 1),
-    "schedule.replay_from": (["method=swa"], 0.5),
+    "schedule.replay_from": (["method=swa", "schedule.tail=replay"], 0.5),
     "schedule.warmup": (["method=swa"], 0.025),
     "augmentation.border": (["method=sgd"], "mean"),
     "model.gamma": (["method=sam", "model=wrn28_2"], "uniform"),

@@ -70,6 +70,26 @@ def test_values_that_make_no_run_are_refused_in_a_line(change: dict[str, Any], s
     assert str(refused.value) == said
 
 
+def test_a_protocol_may_have_values_for_another_tail_or_shape_than_the_chosen_one() -> None:
+    """Its values for replay and for the decay stand in a run that takes neither; typed, they would be refused."""
+    row = ("experiment=table1/shakeshake26_2x64d_cifar10", "method=swa", "schedule.high=0.05")
+    constant = run_config(compose([*row, "schedule.tail=constant"])).recipe.schedule
+    assert (constant["tail"], constant["replay_from"]) == ("constant", 8 / 9)
+    with pytest.raises(InputError, match=r"^schedule\.high=0\.05: schedule\.tail=replay has no use for it; expected "):
+        run_config(compose(row))
+    steps = run_config(compose(["method=swa", "schedule.shape=steps"])).recipe.schedule
+    assert (steps["shape"], steps["decay_to"]) == ("steps", 0.05)
+
+
+def test_a_stored_run_may_have_values_that_change_nothing(tmp_path: Path) -> None:
+    stored = values()
+    stored["schedule"] |= {"low": 0.001, "replay_from": 0.5}
+    stored["model"] |= {"num_classes": 20}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    recipe = repeated([f"repeat={tmp_path}"]).run.recipe
+    assert (recipe.schedule["low"], recipe.model.target["num_classes"]) == (0.001, 20)
+
+
 @pytest.mark.parametrize("key", ["lr", "results_dir", "step"])
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(InputError, match=f"^{key} is missing$"):

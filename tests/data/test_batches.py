@@ -244,7 +244,7 @@ def test_validation_images_are_normalised_not_augmented() -> None:
 
 
 def test_without_held_out_images_validation_says_so() -> None:
-    with pytest.raises(InputError, match="validation=0"):
+    with pytest.raises(InputError, match=r"^dataset\.validation=0: "):
         data().validation()
 
 
@@ -297,12 +297,12 @@ def test_the_data_set_itself_is_left_as_it_is() -> None:
         ({"batch_size": 101}, "batch_size=101: expected a whole number from 1 to 100"),
         ({"batch_size": 91, "validation": 10}, "batch_size=91: expected a whole number from 1 to 90"),
         ({"batch_size": 1.5}, "batch_size=1.5"),
-        ({"validation": -1}, "validation=-1: expected a whole number from 0 to 99"),
-        ({"validation": 100}, "validation=100: expected a whole number from 0 to 99"),
-        ({"validation": 0.1}, "validation=0.1"),
-        ({"label_noise": -0.1}, "label_noise=-0.1: expected a fraction from 0 to 1"),
-        ({"label_noise": 1.1}, "label_noise=1.1"),
-        ({"label_noise": float("nan")}, "label_noise=nan"),
+        ({"validation": -1}, "dataset.validation=-1: expected a whole number from 0 to 99"),
+        ({"validation": 100}, "dataset.validation=100: expected a whole number from 0 to 99"),
+        ({"validation": 0.1}, "dataset.validation=0.1"),
+        ({"label_noise": -0.1}, "dataset.label_noise=-0.1: expected a fraction from 0 to 1"),
+        ({"label_noise": 1.1}, "dataset.label_noise=1.1"),
+        ({"label_noise": float("nan")}, "dataset.label_noise=nan"),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_line(options: dict[str, Any], said: str) -> None:

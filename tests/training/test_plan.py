@@ -11,6 +11,7 @@ from command import OWN, run
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import read, size
 from broadopt.devices.rates import duration
+from broadopt.errors import InputError
 from broadopt.signals import Stop
 from broadopt.training.build import build
 from broadopt.training.evaluate import Evaluator
@@ -89,3 +90,21 @@ def test_a_plan_says_nothing_of_a_collector_that_says_nothing(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "; evaluations come on top\n" in done.stdout
     assert "passes over" not in done.stdout
+
+
+@pytest.mark.parametrize("given", ["dataset.validation=1438", "dataset.validation=100000", "batch_size=1439"])
+def test_a_plan_refuses_what_the_run_refuses_in_the_same_words(given: str) -> None:
+    recipe = run_config(compose([*SMALL, given])).recipe
+    with pytest.raises(InputError) as planned:
+        price(recipe)
+    with pytest.raises(InputError) as carried_out:
+        build(run_config(compose([*SMALL, given])), read(recipe.dataset), CPU)
+    assert str(planned.value).startswith(f"{given}: expected a whole number from ")
+    assert str(planned.value) == str(carried_out.value)
+
+
+def test_a_plan_takes_the_largest_batch_that_a_run_takes() -> None:
+    cost = price(run_config(compose([*SMALL, "dataset.validation=1338", "batch_size=100"])).recipe)
+    assert (cost.images, cost.steps) == (100, 3)
+    with pytest.raises(InputError, match=r"^batch_size=101: expected a whole number from 1 to 100, "):
+        price(run_config(compose([*SMALL, "dataset.validation=1338", "batch_size=101"])).recipe)

@@ -10,13 +10,16 @@ from typing import Any, NoReturn
 
 from broadopt.analysis.tables import options
 from broadopt.analysis.tables.options import METRICS, Comparison, nearest_listed, one_of, positive
-from broadopt.config.rules import expanded
+from broadopt.config.rules import RULES, checked, expanded
 from broadopt.errors import InputError, nearest
 
 TABLES = ("table1", "table3", "label_noise", "runs")
 FORMATS = ("markdown", "latex", "csv", "html")
 ADDED = ("data_dir", "device", "precision", "wait", "tracker", "trunk", "checkpoint.minutes")
 """Keys that --missing adds to its commands: the run remains one of the table."""
+
+OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")
+"""Beginnings of keys that a command with -m takes, and one of --missing, a single run, does not."""
 
 LONGEST_WATCH = 86_400
 """Seconds between two looks: a day."""
@@ -42,7 +45,7 @@ status:
   --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
   --watch           the same, anew every few seconds until Ctrl-C
   --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,
-                    precision, wait, tracker, trunk, checkpoint.minutes and hydra/..., hydra...:
+                    precision, wait, tracker, trunk, checkpoint.minutes and hydra.KEY:
                     broadopt-table table3 --missing data_dir=/data/cifar | sh
 
 tab completion:  eval "$(broadopt-table --completion bash)"   (or zsh; broadopt-table --completion fish | source)
@@ -212,9 +215,30 @@ def seeds_in_words(seeds: Sequence[int]) -> str:
 
 
 def _override(text: str) -> str:
-    """An override that may be added to a printed command: it must not make it another run."""
+    """An override that may be added to a printed command: it must not make it another run, nor one that is refused."""
     key = text.partition("=")[0]
-    if "=" not in text or not (key in ADDED or key.startswith("hydra")):
+    if "=" not in text or not (key in ADDED or key.startswith(("hydra.", "hydra/"))):
         hint = nearest(key, ADDED) or "; --results names it" * (key == "results_dir")
-        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra...{hint}")
+        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra.KEY{hint}")
+    if key.startswith(OF_SWEEPS):
+        raise InputError(f"{text}: that is for the runs of a sweep, and each of these commands is a single run")
+    if key in ADDED and "${" not in text:  # what an interpolation stands for, the run will see
+        _check_value(key, text)
     return text
+
+
+def _check_value(key: str, text: str) -> None:
+    """Raise InputError for an override whose value broadopt-run would not take."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from broadopt.config.arguments import quoted_path
+
+    try:
+        override = OverridesParser.create().parse_override(quoted_path(text, sweep=False))
+    except HydraException as error:
+        raise InputError(f"{text}: expected {RULES[key].words}") from error
+    if override.is_sweep_override():
+        raise InputError(f"{text}: several values are a sweep, and each of these commands is a single run")
+    group, _, leaf = key.rpartition(".")
+    checked({group: {leaf: override.value()}} if group else {leaf: override.value()})

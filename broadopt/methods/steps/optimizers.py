@@ -23,8 +23,10 @@ def base_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
 
     Raises InputError where it cannot be made or is no torch optimizer.
     """
-    node = recipe.optimizer
-    options = {key: getattr(recipe, key) for key in FLAT if key in _arguments(node.get("_target_")) and key not in node}
+    node, taken = recipe.optimizer, _arguments(recipe.optimizer.get("_target_"))
+    if "lr" in node and "lr" in taken:  # one that names no lr may need it, although nothing comes of it
+        raise InputError("optimizer.lr: the schedule sets the learning rate of each step; expected lr= in its place")
+    options = {key: getattr(recipe, key) for key in FLAT if key in taken and key not in node}
     made = instantiated("optimizer", node, list(parameters), **options)
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"optimizer._target_={node['_target_']}: expected what makes a torch.optim.Optimizer")

@@ -530,10 +530,10 @@ def test_the_other_formats_show_the_same(name: str, tmp_path: Path) -> None:
     [
         (["table3", "--missing", "lr=0.5"],
          "lr=0.5: expected KEY=VALUE with one of "
-         "data_dir, device, precision, wait, tracker, trunk, checkpoint.minutes or hydra..."),
+         "data_dir, device, precision, wait, tracker, trunk, checkpoint.minutes or hydra.KEY"),
         (["table3", "--missing", "data_dri=/a"],
          "data_dri=/a: expected KEY=VALUE with one of "
-         "data_dir, device, precision, wait, tracker, trunk, checkpoint.minutes or hydra..."
+         "data_dir, device, precision, wait, tracker, trunk, checkpoint.minutes or hydra.KEY"
          '; did you mean "data_dir"?'),
         (["table3", "device=cpu"], "device=cpu does not go with a table of results; see broadopt-table --help"),
         (["table3", "--status", "--missing"],

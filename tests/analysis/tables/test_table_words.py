@@ -31,7 +31,20 @@ LINES = {
     "runs --baseline sgd": 'unknown option --baseline; did you mean "--against"?',
     "runs --json": 'unknown option --json; did you mean "--per-run"?',
     "table3 --missing results_dir=folder": "results_dir=folder: expected KEY=VALUE with one of data_dir, device, "
-    "precision, wait, tracker, trunk, checkpoint.minutes or hydra...; --results names it",
+    "precision, wait, tracker, trunk, checkpoint.minutes or hydra.KEY; --results names it",
+    "table1 --missing hydra/launcher=local": "hydra/launcher=local: that is for the runs of a sweep, and each of these "
+    "commands is a single run",
+    "table1 --missing hydra.launcher.n_jobs=2": "hydra.launcher.n_jobs=2: that is for the runs of a sweep, and each of "
+    "these commands is a single run",
+    "table1 --missing hydra.sweep.dir=x": "hydra.sweep.dir=x: that is for the runs of a sweep, and each of these "
+    "commands is a single run",
+    "table1 --missing wait=maybe": 'wait="maybe": expected true or false',
+    "table1 --missing device=gpu": 'device="gpu": expected auto, cpu, cuda or cuda:N; did you mean "cuda"?',
+    "table1 --missing device=cpu,cuda": "device=cpu,cuda: several values are a sweep, and each of these commands is a "
+    "single run",
+    "table1 --missing trunk=foo": 'trunk="foo": expected one of none, share',
+    "table1 --missing precision=[": "precision=[: expected one of auto, fp32, tf32, bf16",
+    "table1 --missing checkpoint.minutes=-1": "checkpoint.minutes=-1: expected a number of minutes >= 0",
     "table3 --watch 1e10": "--watch 1e10: expected a number > 0 and <= 86400",
     "table3 --watch nan": "--watch nan: expected a number > 0 and <= 86400",
     "table3 --status --tflops 1e400": "--tflops 1e400: expected a number > 0",
