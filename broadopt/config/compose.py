@@ -121,7 +121,11 @@ def _check_use(schedule: DictConfig, recipe: Recipe) -> None:
             continue  # the schedule says which there are
         for key in dict.fromkeys(key for keys in users.values() for key in keys if key != "cycle"):  # is collect.cycle
             given = recipe.schedule.get(key)
-            if given is not None and key not in users.get(chosen, ()) and not OmegaConf.is_interpolation(schedule, key):
+            if (
+                given is not None
+                and key not in users.get(str(chosen), ())
+                and not OmegaConf.is_interpolation(schedule, key)
+            ):
                 having = " or ".join(name for name, keys in users.items() if key in keys)
                 raise InputError(
                     f"schedule.{key}={given:g}: schedule.{decided_by}={chosen or 'null'} has no use for it; expected "

@@ -61,7 +61,7 @@ def repeated(arguments: Sequence[str]) -> Repeat:
     if others:
         raise InputError(f"repeat={others[0]}: expected one run folder, found {1 + len(others)}")
     path = folder / "config.yaml"
-    values = _read(path) | FRESH
+    values = {**_read(path), **FRESH}
     if place := os.environ.get("BROADOPT_DATA"):  # of this machine: the place in the file may be another's
         _set(values, "data_dir", place)
     trusted = []
