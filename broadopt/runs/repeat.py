@@ -33,7 +33,6 @@ FORMER = ("cuda_graphs",)
 """Keys of the execution that a former config.yaml has and that there are no more: how a run is carried out does not
 change its result."""
 
-
 FRESH: Mapping[str, Any] = {"trunk": "none", "force": False, "wait": False, "plan": False}
 """What a repeated run does not take over from its config.yaml: all its epochs are trained, and whether a finished
 result is set aside is for whoever repeats the run to say, not for the file, which may be another's."""
@@ -61,7 +60,7 @@ def repeated(arguments: Sequence[str]) -> Repeat:
     if others:
         raise InputError(f"repeat={others[0]}: expected one run folder, found {1 + len(others)}")
     path = folder / "config.yaml"
-    values = _read(path) | FRESH
+    values = {**_read(path), **FRESH}
     if place := os.environ.get("BROADOPT_DATA"):  # of this machine: the place in the file may be another's
         _set(values, "data_dir", place)
     trusted = []
