@@ -33,7 +33,6 @@ FORMER = ("cuda_graphs",)
 """Keys of the execution that a former config.yaml has and that there are no more: how a run is carried out does not
 change its result."""
 
-
 FRESH: Mapping[str, Any] = {"trunk": "none", "force": False, "wait": False, "plan": False}
 """What a repeated run does not take over from its config.yaml: all its epochs are trained, and whether a finished
 result is set aside is for whoever repeats the run to say, not for the file, which may be another's."""

@@ -157,7 +157,7 @@ def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str
     return (
         f"Test accuracy on the whole test set of {data}, whose labels are true, {METRICS[metric]}; {over}; "
         f"{seeds(runs)}. Training labels: the given share, drawn by the seed, is wrong ({kinds}); methods of one seed "
-        "have the same wrong labels."
+        f"{'and kind ' if len(noises) > 1 else ''}have the same wrong labels."
     )
 
 

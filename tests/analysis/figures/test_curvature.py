@@ -27,6 +27,7 @@ from broadopt.analysis.landscape.curvature.spectrum import Nodes, Spectrum
 from broadopt.analysis.landscape.images import Images
 from broadopt.analysis.landscape.networks import reported, snapshot
 from broadopt.analysis.landscape.runs import chosen
+from broadopt.data.datasets import digits
 from broadopt.methods.asam import asam_perturbation, scale_of
 
 FEW = ("--train-images", "50", "trust=own_network", "--device", "cpu")
@@ -284,3 +285,17 @@ def test_bad_input_is_one_line(
 ) -> None:
     line = refused(figure, *(one.format(**runs) for one in arguments), *FEW, cwd=tmp_path)
     assert expected.format(**runs) in line
+
+
+def test_captions_say_that_labels_are_of_a_file(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", digits().train.labels.numpy())
+    done = run(*SMALL, "budget=0.1", "dataset.noise=labels.npy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    for figure, words, labels in (
+        ("sharpness", ("--m", 20), "training images, not augmented, labels of a file, as in the training; networks"),
+        ("rays", ("--directions", 1, "--points", 2), "training images, not augmented, with the labels of a file, plus"),
+    ):
+        for one, is_said in ((folder, True), (runs["sgd"], False)):
+            drawn(figure, one, *words, *FEW, cwd=tmp_path)
+            assert (labels in (tmp_path / f"{figure}.csv").read_text()) == is_said

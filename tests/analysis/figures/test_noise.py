@@ -68,7 +68,10 @@ def test_runs_without_wrong_labels_are_where_every_kind_of_noise_begins(tmp_path
         ["SGD, noise symmetric", 0.4, 71.5, 2],
     ]
     assert output.startswith("With 40 % wrong labels, ")
-    assert "is wrong (symmetric and asymmetric);" in (tmp_path / "noise.csv").read_text()
+    assert (
+        "is wrong (symmetric and asymmetric); methods of one seed and kind have the same wrong labels."
+        in (tmp_path / "noise.csv").read_text()
+    )
     request = parse(["noise", "method=sgd", "--results", str(root)])
     (axes,) = function_of(FIGURES["noise"])(request).figure.axes
     assert [container.lines[0].get_linestyle() for container in axes.containers] == ["-", "--"]
@@ -84,7 +87,9 @@ def test_the_zero_of_one_kind_of_noise_is_on_its_line(tmp_path: Path) -> None:
     columns = ["line", "label_noise", "test_accuracy"]
     assert read_csv(tmp_path / "noise.csv")[columns].values.tolist() == [["SGD", 0.0, 90.0], ["SGD", 0.4, 60.0]]
     assert output == "With 40 % wrong labels, mean ± std (seeds): SGD 60.00 (1) %.\n"
-    assert "is wrong (asymmetric);" in (tmp_path / "noise.csv").read_text()
+    assert (
+        "is wrong (asymmetric); methods of one seed have the same wrong labels." in (tmp_path / "noise.csv").read_text()
+    )
     store(root, record(ROW, "dataset.label_noise=0.2"), last=80.0)
     code, output, errors = drawn(root, tmp_path, "method=sgd", "dataset.label_noise=0,0.2,0.4")
     assert code == 0, errors

@@ -18,6 +18,7 @@ from broadopt.analysis.landscape.images import Images, autocast, check_same
 from broadopt.analysis.landscape.networks import reported
 from broadopt.analysis.landscape.runs import Run, check_different
 from broadopt.analysis.landscape.store import Point, Store, device_fact, key_of
+from broadopt.config.run_config import KINDS_OF_NOISE
 from broadopt.devices.device import set_flags
 from broadopt.training.evaluate import log_probabilities, metrics
 
@@ -80,12 +81,15 @@ class Scene:
         """Data, loss, split, number of images, mode and seeds."""
         first = self.request.runs[0]
         images = self.images[first.label]
-        noise = {run.recipe.dataset.label_noise for run in self.request.runs} - {0, None}
+        datasets = [run.recipe.dataset for run in self.request.runs]
+        labels = ", labels with the noise of the training" if any(own.label_noise for own in datasets) else ""
+        if any(own.noise not in KINDS_OF_NOISE for own in datasets):
+            labels = ", labels of a file, as in the training"
         return (
             f"{first.recipe.dataset.name}. Train loss: cross-entropy, without weight decay or smoothing, on "
             f"{min(self.request.train_images, images.train_size):,} of {images.train_size:,} training images, not "
-            f"augmented{', labels with the noise of the training' if noise else ''}; networks in evaluation mode; fp32 "
-            f"on {images.device.type}; {seeds(self.request.runs, self.request.seed)}."
+            f"augmented{labels}; networks in evaluation mode; fp32 on "
+            f"{images.device.type}; {seeds(self.request.runs, self.request.seed)}."
         )
 
 

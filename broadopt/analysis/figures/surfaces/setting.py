@@ -14,6 +14,7 @@ from broadopt.analysis.landscape.grid import Landscape, Penalty
 from broadopt.analysis.landscape.images import Images, check_same
 from broadopt.analysis.landscape.networks import Mark
 from broadopt.analysis.landscape.store import Row, Store, device_fact, key_of
+from broadopt.config.run_config import KINDS_OF_NOISE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +81,12 @@ class Setting:
             f"BN statistics re-estimated at each point on the same {len(land.statistics):,} augmented training images"
             f"{'' if alike else f' (as {run.label} augments them)'} in batches of {land.batch_size}"
         )
-        noise = f", with {run.recipe.dataset.label_noise:g} label noise" if run.recipe.dataset.label_noise else ""
+        own = run.recipe.dataset
+        noise = f", with {own.label_noise:g} label noise" if own.label_noise else ""
+        if own.noise not in KINDS_OF_NOISE:
+            noise = ", with the labels of a file"
         return (
-            f"{run.recipe.dataset.name}, {run.recipe.model.name}; test error on {tested} test images; train loss: "
+            f"{own.name}, {run.recipe.model.name}; test error on {tested} test images; train loss: "
             f"cross-entropy without label smoothing on {trained} training images, not augmented{noise}, "
             f"{self.penalty.words}; "
             f"{bn if land.has_bn else 'a network without BN'}; {run.recipe.precision} on {images.device.type}; "
