@@ -108,8 +108,8 @@ def parse(arguments: Sequence[str]) -> Request:
 
 
 def export(request: Request) -> None:
-    """Send the runs, and say how many there were. Raises InputError where the tracker is not installed, RunFailed where
-    it fails.
+    """Send the runs, and say how many there were. Raises InputError where the tracker is not installed or cannot lie
+    in the folder, RunFailed where it fails.
     """
     check_installed([request.tracker])
     runs, left_out = stored_runs(request.results)
@@ -121,6 +121,8 @@ def export(request: Request) -> None:
             continue
         try:
             send(run, request.tracker, request.output)
+        except InputError:
+            raise
         except Exception as error:  # a tracker may raise anything
             name = TrackedRun.of(run.config).name
             raise RunFailed(f"{request.tracker}: {name} could not be sent: {failure(error)}") from error

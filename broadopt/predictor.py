@@ -19,6 +19,9 @@ from broadopt.models.build import network
 
 NAME = "predictor.safetensors"
 
+MOST_CLASSES = 100_000
+"""Of a file that gives their number alone: any number could stand there."""
+
 
 class Predictor(nn.Module):
     """float images [B, 3, 32, 32] from 0 to 1 -> logits [B, classes]; the images are normalised as in the training.
@@ -97,6 +100,11 @@ def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
             metadata = dict(file.metadata() or {})
         recipe, classes = _described(path, metadata)
         refuse_foreign(dict(recipe.model.target), trusted=trusted, place=path)
+        if not trusted:
+            # A file may name a network that fills all memory: its sizes are compared without any being taken. Code
+            # that is trusted may not build without values.
+            with torch.device("meta"):
+                network(recipe.model, len(classes)).load_state_dict(tensors, assign=True)
         model = network(recipe.model, len(classes))
         model.load_state_dict(tensors)
         return _predictor(model, recipe, classes)
@@ -115,7 +123,10 @@ def _described(path: Path, metadata: Mapping[str, str]) -> tuple[Recipe, list[st
     """The recipe and the classes' names, as the file itself records them; an older file leaves that to config.yaml."""
     if "recipe" not in metadata:
         values: Any = read_yaml(path.with_name("config.yaml"), limit=MEBIBYTE)
-        return RunConfig.of(values).recipe, [str(number) for number in range(int(metadata["classes"]))]
+        count = int(metadata["classes"])
+        if not 1 <= count <= MOST_CLASSES:
+            raise ValueError(f"classes={count}: expected a number from 1 to {MOST_CLASSES:,}")
+        return RunConfig.of(values).recipe, [str(number) for number in range(count)]
     record = json.loads(metadata["recipe"])
     if identity_of(record) != metadata.get("identity"):
         raise ValueError("its identity is not that of its recipe")

@@ -19,6 +19,7 @@ NAMED = 50
 """Files that are left out and named on the page; all are named on stderr."""
 
 
+@streams.ended_by_ctrl_c()
 def main() -> None:
     """Entry point of broadopt-report; ends the process with the exit code of the contract."""
     streams.prepare(encoding="utf-8")

@@ -93,6 +93,25 @@ def complete_output(command: str, *, closed_pipe: int) -> Iterator[None]:
         raise end
 
 
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """Within the block, or the function that this decorates, Ctrl-C ends the process with 130, as it ends what a shell
+    runs: for a command that has nothing to save.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        drop_output()
+        sys.exit(130)
+
+
+def drop_output() -> None:
+    """What is left to be written to stdout goes nowhere: on its way to the end Python would write it, and complain of
+    what cannot be written or wait for who does not read.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _over(stream: TextIO, number: int, kind: type[io.FileIO], *, encoding: str | None = None) -> TextIO:
     """`stream` with a descriptor of that `kind`; one that something else has put in the place of the real stays."""
     if type(stream) is not io.TextIOWrapper or _descriptor(stream) != number:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from broadopt.analysis.tables.match import Compose, Recipes
 
 
+@streams.ended_by_ctrl_c()
 def main() -> None:
     """Entry point of broadopt-table; ends the process with the exit code of the contract."""
     streams.prepare(encoding="utf-8")  # ± and Δ, whatever the locale
@@ -60,13 +61,8 @@ def watch(request: Request) -> NoReturn:
 
 def _leave_closed_pipe() -> NoReturn:
     """End well: whoever read the output, head for example, had enough of it."""
-    _drop_output()
+    streams.drop_output()
     sys.exit(0)
-
-
-def _drop_output() -> None:
-    """What is left to be written to stdout goes nowhere: on its way to the end Python would complain of it again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make(request: Request, *, compose: "Compose | None" = None) -> tuple[str, list[str]]:
@@ -230,7 +226,7 @@ def _write(document: str | bytes, output: Path | None) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk behind a redirection
-            _drop_output()
+            streams.drop_output()
             raise InputError(f"the table cannot be written: {error.strerror or error}") from error
         return
     from broadopt.files import write_output

@@ -6,13 +6,14 @@ where a stream is closed, another locale is set or another user asks, each is a 
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import fork_server
 import pytest
-from command import BIN, OWN, SMALL, STARTUP, folders, result
+from command import BIN, OWN, PATIENCE, SMALL, STARTUP, folders, result
 from in_process import said
 
 FULL = Path("/dev/full")
@@ -251,3 +252,25 @@ def pictures(root: Path) -> None:
             (root / split / kind).mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (40, 40), (99 * place, 40 * number, 7)).save(root / split / kind / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("broadopt-table", "table3", "--missing", "--seeds", "1-100", "--results", "."),
+        ("broadopt-report", ".", "-o", "/dev/stdout"),
+    ],
+    ids=" ".join,
+)
+def test_ctrl_c_ends_a_command_without_a_word(command: tuple[str, ...], finished: Path) -> None:
+    """In the midst of what it writes, which is more than its reader has room for."""
+    words = [str(BIN / command[0]), *command[1:]]
+    with subprocess.Popen(
+        words, cwd=finished, bufsize=0, pipesize=4096, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=PATIENCE) == 130
+        assert process.stderr.read() == b""

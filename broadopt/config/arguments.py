@@ -44,11 +44,8 @@ def quoted_path(argument: str, *, sweep: bool) -> str:
         return argument
     with suppress(HydraException):
         parsed = OverridesParser.create().parse_override(argument)
-        if (
-            parsed.is_sweep_override()
-            or not isinstance(parsed.value(), (int, float))
-            or parsed.value() in (True, False)
-        ):
+        is_number = isinstance(parsed.value(), (int, float)) and not isinstance(parsed.value(), bool)
+        if parsed.is_sweep_override() or not is_number:
             return argument
     paths = path.split(",") if sweep else [path]
     return f"{key}={','.join(map(quoted, paths))}"

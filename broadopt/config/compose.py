@@ -109,7 +109,7 @@ def run_config(config: DictConfig) -> RunConfig:
 
 def _check_use(schedule: DictConfig, recipe: Recipe) -> None:
     """Raise InputError for a value that changes nothing and would be recorded as another run. What stands in a protocol
-    for another tail or shape than the chosen one was not given for this run, and stays; so does what is stored.
+    for another tail or shape than the chosen one was not given for this run, and stays; what is stored is not checked.
     """
     if "num_classes" in recipe.model.target:
         raise InputError("model.num_classes: the number of classes is that of the data set; expected no such key")
@@ -117,15 +117,11 @@ def _check_use(schedule: DictConfig, recipe: Recipe) -> None:
         return
     for decided_by, users in (("tail", NEEDED_BY_TAIL), ("shape", TAKEN_BY_SHAPE)):
         chosen = recipe.schedule.get(decided_by)
-        if chosen is not None and chosen not in users:
+        if chosen is not None and (not isinstance(chosen, str) or chosen not in users):
             continue  # the schedule says which there are
         for key in dict.fromkeys(key for keys in users.values() for key in keys if key != "cycle"):  # is collect.cycle
-            given = recipe.schedule.get(key)
-            if (
-                given is not None
-                and key not in users.get(str(chosen), ())
-                and not OmegaConf.is_interpolation(schedule, key)
-            ):
+            given, has_use = recipe.schedule.get(key), chosen is not None and key in users[chosen]
+            if given is not None and not has_use and not OmegaConf.is_interpolation(schedule, key):
                 having = " or ".join(name for name, keys in users.items() if key in keys)
                 raise InputError(
                     f"schedule.{key}={given:g}: schedule.{decided_by}={chosen or 'null'} has no use for it; expected "

@@ -84,9 +84,10 @@ class Session:
         config = HydraConfig.get()
         overrides: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
         sweep = config.mode == RunMode.MULTIRUN
-        if not sweep and any(given.startswith("hydra/launcher=") for given in config.overrides.hydra):
-            error = InputError("hydra/launcher distributes the runs of a sweep: expected -m as well")
-            raise self.note(error, [], sweep=False)
+        for group, use in (("launcher", "distributes"), ("sweeper", "chooses")):
+            if not sweep and any(given.startswith(f"hydra/{group}=") for given in config.overrides.hydra):
+                error = InputError(f"hydra/{group} {use} the runs of a sweep: expected -m as well")
+                raise self.note(error, [], sweep=False)
         if not sweep:
             self.runs += 1
         place = self.sweep.place(config.job.num, overrides) if sweep and self.sweep else os.environ.get(PLACE, "")

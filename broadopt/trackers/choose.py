@@ -39,4 +39,6 @@ def opened(name: str, run: TrackedRun, place: Path) -> Writer:
 
 def failure(error: Exception) -> str:
     """What a tracker has raised, in a line that may be gone on with."""
+    if isinstance(error, InputError):
+        return printable(str(error))
     return printable(f"{type(error).__name__}: {' '.join(str(error).split())[:300].rstrip('.')}")

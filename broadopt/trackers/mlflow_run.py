@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from broadopt.errors import InputError
 from broadopt.trackers.record import PROJECT, TrackedRun
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
@@ -32,8 +33,9 @@ class MlflowRun:
         self.run, self.folder = run, folder
         self.points: dict[int, dict[str, float]] = {}
         self.uri = os.environ.get("MLFLOW_TRACKING_URI")
+        address = self.uri or _address(folder / "mlflow.db")
         with self._alone():
-            self.client = MlflowClient(self.uri or f"sqlite:///{folder / 'mlflow.db'}")
+            self.client = MlflowClient(address)
             self.experiment = self._experiment()
             runs = self.client.search_runs([self.experiment], f"tags.`{TAG}` = '{run.identity}'")
             self.id = runs[0].info.run_id if runs else self._create()
@@ -90,6 +92,21 @@ class MlflowRun:
             yield
 
 
+def _address(database: Path) -> str:
+    """The address of a SQLite file. Raises InputError where it would be another file's: `?` begins its options, `%` the
+    number of a character. Quoted, it is the right file's, but MLflow makes a folder of the quoted name as well.
+    """
+    from sqlalchemy.engine import make_url  # here, since a client on a server works without it
+
+    address = f"sqlite:///{database}"
+    if make_url(address).database != str(database):
+        raise InputError(
+            f"{database.parent}: MLflow's address of a database has no room for ? and %; expected another folder, as "
+            "broadopt-export mlflow RESULTS --output FOLDER takes"
+        )
+    return address
+
+
 def opened(run: TrackedRun, place: Path) -> MlflowRun:
-    """A run in MLflow; without a server in `place`/mlflow.db."""
+    """A run in MLflow; without a server in `place`/mlflow.db. Raises InputError where no such file can be named."""
     return MlflowRun(run, place.absolute())

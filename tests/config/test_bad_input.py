@@ -28,6 +28,7 @@ OF_THE_CONFIG = {
     ("dataset.path=x",): "unknown key dataset.path; dataset=image_folder has it",
     ("step.rh=1",): "unknown key step.rh",
     ("hydra/launcher=local",): "hydra/launcher distributes the runs of a sweep: expected -m as well",
+    ("hydra/sweeper=basic",): "hydra/sweeper chooses the runs of a sweep: expected -m as well",
     (
         "-m",
         "hydra/launcher=local",

@@ -33,12 +33,13 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from broadopt.config.compose import compose, run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.instantiate import instantiated
 from broadopt.devices import provenance
 from broadopt.errors import InputError
 from broadopt.launchers.local import new_folder, threads_of_a_run
-from broadopt.predictor import NAME, load
+from broadopt.predictor import NAME, described, load
 from broadopt.runs import results
 
 SGD = (*SMALL, "budget=0.1", "method=sgd")
@@ -365,11 +366,30 @@ def test_an_interpolation_in_a_predictor_makes_no_code(
         metadata = dict(file.metadata())
     recipe = json.loads(metadata["recipe"])
     recipe["model"]["depth"] = words
-    described = metadata | {"recipe": json.dumps(recipe), "identity": identity_of(recipe)}
-    save_file(load_file(path), tmp_path / path.name, metadata=described)
+    metadata |= {"recipe": json.dumps(recipe), "identity": identity_of(recipe)}
+    save_file(load_file(path), tmp_path / path.name, metadata=metadata)
     with pytest.raises(InputError, match="expected a value, not an interpolation"):
         load(tmp_path, trust="own_network")
     assert not left.exists()
+
+
+@pytest.mark.parametrize("classes", ["20000000", "0", "-1"])
+def test_a_predictor_of_any_number_of_classes_builds_no_network(classes: str, tmp_path: Path) -> None:
+    """Of an older file, whose recipe stands beside it."""
+    values = run_config(compose(["experiment=quickstart"])).values()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    save_file({"weight": torch.zeros(1)}, tmp_path / NAME, metadata={"classes": classes})
+    with pytest.raises(InputError) as refused:
+        load(tmp_path)
+    assert str(refused.value) == f"{tmp_path / NAME}: classes={classes}: expected a number from 1 to 100,000"
+
+
+def test_a_predictor_whose_network_fills_all_memory_is_refused_by_the_sizes_of_its_tensors(tmp_path: Path) -> None:
+    """Its largest convolution has 23 * 10^12 weights, which no machine has room for."""
+    recipe = run_config(compose(["experiment=quickstart", "model=wrn28_2", "model.widen_factor=100000"])).recipe
+    save_file({"head.weight": torch.zeros(1)}, tmp_path / NAME, metadata=described(recipe, "0123456789"))
+    with pytest.raises(InputError, match=r"Error\(s\) in loading state_dict for WideResNet"):
+        load(tmp_path)
 
 
 def test_what_is_instantiated_holds_no_interpolation(made_code: tuple[str, Path]) -> None:

@@ -150,6 +150,22 @@ def test_mlflow_on_a_server_needs_no_database(monkeypatch: pytest.MonkeyPatch) -
     check_installed(["mlflow"])
 
 
+@pytest.mark.parametrize("name", ["exp a?b#c", "per%20cent"])
+def test_a_folder_that_mlflow_would_take_for_another_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store(tmp_path / "results", CONFIG, history={1: 70.0})
+    code, output, errors = said("broadopt-export", "mlflow", "results", "--output", name, cwd=tmp_path)
+    assert (code, output) == (2, "")
+    assert errors == (
+        f"broadopt-export: {tmp_path / name}: MLflow's address of a database has no room for ? and %; expected another "
+        "folder, as broadopt-export mlflow RESULTS --output FOLDER takes\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
 def test_a_folder_of_a_trackers_name_is_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_tracker").mkdir()
     monkeypatch.syspath_prepend(tmp_path)

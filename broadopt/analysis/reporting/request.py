@@ -16,7 +16,7 @@ The page has both papers' tables with the published values, every sweep with its
 that failed, were interrupted, are running or are missing, and the command that repeats each run. It loads nothing
 from elsewhere; sorting and filtering need JavaScript, reading does not.
 
-exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input
+exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input; 130 Ctrl-C
 """
 
 

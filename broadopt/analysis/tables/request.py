@@ -50,7 +50,7 @@ status:
 
 tab completion:  eval "$(broadopt-table --completion bash)"   (or zsh; broadopt-table --completion fish | source)
 
-exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input
+exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input; 130 Ctrl-C
 """
 
 
