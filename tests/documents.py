@@ -126,7 +126,9 @@ def prepared(folder: Path) -> Path:
     for split in ("train", "test"):
         for number, name in enumerate(("cats", "dogs")):
             (folder / "my_images" / split / name).mkdir(parents=True)
-            Image.new("RGB", (40, 30), (99 * number,) * 3).save(folder / "my_images" / split / name / "one.png")
+            image = Image.new("RGB", (40, 30), (99 * number,) * 3)
+            for copy in range(64 if split == "train" else 1):  # one batch of the protocol
+                image.save(folder / "my_images" / split / name / f"{copy}.png")
     for block in blocks(text("README.md")):
         write(block, folder)
     return folder
