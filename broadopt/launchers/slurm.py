@@ -19,7 +19,7 @@ from broadopt.errors import InputError, Interrupted
 from broadopt.files import write_text
 from broadopt.launchers.place import PLACE
 from broadopt.launchers.slurm_queue import Task, in_queue, queue, slurm
-from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
+from broadopt.launchers.sweep import CRASHES, Ended, Planned, SweepLauncher, quoted
 
 SCRIPT = """#!/bin/bash
 {options}
@@ -49,7 +49,7 @@ for run in "${{!runs[@]}}"; do
   if [ -n "$asked" ] && [ "$code" != 0 ]; then again=yes; continue; fi
   # A start after another: the lost node may still hold the run's lock.
   if [ "$code" = 3 ] && [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ]; then again=yes; continue; fi
-  case $code in 132|134|135|136|139) code=1;; esac # a crash, which would come again
+  case $code in {crashes}) code=1;; esac # a crash, which would come again
   case $code in 0|1|2|3) echo "$code" > "$folder/${{runs[$run]}}.exit";; esac
 done
 if [ -n "$again" ]; then
@@ -202,6 +202,7 @@ class SlurmLauncher(SweepLauncher):
             folder=f"{shlex.quote(str(root))}/slurm/$SLURM_ARRAY_JOB_ID",
             setup="\n".join([*variables, *self.setup_lines]),
             prefix=f"{self.prefix} " if self.prefix else "",
+            crashes="|".join(str(128 + number) for number in CRASHES),
         )
 
     def _wait_for(self, tasks: list["Task"]) -> None:

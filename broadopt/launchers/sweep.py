@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
-from broadopt.config.messages import quoted as text
+from broadopt.config.messages import quoted as literal
 from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
 from broadopt.launchers.known import Runs, fingerprint, key, known, variant
@@ -35,7 +35,7 @@ class Planned:
     """As it was asked for: auto is any."""
     dataset: DatasetConfig
     """Where the data lie."""
-    results_dir: str = ""
+    results_dir: str
     """As the sweep has resolved it: a process of its own could find another time, or another environment."""
     place: str = ""
     """Which run of the sweep it is, in words."""
@@ -62,8 +62,8 @@ class Planned:
         torchrun = ["-m", "broadopt.devices.torchrun", "--standalone", f"--nproc-per-node={processes}"]
         starter = torchrun if processes > 1 else []
         own = [one for one in self.overrides if one.lstrip("+").partition("=")[0] != "results_dir"]
-        own += [f"results_dir={text(self.results_dir)}"] * bool(self.results_dir)
-        return [sys.executable, *starter, *program(), *for_each_run(sys.argv[1:]), *own]
+        place = f"results_dir={literal(self.results_dir)}"
+        return [sys.executable, *starter, *program(), *for_each_run(sys.argv[1:]), *own, place]
 
 
 def program() -> list[str]:

@@ -113,7 +113,7 @@ def test_a_run_that_crashed_has_ended(tmp_path: Path) -> None:
 
 def test_a_crash_is_a_failure_and_what_was_killed_goes_on(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("Aborted\n")
-    planned = Planned((), "", "auto", {})
+    planned = Planned((), "", "auto", {}, "results")
     crashed, killed, empty = (what_became(Ended(planned, code, tmp_path / "out")) for code in (-6, -9, 0))
     assert isinstance(crashed, RunFailed)
     assert str(crashed) == f"ended by SIGABRT: Aborted (see {tmp_path}/out)"
@@ -141,7 +141,7 @@ SENT = "W1127 08:02:44.806000 20041 torch/distributed/elastic/multiprocessing/ap
 )
 def test_why_a_run_has_ended_is_its_own_last_line(output: list[str], line: str, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("".join(f"{one}\n" for one in output))
-    assert Ended(Planned((), "", "auto", {}), 1, tmp_path / "out").last_line() == line
+    assert Ended(Planned((), "", "auto", {}, "results"), 1, tmp_path / "out").last_line() == line
 
 
 @pytest.mark.parametrize(
