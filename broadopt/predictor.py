@@ -83,7 +83,7 @@ def load(folder: str | Path, *, trust: str | Sequence[str] = ()) -> Predictor:
         return read(Path(folder) / NAME, trust=trust)
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder}: expected {NAME}, which a finished run leaves (not FGE, whose ensemble is not one network, nor "
+            f"{folder}: expected {NAME}, which a finished run leaves (not FGE or SWAG, which are not one network, nor "
             "with checkpoint.predictor=false)"
         ) from error
 

@@ -4,7 +4,7 @@
 #
 #   scripts/first_rows.sh HOURS [KEY=VALUE ...]     what is given goes to broadopt-run: results_dir=, data_dir=, device=
 #   scripts/first_rows.sh 12 plan=true              what it would train, and cost
-#   scripts/first_rows.sh 0.02 budget=0.1 device=cpu hydra.launcher.gpus=[0]     a rehearsal on a CPU
+#   RESERVE=0 scripts/first_rows.sh 0.05 dataset=digits budget=0.2 device=cpu 'hydra.launcher.gpus=[0]'     a rehearsal on a CPU
 #
 # PER_GPU=3 in the environment: runs at a time on the card; RESERVE=120: seconds ahead of the limit at which runs are
 # told to save. Exit codes: 0 all finished, 1 a run failed, 2 bad input, 75 ended by the limit (give it again).

@@ -175,8 +175,8 @@ RULES = {
     "schedule.decay_to": _number(0, "a number >= 0", optional=True),
     "schedule.start": _number(0, "a number of budgets >= 0"),
     "schedule.replay_from": _number(0, "a number of budgets >= 0", optional=True),
-    "schedule.high": _number(0, "a number >= 0", optional=True),
-    "schedule.low": _number(0, "a number >= 0", optional=True),
+    "schedule.high": _number(0, "a number > 0", above=True, optional=True),
+    "schedule.low": _number(0, "a number > 0", above=True, optional=True),
     "schedule.warmup": _number(0, "a number of budgets from 0 to 1", high=1),
     "schedule.cycle": _number(0, "a number of budgets > 0", above=True, optional=True),
 }

@@ -202,7 +202,7 @@ def test_finished_runs_keep_their_predictor_which_can_be_exported(five_runs: Swe
 
 
 def test_an_ensemble_keeps_no_predictor_and_says_so(five_runs: Sweep) -> None:
-    with pytest.raises(InputError, match="whose ensemble is not one network"):
+    with pytest.raises(InputError, match="not FGE or SWAG, which are not one network"):
         load(five_runs.folders["fge"])
 
 

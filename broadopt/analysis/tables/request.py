@@ -126,12 +126,14 @@ def parse(arguments: Sequence[str]) -> Request:
     views.add_argument(
         "--watch", metavar="SECONDS", nargs="?", const="10", help="--status, anew every SECONDS (default: 10)"
     )
-    parser.add_argument("--seeds", help="which seeds a cell is to have, as 1-5 or 1,2,7 (default: 1-3)")
+    parser.add_argument(
+        "--seeds", help="with --status or --missing: which seeds a cell is to have, as 1-5 or 1,2,7 (default: 1-3)"
+    )
     parser.add_argument(
         "--tflops",
         metavar="X",
-        help="10^12 operations a second of a device, for networks that no run has measured (default: a tenth of an "
-        "H100's bf16 peak)",
+        help="with --status: 10^12 operations a second of a device, for networks that no run has measured (default: "
+        "a tenth of an H100's bf16 peak)",
     )
     options.add(parser)
     parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
