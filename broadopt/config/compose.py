@@ -1,6 +1,7 @@
 """From the overrides of a command line to a composed Hydra config, and from that to a typed run."""
 
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -140,6 +141,12 @@ def _reason(error: OmegaConfBaseException) -> str:
         if isinstance(cause, InputError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
+    key = re.fullmatch(r"Interpolation key 'collect\.(\w+)' not found", str(error).splitlines()[0])
+    if key and str(error.full_key).startswith("schedule."):  # schedule=swa beside a collector without a start
+        return (
+            f"{error.full_key}: is that of the collector, and this one has no collect.{key[1]}; expected "
+            f"{error.full_key}=BUDGETS, or a collector with {key[1]} (collect=swa)"
+        )
     return f"{error.full_key}: {str(error).splitlines()[0]}" if error.full_key else str(error).splitlines()[0]
 
 

@@ -76,6 +76,8 @@ OF_THE_CONFIG = {
     ("lr=",): 'lr="": expected a number > 0',
     ("lr=0",): "lr=0: expected a number > 0",
     ("lr=${nothing}",): "lr: Interpolation key 'nothing' not found",
+    ("schedule=fge",): "this one has no collect.start; expected schedule.start=BUDGETS, or a collector with start",
+    ("collect=ema", "schedule=swa"): "schedule.cycle: is that of the collector, and this one has no collect.cycle",
     ("lr=${recipe:lrr}",): 'protocol=swa2018 has no value for lrr; did you mean "lr"?',
     ("seed=1.5",): "seed=1.5: expected a whole number from 0 to 2^63 - 1",
     ("seed=9223372036854775808",): "seed=9223372036854775808: expected a whole number from 0 to 2^63 - 1",
