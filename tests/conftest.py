@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import fork_server
 import kept_configs
 import numpy as np
 import pytest
@@ -37,6 +38,12 @@ LAYOUTS = {
     "cifar10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "labels"),
     "cifar100": ("cifar-100-python", ["train"], "test", "fine_labels"),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The workers of make test share one fork server, which imports what it needs while they do."""
+    if config.getoption("numprocesses", None) and fork_server.takes(fork_server.environment_of_server()):
+        fork_server.server()  # in the workers it is that of the process that starts them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,6 +30,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -56,9 +57,9 @@ class Forked:
         self._readers: dict[TextIO, threading.Thread] = {}
         self._read: dict[TextIO, str] = {}
         (output, its_output), (errors, its_errors) = os.pipe(), os.pipe()
-        self._nanny = connected(server())
+        self._server = connected(server())
         request = request_of(self.args, cwd=cwd, environment=env) | {"session": start_new_session}
-        pid = asked(self._nanny, request, {1: its_output, 2: its_errors})
+        pid = asked(self._server, request, {1: its_output, 2: its_errors})
         assert pid is not None, "the fork server has another environment than takes() believes"
         self.pid = pid
         os.close(its_output)
@@ -74,10 +75,10 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end; the exit code, negative for a signal. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
-            if not select.select([self._nanny], [], [], timeout)[0]:
+            if not select.select([self._server], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = number(self._nanny)
-            self._nanny.close()  # from now on the number of the process may be another's
+            self.returncode = number(self._server)
+            self._server.close()  # from now on the number of the process may be another's
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
@@ -138,9 +139,9 @@ def asked(server: socket.socket, request: Mapping[str, Any], streams: Mapping[in
     return number(server) or None
 
 
-def number(nanny: socket.socket) -> int:
-    """The next number that the nanny of a process reports: its own, then its exit code. AssertionError without one."""
-    received = nanny.recv(NUMBER.size)
+def number(server: socket.socket) -> int:
+    """The next number that the server reports of a process: its own, then its exit code. AssertionError without one."""
+    received = server.recv(NUMBER.size)
     assert len(received) == NUMBER.size, "the fork server has ended"
     found: int = NUMBER.unpack(received)[0]
     return found
@@ -180,21 +181,27 @@ def environment_of_server() -> dict[str, str]:
 
 @cache
 def server() -> str:
-    """Start the server of this process, and return its place, which FORK_SERVER_AT names for the commands' own; it ends
-    with this process at the latest.
+    """The place of the server: that of the process that has started this one, else of one that is started here for this
+    process and those that it starts, which find it by FORK_SERVER_AT. It ends with this process at the latest.
     """
-    ours, theirs = socket.socketpair()
+    if "FORK_SERVER_AT" in os.environ:
+        return os.environ["FORK_SERVER_AT"]
     place = f"broadopt-tests-{os.getpid()}-{secrets.token_hex(8)}"
+    requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    requests.bind(f"\0{place}")  # an abstract name: a path in a temporary folder can be too long for a socket
+    requests.listen(16)  # from here on what asks waits until the server has imported what it needs, or has failed
+    ours, theirs = socket.socketpair()
+    handed = [theirs.fileno(), requests.fileno()]
     process = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno()), place],
+        [sys.executable, __file__, *map(str, handed)],
         env=environment_of_server(),
-        pass_fds=[theirs.fileno()],
+        pass_fds=handed,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C of a terminal is for the tests
     )
     theirs.close()
-    assert ours.recv(1), "the fork server has failed"
+    requests.close()
     os.environ["FORK_SERVER_AT"] = place
     atexit.register(lambda: (ours.close(), process.wait()))
     return place
@@ -215,34 +222,86 @@ def use_huge_pages() -> None:
                 advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), collapse)
 
 
-def serve(owner: socket.socket, place: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Fork for every request until the owner closes its end; returns in the children alone, with the request of each.
-    Taken is what has the `environment` that this process has started with, as far as it is read at a start.
+@dataclass
+class Child:
+    """A forked process: its number, the descriptor that tells its end, and the connection of who asked for it."""
+
+    pid: int
+    end: int
+    connection: socket.socket
+
+    def report(self) -> None:
+        """Tell the other side of the end. The process is not reaped before the other side has closed: until then the
+        number is no other process's.
+        """
+        os.close(self.end)
+        self.end = -1
+        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        assert status is not None
+        code = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        with contextlib.suppress(OSError):
+            self.connection.send(NUMBER.pack(code))
+
+    def leave(self) -> None:
+        """The other side has closed: the process is killed if it has not ended."""
+        if self.end >= 0:
+            os.close(self.end)
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.connection.close()
+
+
+def serve(owner: socket.socket, requests: socket.socket, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Fork for every one of `requests` until the owner closes its end; returns in the children alone, with the request
+    of each. Taken is what has the `environment` that this process has started with, as far as it is read at a start. A
+    child is killed where the other side ends first.
     """
-    requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    requests.bind(f"\0{place}")  # an abstract name: a path in a temporary folder can be too long for a socket
-    requests.listen(16)
-    owner.send(b"!")
+    children: list[Child] = []
     while True:
-        ready = select.select([owner, requests], [], [])[0]
-        with contextlib.suppress(ChildProcessError):  # nannies that have ended
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        ends = {child.end: child for child in children if child.end >= 0}
+        connections = {child.connection.fileno(): child for child in children}
+        ready = select.select([owner, requests, *ends, *connections], [], [])[0]
+        for end in ends.keys() & set(ready):
+            ends[end].report()
+        for connection in connections.keys() & set(ready):
+            connections[connection].leave()
+            children.remove(connections[connection])
         if owner in ready:
+            for child in children:
+                child.leave()
             os._exit(0)
-        nanny = requests.accept()[0]
-        message, descriptors, *_ = socket.recv_fds(nanny, 1 << 20, 64)
-        request = json.loads(message or b"{}")
-        if not message or not is_carried_out_here(request, environment):
-            with contextlib.suppress(OSError):
-                nanny.send(NUMBER.pack(0))
-        elif os.fork() == 0:
-            owner.close()
-            requests.close()
-            return nursed(request, descriptors, nanny)
-        nanny.close()
-        for descriptor in descriptors:
-            os.close(descriptor)
+        if requests in ready:
+            connection = requests.accept()[0]
+            message, descriptors, *_ = socket.recv_fds(connection, 1 << 20, 64)
+            request = json.loads(message or b"{}")
+            if not message or not is_carried_out_here(request, environment):
+                with contextlib.suppress(OSError):
+                    connection.send(NUMBER.pack(0))
+                connection.close()
+            elif (pid := os.fork()) == 0:
+                for other in (owner, requests, connection, *(child.connection for child in children)):
+                    other.close()
+                for child in children:
+                    if child.end >= 0:
+                        os.close(child.end)
+                take(descriptors, request["streams"])
+                return request
+            else:
+                children.append(Child(pid, os.pidfd_open(pid), connection))
+                with contextlib.suppress(OSError):
+                    connection.send(NUMBER.pack(pid))
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def take(descriptors: Sequence[int], targets: Sequence[int]) -> None:
+    """Make received descriptors those of the numbers `targets`."""
+    above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, target in zip(above, targets, strict=True):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
 
 
 def is_carried_out_here(request: Mapping[str, Any], environment: Mapping[str, str]) -> bool:
@@ -250,40 +309,6 @@ def is_carried_out_here(request: Mapping[str, Any], environment: Mapping[str, st
     ours, here = Path(__file__).parents[1] / "broadopt", Path(request["cwd"], "broadopt")
     is_ours = request["command"][0] != "-m" or not here.exists() or here.samefile(ours)
     return is_ours and request["prefix"] == sys.prefix and is_like(request["environment"], environment)
-
-
-def nursed(request: dict[str, Any], descriptors: Sequence[int], nanny: socket.socket) -> dict[str, Any]:
-    """Fork once more, and let this process report the number and the end of its child, which alone returns. The child
-    is killed where the other side ends first.
-    """
-    child = os.fork()
-    if child == 0:
-        nanny.close()
-        above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1000) for descriptor in descriptors]
-        for descriptor in descriptors:
-            os.close(descriptor)
-        for descriptor, target in zip(above, request["streams"], strict=True):
-            os.dup2(descriptor, target)
-            os.close(descriptor)
-        return request
-    for descriptor in (0, 1, 2, *descriptors):  # a pipe ends with the last process that has it
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-    with nanny:
-        nanny.send(NUMBER.pack(child))
-        ended = os.pidfd_open(child)
-        ready: list[Any] = select.select([ended, nanny], [], [])[0]
-        if nanny in ready:
-            os.kill(child, signal.SIGKILL)
-        # Not reaped before the other side knows of the end: until then the number is no other process's.
-        status = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        assert status is not None
-        code = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-        with contextlib.suppress(OSError):
-            nanny.send(NUMBER.pack(code))
-            nanny.recv(1)
-    os.waitpid(child, 0)
-    os._exit(0)
 
 
 def become(request: dict[str, Any]) -> None:
@@ -374,6 +399,6 @@ if __name__ == "__main__":
 
     gc.freeze()
     use_huge_pages()
-    taken = serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], at_start)
+    taken = serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]), at_start)
     become(taken)
     carry_out(taken["command"])
