@@ -3,6 +3,9 @@
 Hydra reads a dozen files for every config that it composes, and most of the time goes into their YAML. Here what
 OmegaConf.load gives for a text is kept, pickled, so that whoever asks for the same text again has an object of his own
 that is equal to the first. FORK_SERVER=no leaves OmegaConf and Hydra as they are.
+
+Hydra also composes the config of every command once ahead, for the one key hydra.mode. Where no file but the shipped
+ones and those of tests/own can have set it, and no override does, it is None, as Hydra would find it.
 """
 
 import os
@@ -11,9 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from broadopt.config.shipped import config_dir
+
+OWN = Path(__file__).parent / "own"
 kept: dict[str, bytes] = {}
 
 
@@ -28,6 +35,19 @@ def install() -> None:
         OmegaConf.load = staticmethod(_keeping(OmegaConf.load))  # type: ignore[method-assign]
         # Hydra copies the store of all registered configs for each that it composes, and copies again what it takes.
         ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+        Hydra.get_mode = _looking_first(Hydra.get_mode)  # type: ignore[method-assign]
+
+
+def _looking_first(get_mode: Callable[..., Any]) -> Callable[..., Any]:
+    known = {f"file://{folder}" for folder in (config_dir(), OWN)}
+
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        paths = {source.full_path() for source in self.config_loader.get_sources() if source.scheme() == "file"}
+        if paths <= known and not any("hydra.mode" in override or "searchpath" in override for override in overrides):
+            return None
+        return get_mode(self, config_name, overrides)
+
+    return mode
 
 
 def _keeping(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -55,7 +75,6 @@ def warm() -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from broadopt.config.compose import compose, run_config
-    from broadopt.config.shipped import config_dir
 
     for folder in (config_dir(), Path(hydra.__file__).parent / "conf"):
         for path in sorted(folder.rglob("*.yaml")):
