@@ -166,11 +166,11 @@ def _numbers(found: Difference, against: str, metric: str, *, compared_with: str
 
 
 def paper_block(
-    table: PaperTable, cells: Cells, asked: Comparison, *, failed: Cells
+    table: PaperTable, cells: Cells, asked: Comparison, *, failed: Mapping[str, Cells]
 ) -> tuple[Block, list[dict[str, Any]]]:
     """The differences of the filled cells of a paper's table to those of one method in the same row, each by the
     accuracy that its column reads; and as records for CSV. `failed`: the same cells filled with the runs that failed,
-    which are counted. Raises InputError where the method is no column.
+    by their precision, which are counted. Raises InputError where the method is no column.
     """
     against = str(asked.against)
     if against not in table.methods:

@@ -455,6 +455,18 @@ def test_runs_that_failed_or_ended_at_chance_are_counted_in_a_papers_table(tmp_p
     assert counts in " ".join(out.split())
 
 
+def test_failed_runs_are_counted_in_the_precision_of_their_cell(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed, precision="bf16"), best=70.0 + seed)
+        store(tmp_path, record(RESNET20, "method=asam", seed=seed, precision="bf16"), best=70.0 + 2 * seed)
+    store(tmp_path, record(RESNET20, "method=asam", seed=4, precision="bf16"), state="failed")
+    for seed in (5, 6):  # more of them, and of another precision than the cell holds
+        store(tmp_path, record(RESNET20, "method=asam", seed=seed, precision="fp32"), state="failed")
+    out, _ = run("table3", "--results", tmp_path, "--against", "sgd")
+    assert tables(out)[-1][1][1:5] == ["ASAM", "3 of 4", "74.00 ± 2.00", "+2.00"]
+    assert "n of k: k runs of the cell ended" in out
+
+
 def test_the_howto_quotes_the_committed_example() -> None:
     checkout = Path(__file__).parents[3]
     place = checkout / "results/cifar10_resnet20_rho"
