@@ -160,8 +160,8 @@ FIELDS = ("against", "compared_with", "low", "high", "p", "p_holm", "test", "see
 
 
 def _numbers(found: Difference, against: str, metric: str, *, compared_with: str) -> dict[str, Any]:
-    place = {"quantity": "difference", "metric": metric, "against": against, "compared_with": compared_with}
-    place |= {"n": found.n, "mean": found.mean}
+    place: dict[str, Any] = {"quantity": "difference", "metric": metric, "against": against}
+    place |= {"compared_with": compared_with, "n": found.n, "mean": found.mean}
     return place | {name: getattr(found, name) for name in ("low", "high", "p", "p_holm", "test")}
 
 
