@@ -138,9 +138,15 @@ def _with_differences(
     """A paper's table with the differences to one of its methods below."""
     from broadopt.analysis.comparing.difference_blocks import FIELDS, paper_block
     from broadopt.analysis.tables.cells import fill
+    from broadopt.analysis.tables.match import precision
 
     main, *off = document.blocks
-    cells, broken = (fill(results, context=context) for results in (finished, failed))
+    cells = fill(finished, context=context)
+    # Which precision a cell holds is for its finished runs to say.
+    by_precision: dict[str, list[dict[str, Any]]] = {}
+    for result in failed:
+        by_precision.setdefault(precision(result), []).append(result)
+    broken = {name: fill(results, context=context) for name, results in by_precision.items()}
     block, records = paper_block(context.table, cells, asked, failed=broken)
     return replace(
         document,

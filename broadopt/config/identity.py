@@ -45,6 +45,14 @@ AS_WITHOUT: Mapping[str, Any] = {
 this value is not recorded, so that the identities of earlier runs stay what they are."""
 
 
+def came_later(key: str, target: Any) -> bool:
+    """Whether the dotted `key` of a node of this `_target_` is one of AS_WITHOUT. To code of a user's own a key of such
+    a name means what it makes of it, and its default may be any; but what its data set reads has a fingerprint.
+    """
+    is_own = isinstance(target, str) and not public(target).startswith("broadopt.")
+    return key in AS_WITHOUT and ("." not in key or key.startswith("dataset.") or not is_own)
+
+
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config as they are recorded, by their top-level keys."""
     nodes = {key: recorded_node(key, value) for key, value in values.items()}
@@ -57,7 +65,12 @@ def recorded_node(key: str, value: Any) -> Any:
     """
     if not isinstance(value, Mapping):
         return value
-    kept = {name: item for name, item in value.items() if (f"{key}.{name}", item) not in AS_WITHOUT.items()}
+    target = value.get("_target_")
+    kept = {
+        name: item
+        for name, item in value.items()
+        if not (came_later(f"{key}.{name}", target) and AS_WITHOUT[f"{key}.{name}"] == item)
+    }
     return _with_public_targets(kept)
 
 

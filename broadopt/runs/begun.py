@@ -2,14 +2,17 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from broadopt.config.identity import AS_WITHOUT, came_later
 from broadopt.config.run_config import Recipe, RunConfig
-from broadopt.files import MEBIBYTE, read_bytes, replacing, write_text
+from broadopt.errors import InputError
+from broadopt.files import MEBIBYTE, read_bytes, read_yaml, replacing, write_text
 from broadopt.runs import checkpoint, heartbeat, results
 
 log = logging.getLogger("broadopt")
@@ -44,6 +47,37 @@ def _is_finished(folder: Path, recipe: Recipe) -> bool:
 
 def _is_begun(folder: Path, recipe: Recipe) -> bool:
     return bool(checkpoint.files(folder))
+
+
+def check_own_keys(folder: Path, recipe: Recipe) -> None:
+    """Raise InputError where what lies in the folder of a run may be another's: a former version recorded no key of
+    AS_WITHOUT at its value there, not even for a user's own code, whose default may be another. config.yaml has it.
+    """
+    nodes = recipe.values()
+    doubtful = [key for key in AS_WITHOUT if "." in key and not _came_later(key, nodes) and not _has(key, nodes)]
+    if not doubtful:
+        return
+    try:
+        former = read_yaml(folder / "config.yaml", limit=MEBIBYTE)
+    except (OSError, ValueError):  # the run has none, or none that says more than its result
+        return
+    for key in doubtful:
+        if _has(key, former):
+            raise InputError(
+                f"{folder}: its config.yaml has {key}, which was not recorded when it was made, and this run has none: "
+                "it may be another; expected another results_dir, or that folder moved away"
+            )
+
+
+def _came_later(key: str, nodes: Mapping[str, Any]) -> bool:
+    return came_later(key, nodes[key.partition(".")[0]].get("_target_"))
+
+
+def _has(key: str, nodes: Any) -> bool:
+    """Whether the nodes of a config, or what a file has in their place, have a dotted key."""
+    group, _, leaf = key.partition(".")
+    node = nodes.get(group) if isinstance(nodes, dict) else None
+    return isinstance(node, dict) and leaf in node
 
 
 def prepare(folder: Path, run: RunConfig) -> None:

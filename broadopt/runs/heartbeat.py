@@ -55,7 +55,7 @@ class Heartbeat:
     """Within the `with` block `folder` holds a heartbeat; with figures once a training is followed."""
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], *, device: str, size: Mapping[str, float] | None = None
+        self, folder: Path, config: Mapping[str, Any], *, device: str, size: Mapping[str, float | None] | None = None
     ) -> None:
         """`size`: what estimates of cost need, as a result's cost has it."""
         self._file = folder / NAME

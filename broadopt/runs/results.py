@@ -157,7 +157,7 @@ def read_all(results_dir: str | Path, folders: Sequence[Path] | None = None) -> 
     """
     root = Path(results_dir)
     found, left_out = _found(root, folders)
-    valid, doubled = _unique(found)
+    valid, doubled = unique(found)
     return valid, sorted(left_out + doubled)
 
 
@@ -165,47 +165,49 @@ def read_several(results_dirs: Sequence[Path]) -> tuple[list[dict[str, Any]], li
     """As `read_all`, of several results folders taken together; where they are several, each "folder" and each line
     begins with the results folder that it is of.
     """
-    together: list[_Found] = []
+    together: list[Found] = []
     left_out: list[str] = []
     for root in results_dirs:
         ahead = f"{root}/" if len(results_dirs) > 1 else ""
         found, unusable = _found(root, None)
-        together += [_Found(f"{ahead}{one.folder}", one.result, one.digest) for one in found]
+        together += [Found(f"{ahead}{one.folder}", one.result, one.digest) for one in found]
         left_out += [f"{ahead}{line}" for line in unusable]
-    valid, doubled = _unique(together)
+    valid, doubled = unique(together)
     return valid, sorted(left_out + doubled)
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
+    """A result, or what else says how far a run has come: its identity, state and epochs."""
+
     folder: str
     result: dict[str, Any]
     digest: bytes
     """Of the file's bytes: equal for a copy, whatever it is called."""
 
 
-def _found(root: Path, folders: Sequence[Path] | None) -> tuple[list[_Found], list[str]]:
+def _found(root: Path, folders: Sequence[Path] | None) -> tuple[list[Found], list[str]]:
     """The valid results below a results folder in the order of their folders, and a line on each other file."""
     left_out: list[str] = []
     if folders is None:
         paths, left_out = scan(root, NAME)
         folders = [path.parent for path in paths]
-    found: list[_Found] = []
+    found: list[Found] = []
     for path, content in zip(folders, at_once(_content, folders), strict=True):
         folder = path.relative_to(root).as_posix()
         try:
             if isinstance(content, OSError | ValueError):
                 raise content
             if content is not None:
-                found.append(_Found(folder, _parsed(content, path), hashlib.sha256(content).digest()))
+                found.append(Found(folder, _parsed(content, path), hashlib.sha256(content).digest()))
         except (ValueError, OSError) as error:
             left_out.append(f"{folder}: {reason(error)}")
     return found, left_out
 
 
-def _unique(found: Sequence[_Found]) -> tuple[list[dict[str, Any]], list[str]]:
+def unique(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
     """One result a run, with its "folder"; and a line on each of the files of a run that contradict each other."""
-    by_identity: dict[str, dict[bytes, _Found]] = defaultdict(dict)
+    by_identity: dict[str, dict[bytes, Found]] = defaultdict(dict)
     for one in found:
         by_identity[one.result["identity"]].setdefault(one.digest, one)
     alone, left_out = [], []
@@ -213,7 +215,7 @@ def _unique(found: Sequence[_Found]) -> tuple[list[dict[str, Any]], list[str]]:
         finished = [one for one in different.values() if one.result["state"] == "finished"]
         counted = finished if len(finished) < 2 else []
         if not finished:
-            counted = [max(different.values(), key=lambda one: float(one.result["epochs"]))]  # the first of equals
+            counted = [max(different.values(), key=_progress)]  # the first of equals
         alone += counted
         doubled = [one for one in found if one.result["identity"] == identity]
         for one in doubled:
@@ -224,6 +226,11 @@ def _unique(found: Sequence[_Found]) -> tuple[list[dict[str, Any]], list[str]]:
                 ours, theirs = (_reached(each.result, finished=bool(finished)) for each in (one, counted[0]))
                 left_out.append(f"{one.folder}: {ours}, and {theirs} in {counted[0].folder}")
     return [{**one.result, "folder": one.folder} for one in alone], left_out
+
+
+def _progress(one: Found) -> tuple[bool, float]:
+    """What is going on comes before all that has ended, as in a status."""
+    return one.result["state"] == "running", float(one.result["epochs"])
 
 
 def _reached(result: Mapping[str, Any], *, finished: bool) -> str:

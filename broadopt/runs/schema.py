@@ -155,7 +155,8 @@ _IDENTITY = _text(lambda text: re.fullmatch(r"[0-9a-f]{64}", text), "64 hexadeci
 
 _SEED = _whole(0, 2**63 - 1)
 # What a run's size and price are worked out from; results of earlier versions are without them.
-_SIZE = {name: _nullable(_whole(1)) for name in ("parameters", "macs", "images_per_epoch")}
+_SIZE = {name: _nullable(_whole(1)) for name in ("parameters", "images_per_epoch")}
+_SIZE |= {"macs": _nullable(_whole(0))}  # 0, as null, where they could not be counted: earlier versions wrote it
 _SIZE |= {"passes": _nullable(_number(1, LARGEST))}
 
 _ALSO = _each(_is_name, _mapping({}, {"_target_": _LINE, "budgets": _budgets}), "names of collectors")

@@ -24,37 +24,68 @@ class StoredRun:
 
 
 def stored_runs(root: Path) -> tuple[Iterator[StoredRun], list[str]]:
-    """The runs below `root`/runs that have a history, read one after the other, and a list that is filled meanwhile: a
-    line for each folder that is left out.
+    """The runs below `root`/runs that have a history, each once, read one after the other, and a list that is filled
+    meanwhile: a line for each folder that is left out. Of several copies of a run that counts which counts in tables.
     """
     files, left_out = scan(root, results.NAME, heartbeat.NAME)
+    alike: dict[str, list[Path]] = {}
+    for folder in dict.fromkeys(file.parent for file in files):
+        alike.setdefault(folder.name, []).append(folder)  # a copy has the name, or it is refused as another run's
 
     def read() -> Iterator[StoredRun]:
-        for folder in dict.fromkeys(file.parent for file in files):
-            try:
-                found = _read(folder)
-            except (OSError, ValueError) as error:
-                left_out.append(f"{folder.relative_to(root).as_posix()}: {reason(error)}")
-                continue
-            if found is not None:
-                yield found
+        for folders in alike.values():
+            for folder in _counted(root, folders, left_out) if len(folders) > 1 else folders:
+                try:
+                    found = _read(folder)
+                except (OSError, ValueError) as error:
+                    left_out.append(f"{folder.relative_to(root).as_posix()}: {reason(error)}")
+                    continue
+                if found is not None:
+                    yield found
 
     return read(), left_out
 
 
-def _read(folder: Path) -> StoredRun | None:
-    """The run of a folder; None where it has no epoch behind it, or has been removed since."""
+def _counted(root: Path, folders: Sequence[Path], left_out: list[str]) -> list[Path]:
+    """Those of some folders that are no copy of another, with a line in `left_out` on each copy that is not the same.
+    One that cannot be read stays, for whoever reads it next to say why.
+    """
+    counted, found = [], []
+    for folder in folders:
+        try:
+            standing = _standing(folder)
+        except (OSError, ValueError):
+            counted.append(folder)
+            continue
+        if standing is not None:
+            name, digest = folder.relative_to(root).as_posix(), results.checksum(standing).encode()
+            found.append(results.Found(name, standing, digest))
+    one_each, lines = results.unique(found)
+    left_out += lines
+    return sorted([*counted, *(root / one["folder"] for one in one_each)])
+
+
+def _standing(folder: Path) -> dict[str, Any] | None:
+    """The result of a run folder; of a run that is going on, or died, the same fields by its heartbeat."""
     # The heartbeat first: a run that ends in between has written its result before it takes its heartbeat away.
     progress = heartbeat.read(folder)
     result = results.read(folder)
-    if progress is not None and (result is None or heartbeat.is_alive(folder, progress)):
-        state = "running" if heartbeat.is_alive(folder, progress) else "interrupted"
-        found = StoredRun(config=progress["config"], state=state, history=history.read(folder), metrics=None)
-    elif result is not None:
-        metrics = result["metrics"] if result["state"] == "finished" else None
-        found = StoredRun(config=result["config"], state=result["state"], history=history.read(folder), metrics=metrics)
-    else:
+    if progress is None:
+        return result
+    is_alive = heartbeat.is_alive(folder, progress)
+    if result is not None and not is_alive:
+        return result
+    known = {"identity": progress["identity"], "config": progress["config"], "epochs": progress["epoch"] or 0.0}
+    return known | {"state": "running" if is_alive else "interrupted"}
+
+
+def _read(folder: Path) -> StoredRun | None:
+    """The run of a folder; None where it has no epoch behind it, or has been removed since."""
+    standing = _standing(folder)
+    if standing is None:
         return None
-    if found.state == "finished" and not found.history:
+    state, rows = standing["state"], history.read(folder)
+    if state == "finished" and not rows:
         raise ValueError("it is finished and has no history.csv")
-    return found if found.history else None
+    metrics = standing["metrics"] if state == "finished" else None
+    return StoredRun(config=standing["config"], state=state, history=rows, metrics=metrics) if rows else None

@@ -82,7 +82,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         graphs=execution.graphs,
         size={
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "macs": forward,
+            "macs": forward or None,  # of a network that multiplies otherwise than is counted
             "images_per_epoch": data.train_size,
             "passes": gradients_a_step(step, course),
         },

@@ -30,7 +30,7 @@ from broadopt.devices.provenance import arithmetic, code, say_where_rounding_dif
 from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import DeviceLost, InputError, Interrupted, LeftToAnother, RunFailed, printable
 from broadopt.runs import checkpoint, results
-from broadopt.runs.begun import leftovers, precision_of, prepare, record_changes, remove
+from broadopt.runs.begun import check_own_keys, leftovers, precision_of, prepare, record_changes, remove
 from broadopt.runs.heartbeat import Heartbeat, silence
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
@@ -76,6 +76,7 @@ def execute(
     keep_to_share(device)
     count_peak_from_here(device)
     folder = results.run_folder(execution.results_dir, recipe.record())
+    check_own_keys(folder, recipe)
     result = already_finished(folder, run, recipe) if processes.is_first and not execution.force else None
     if processes.from_first(result is not None):
         if processes.is_first and leftovers(folder):

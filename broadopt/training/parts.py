@@ -41,9 +41,9 @@ class Parts:
     """What makes the graph that steps are recorded in; None where they are not recorded."""
     graphs: str = "true"
     """What was asked for where there is a graph: auto or true."""
-    size: Mapping[str, float] = field(default_factory=dict)
+    size: Mapping[str, float | None] = field(default_factory=dict)
     """What estimates of cost need, for its result: parameters, macs (multiply-adds of a forward pass on one image),
-    images_per_epoch, passes (gradients a step, in the mean over the whole training).
+    images_per_epoch, passes (gradients a step, in the mean over the whole training); None where it is not known.
     """
 
     @property

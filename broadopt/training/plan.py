@@ -36,7 +36,7 @@ class Cost:
 
     parameters: int
     macs: int
-    """Multiply-adds of a forward pass on one image."""
+    """Multiply-adds of a forward pass on one image; 0 where they could not be counted."""
     epochs: float
     steps: int
     images: int
@@ -54,7 +54,9 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of all gradients: two per multiply-add, a gradient counted as three passes."""
+        """Floating-point operations of all gradients: two per multiply-add, a gradient counted as three passes; 0 where
+        they are not known.
+        """
         return 2.0 * self.macs * GRADIENT * self.passes * self.epochs * self.images
 
     @property
@@ -71,15 +73,17 @@ class Price:
     """What a planned run costs, for the sum of a sweep."""
 
     flops: float
-    time: Duration
+    time: Duration | None
+    """None where it is not known."""
     evaluations: float | None
     """Hours of evaluations beside those of `time`; None where they are not known."""
 
     @classmethod
-    def of(cls, cost: Cost, time: Duration) -> "Price":
+    def of(cls, cost: Cost, time: Duration | None) -> "Price":
         """The price of a run whose gradients take `time`: evaluations are taken to make as many operations a second."""
-        known = cost.evaluations is not None
-        return cls(cost.flops, time, time.hours * cost.evaluation_flops / cost.flops if known else None)
+        if time is None or cost.evaluations is None or not cost.flops:
+            return cls(cost.flops, time, None)
+        return cls(cost.flops, time, time.hours * cost.evaluation_flops / cost.flops)
 
 
 def price(recipe: Recipe) -> Cost:
@@ -147,9 +151,10 @@ def _measured(model: str, classes: int) -> tuple[nn.Module, int]:
     return made, operations
 
 
-def time_of(recipe: Recipe, cost: Cost, *, device: str) -> Duration:
+def time_of(recipe: Recipe, cost: Cost, *, device: str) -> Duration | None:
     """How long the steps of a run take on the device that `device`, as in a config, is on this machine, where its rate
-    is known; else on a GPU of the usual kind. Evaluations come on top.
+    is known; else on a GPU of the usual kind. Evaluations come on top. None where neither a rate nor the operations
+    are known.
     """
     try:
         chosen = choose_device(device)
@@ -158,21 +163,23 @@ def time_of(recipe: Recipe, cost: Cost, *, device: str) -> Duration:
     else:
         threads = torch.get_num_threads() if chosen.type == "cpu" else None
         place = {"device": device_name(chosen), "threads": threads}
-    return duration(
+    found = duration(
         recipe.record()["model"],
         images=cost.passes * cost.epochs * cost.images,
         flops=cost.flops,
         precision=recipe.precision,
         **place,
     )
+    return found if cost.flops or found.is_measured else None
 
 
-def line(recipe: Recipe, cost: Cost, time: Duration) -> str:
+def line(recipe: Recipe, cost: Cost, time: Duration | None) -> str:
     """A run of a sweep in one line."""
+    words = [time.brief] if time is not None else []
     return (
         f"{recipe.dataset.name:9} {recipe.model.name:24} {recipe.method:10} {recipe.protocol:9} "
         f"seed {recipe.seed:<3} {cost.epochs:g} epochs, {_count(cost.gradient_evaluations)} gradients, "
-        f"{time.brief}, {petaflops(cost.flops)}"
+        f"{', '.join([*words, petaflops(cost.flops)])}"
     )
 
 
@@ -180,16 +187,23 @@ def _count(gradients: float) -> str:
     return f"{gradients:,.6f}".rstrip("0").rstrip(".")
 
 
+UNCOUNTED = "operations could not be counted"
+"""Of a network that multiplies in other ways than by convolutions and matrices."""
+
+
 def petaflops(flops: float) -> str:
     """`flops` in units of 10^15."""
-    return f"{flops / 1e15:,.4g} PFLOPs"
+    return f"{flops / 1e15:,.4g} PFLOPs" if flops else UNCOUNTED
 
 
 def summary(prices: Sequence[Price]) -> str:
     """A planned sweep in one line."""
-    hours = total([price.time for price in prices])
-    evaluations = on_top([price.evaluations for price in prices])
-    return f"{len(prices)} runs, {hours}, {evaluations}, {petaflops(sum(price.flops for price in prices))}"
+    times = [price.time for price in prices if price.time is not None]
+    words = [total(times) if times else "hours unknown"]
+    words += [on_top([price.evaluations for price in prices]), petaflops(sum(price.flops for price in prices))]
+    uncounted = sum(not price.flops for price in prices)
+    words += [f"{UNCOUNTED} of {uncounted} of them"] if 0 < uncounted < len(prices) else []
+    return f"{len(prices)} runs, {', '.join(words)}"
 
 
 def on_top(hours: Sequence[float | None]) -> str:
@@ -203,7 +217,7 @@ def on_top(hours: Sequence[float | None]) -> str:
 def page(
     recipe: Recipe,
     cost: Cost,
-    time: Duration,
+    time: Duration | None,
     *,
     schedule: Schedule,
     origins: Mapping[str, str],
@@ -216,11 +230,11 @@ def page(
         f"{recipe.method} on {recipe.model.name}, {recipe.dataset.name}, protocol {recipe.protocol}, "
         f"seed {recipe.seed}",
         f"  network    {_call(recipe.model.target)}: {cost.parameters:,} parameters, "
-        f"{cost.macs / 1e9:.4g} GMACs forward",
+        + (f"{cost.macs / 1e9:.4g} GMACs forward" if cost.macs else UNCOUNTED),
         f"  training   {cost.epochs:g} epochs, {cost.steps:,} steps of {recipe.batch_size}",
-        f"  cost       {_count(cost.gradient_evaluations)} gradient evaluations, {petaflops(cost.flops)}",
+        f"  cost       {_count(cost.gradient_evaluations)} gradient evaluations" + _operations(cost.flops),
         *_evaluating(cost),
-        f"  time       {time}; {on_top([Price.of(cost, time).evaluations])}",
+        f"  time       {time or 'unknown'}; {on_top([Price.of(cost, time).evaluations])}",
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]
@@ -245,7 +259,11 @@ def _evaluating(cost: Cost) -> list[str]:
     passes = [f"{cost.evaluations.held_out:,} passes over {cost.held_out:,} held-out images"]
     if cost.evaluations.training:
         passes.append(f"{cost.evaluations.training:,} over {cost.images:,} training images for BN statistics")
-    return [f"  evaluation {', '.join(passes)}, {petaflops(cost.evaluation_flops)}"]
+    return [f"  evaluation {', '.join(passes)}{_operations(cost.evaluation_flops)}"]
+
+
+def _operations(flops: float) -> str:
+    return f", {petaflops(flops)}" if flops else ""
 
 
 def _collecting(name: str, node: Mapping[str, Any], collector: Collector, budget: float) -> list[str]:

@@ -1,12 +1,14 @@
 """The typed run: built from plain values in one place, checked there, and the same values again on the way out."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from broadopt.analysis.comparing.keys import ABSENT, completed, flat
+from broadopt.analysis.tables.match import differences
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import AS_WITHOUT, MODULES, identity_of, importable, public
 from broadopt.config.run_config import EXECUTION, RECIPE, Recipe, RunConfig
@@ -47,6 +49,36 @@ def test_a_config_of_a_former_version_is_the_same_run(tmp_path: Path) -> None:
     assert "chunk" in former["step"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
     assert repeated([f"repeat={tmp_path}"]).run.recipe.record() == run.recipe.record()
+
+
+OF_OWN_CODE = [key for key in AS_WITHOUT if "." in key and not key.startswith("dataset.")]
+
+
+@pytest.mark.parametrize("key", OF_OWN_CODE)
+def test_a_key_of_own_code_is_recorded_at_every_value(key: str) -> None:
+    """Only broadopt's own code is known to compute at AS_WITHOUT's value what it computes without the key."""
+    group, _, leaf = key.partition(".")
+    recipe = run_config(compose(SAM)).recipe
+
+    def record(target: str, *given: Any) -> dict[str, Any]:
+        own = {group: {"_target_": target} | dict.fromkeys([leaf][: len(given)], *given)}
+        node = own[group]
+        if group == "model":
+            return replace(recipe, model=replace(recipe.model, target=node)).record()
+        return replace(recipe, **own).record()
+
+    mine, without = record("mine.Part", AS_WITHOUT[key]), record("mine.Part")
+    assert mine[group][leaf] == AS_WITHOUT[key]
+    assert leaf not in without[group]
+    assert identity_of(mine) != identity_of(without)
+    assert Recipe.of_record(mine).record() == mine
+    (said,) = differences(without, mine)
+    assert said.startswith(f"{key} ")
+    assert said.endswith(" instead of nothing")
+    assert completed([flat(mine), flat(without)])[1].get(key, ABSENT) is ABSENT
+    ours = "broadopt.methods.step.Plain"
+    assert record(ours, AS_WITHOUT[key]) == record(ours)
+    assert differences(record(ours), mine | {group: mine[group] | {"_target_": ours}}) == []
 
 
 def test_a_run_cannot_be_changed() -> None:

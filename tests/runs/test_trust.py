@@ -132,6 +132,29 @@ def test_runs_of_broadopts_own_networks_record_no_code(five_runs: Sweep, tmp_pat
     assert "code" not in result(folders(tmp_path)[0])["config"]
 
 
+def test_a_run_of_own_code_that_recorded_less_than_it_was_given_is_not_believed(
+    five_runs: Sweep, tmp_path: Path
+) -> None:
+    """Former versions recorded no model.gamma=ones, not even of a network of the user's own with another default."""
+    former = tmp_path / "results/runs/digits/small/sgd" / five_runs.folders["sgd"].name
+    shutil.copytree(five_runs.folders["sgd"], former)
+    config = former / "config.yaml"
+    config.write_text(config.read_text().replace("  batch_norm: true\n", "  batch_norm: true\n  gamma: ones\n"))
+    for state, command in (("finished", SMALL), ("interrupted", (*SMALL, "force=true"))):
+        stored = result(former) | {"state": state}
+        results.write(former, stored)
+        refused = run(*command, "budget=2", "method=sgd", cwd=tmp_path)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.rstrip().endswith(
+            f"{former.relative_to(tmp_path)}: its config.yaml has model.gamma, which was not recorded when it was "
+            "made, and this run has none: it may be another; expected another results_dir, or that folder moved away"
+        )
+        assert result(former) == result(former) | stored | {"checksum": result(former)["checksum"]}
+    refused = run(f"repeat={former}", "results_dir=again", "trust=own_network", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "its config.yaml is not that of the run in its result.json: they differ in model" in refused.stderr
+
+
 # ---- 3: threads
 
 

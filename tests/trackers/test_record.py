@@ -1,6 +1,7 @@
 """What trackers are given: comparison with what they have, names, values; and what is refused."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,13 @@ from tracked import EACH, held_by
 from broadopt.config.compose import compose, run_config
 from broadopt.errors import InputError
 from broadopt.runs import results
-from broadopt.runs.heartbeat import Heartbeat
+from broadopt.runs.heartbeat import Heartbeat, machine
 from broadopt.runs.repeat import repeated
 from broadopt.trackers import trackio_run
 from broadopt.trackers.choose import PACKAGES, check_installed, opened
 from broadopt.trackers.record import TrackedRun, flat, points_of
 from broadopt.trackers.record import record as give
+from broadopt.trackers.stored import stored_runs
 
 CONFIG = record(RESNET20, "method=asam", seed=7)
 
@@ -267,6 +269,61 @@ def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> None
     assert held.name == good.relative_to(root / "runs").as_posix()
     curves = [value for value in held.values if value[1] in ("train/loss", "test/accuracy")]
     assert sorted(curves) == [(1, "train/loss", 2.5), (2, "test/accuracy", 40.0), (2, "train/loss", 2.25)]
+
+
+def copied(folder: Path, name: str, **changed: object) -> Path:
+    """A copy of a run folder below another one, as after merging results folders, with other fields in its result."""
+    runs = folder.parents[3]
+    copy = runs / name / folder.relative_to(runs)
+    shutil.copytree(folder, copy)
+    stored = json.loads((copy / "result.json").read_text())
+    if changed:
+        results.write(copy, stored | changed)
+    return copy
+
+
+def test_of_copies_of_a_run_the_one_that_tables_count_is_sent(tmp_path: Path) -> None:
+    root, rows = tmp_path / "results", ["epoch,lr,train_loss", "1.0,0.1,3", "2.0,0.1,2", "3.0,0.1,1", ""]
+    merged = with_history(root, seed=1, history="\n".join(rows))
+    copied(merged, "copy")
+    older = copied(merged, "old", state="interrupted", epochs=1.0)
+    (older / "history.csv").write_text("\n".join([*rows[:2], ""]))
+    code, output, errors = said("broadopt-export", "tensorboard", cwd=tmp_path)
+    assert (code, output) == (0, "tensorboard: 1 run (1 finished)\n")
+    old, counted = older.relative_to(root), (root / "runs/cifar100" / merged.relative_to(root / "runs/cifar100"))
+    assert errors == f"broadopt-export: left out: {old}: interrupted, and finished in {counted.relative_to(root)}\n"
+    held = held_by("tensorboard", root)
+    losses = [(step, value) for step, name, value in held.values if name == "train/loss"]
+    assert losses == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+def test_of_unfinished_copies_the_one_with_the_most_epochs_is_sent_and_of_different_results_none(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "results"
+    folder = with_history(root, seed=1, history="epoch,lr\n1.0,0.1\n2.0,0.2\n")
+    died = copied(folder, "died")
+    recorded = json.loads((died / "result.json").read_text())["config"]
+    (died / "result.json").unlink()
+    beat = {"schema": 1, "identity": TrackedRun.of(recorded).identity, "config": recorded, "host": "there"}
+    beat |= {"machine": machine(), "pid": 1, "device": "CPU", "time": 1.0, "epoch": 1.0, "epochs": 3.0}
+    (died / "progress.json").write_text(json.dumps(beat | {"images_per_epoch": 100}))
+    results.write(folder, json.loads((folder / "result.json").read_text()) | {"state": "failed", "epochs": 2.0})
+    runs, left_out = stored_runs(root)
+    assert [(run.state, len(run.history)) for run in runs] == [("failed", 2)]
+    names = [one.relative_to(root).as_posix() for one in (died, folder)]
+    assert left_out == [f"{names[0]}: interrupted after 1 epochs, and failed after 2 epochs in {names[1]}"]
+    with FileLock(died / ".lock"):  # it goes on: so far it has come less far
+        runs, left_out = stored_runs(root)
+        assert [run.state for run in runs] == ["running"]
+        assert left_out == [f"{names[1]}: failed after 2 epochs, and running after 1 epochs in {names[0]}"]
+    for place, epochs in ((folder, 3.0), (copied(folder, "other"), 4.0)):
+        stored = json.loads((place / "result.json").read_text())
+        results.write(place, stored | {"state": "finished", "epochs": epochs})
+    runs, left_out = stored_runs(root)
+    assert list(runs) == []
+    assert len(left_out) == 3
+    assert all("its identity is also that of " in line for line in left_out)
 
 
 def test_offline_files_of_a_running_run_are_left_to_it(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@ made.
 """
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from command import OWN, run
+from command import OWN, folders, result, run
 
+from broadopt.analysis.status.estimate import Estimates
+from broadopt.analysis.status.state import look
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import read, size
 from broadopt.devices.rates import duration
 from broadopt.errors import InputError
+from broadopt.runs import results
 from broadopt.signals import Stop
 from broadopt.training.build import build
 from broadopt.training.evaluate import Evaluator
@@ -90,6 +94,54 @@ def test_a_plan_says_nothing_of_a_collector_that_says_nothing(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert "; evaluations come on top\n" in done.stdout
     assert "passes over" not in done.stdout
+
+
+NEAREST = """
+import torch
+from torch import nn
+
+
+class Nearest(nn.Module):
+    def __init__(self, *, num_classes):
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(num_classes, 3 * 32 * 32))
+
+    def forward(self, images):
+        return -torch.cdist(images.flatten(1), self.prototypes)
+"""
+
+
+def test_a_network_whose_operations_cannot_be_counted_is_planned_and_trained_once(tmp_path: Path) -> None:
+    (tmp_path / "nearest.py").write_text(NEAREST)
+    (tmp_path / "configs/model").mkdir(parents=True)
+    (tmp_path / "configs/model/nearest.yaml").write_text("_target_: nearest.Nearest\n")
+    given = ("--config-dir", "configs", SMALL[0], "method=swa", "budget=0.2", "precision=fp32")
+
+    def carried_out(*more: str, model: str = "nearest") -> str:
+        done = run(*given, "device=cpu", f"model={model}", *more, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    page = carried_out("plan=true")
+    assert "  network    Nearest(): 30,720 parameters, operations could not be counted\n" in page
+    assert "  time       unknown; evaluations come on top\n" in page
+    assert "PFLOPs" not in page
+    (*_, both) = carried_out("-m", "plan=true", "seed=1,2").splitlines()
+    assert both == "2 runs, hours unknown, evaluations come on top, operations could not be counted"
+    assert " budgets, operations could not be counted\n" in carried_out("-m", "plan=true", "trunk=share", "seed=1,2")
+    (*_, mixed) = carried_out("-m", "plan=true", model="nearest,resnet20").splitlines()
+    assert mixed.startswith("2 runs, about ")
+    assert mixed.endswith(" PFLOPs, operations could not be counted of 1 of them")
+
+    assert "\nfinished: " in carried_out()
+    assert carried_out().startswith("already finished: ")
+    (folder,) = folders(tmp_path)
+    stored = result(folder)
+    assert stored["cost"]["macs"] is None
+    results.write(folder, stored | {"cost": stored["cost"] | {"macs": 0}})  # as earlier versions did
+    assert carried_out().startswith("already finished: ")
+    estimates = Estimates(look(tmp_path / "results"), tflops=1.0)
+    assert estimates.flops(stored["config"]) is None
 
 
 @pytest.mark.parametrize("given", ["dataset.validation=1438", "dataset.validation=100000", "batch_size=1439"])

@@ -136,11 +136,15 @@ def cell_by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> d
     return {seed: found for seed, found in values.items() if found is not None}
 
 
-def cell_count(row: Row, column: Column, n: int, cells: Cells, failed: Cells) -> str:
-    """`n`, or "n of k" where k runs of a cell, in its precision, have ended."""
+def cell_count(row: Row, column: Column, n: int, cells: Cells, failed: Mapping[str, Cells]) -> str:
+    """`n`, or "n of k" where k runs of a cell have ended; `failed`: those that failed, by the precision that a cell
+    holds.
+    """
     place = (row, column.method)
-    finished, broken = cells.on_recipe.get(place), failed.on_recipe.get(place)
-    ended = len(finished.runs) if finished else 0
-    if broken and (finished is None or broken.precision == finished.precision):
-        ended += len(broken.runs)
+    finished = cells.on_recipe.get(place)
+    if finished is None:
+        return str(n)
+    alike = failed.get(finished.precision)
+    broken = alike.on_recipe.get(place) if alike else None
+    ended = len(finished.runs) + (len(broken.runs) if broken else 0)
     return str(n) if n == ended else f"{n} of {ended}"

@@ -146,58 +146,67 @@ def _not_compared(sweep: Sweep, compared: Sequence[Compared], asked: Comparison)
     return [f"Not compared: what further collectors predict on the same runs ({'; '.join(words)})."] if words else []
 
 
-def difference_record(one: Compared | None, asked: Comparison) -> list[dict[str, Any]]:
+def difference_record(sweep: Sweep, one: Compared | None, asked: Comparison) -> list[dict[str, Any]]:
     """The same for a CSV."""
     if one is None or one.difference is None or one.baseline is None:
         return []
-    record = _numbers(one.difference, one.baseline.method, asked.metric or "reported")
+    other = name_of(sweep, one.baseline)
+    record = _numbers(one.difference, one.baseline.method, asked.metric or "reported", compared_with=other)
     return [{**record, "seeds_needed": one.seeds}]
 
 
-FIELDS = ("against", "low", "high", "p", "p_holm", "test", "seeds_needed")
+FIELDS = ("against", "compared_with", "low", "high", "p", "p_holm", "test", "seeds_needed")
 """Of a record of a difference, beside those of any other."""
 
 
-def _numbers(found: Difference, against: str, metric: str) -> dict[str, Any]:
-    place = {"quantity": "difference", "metric": metric, "against": against, "n": found.n, "mean": found.mean}
+def _numbers(found: Difference, against: str, metric: str, *, compared_with: str) -> dict[str, Any]:
+    place: dict[str, Any] = {"quantity": "difference", "metric": metric, "against": against}
+    place |= {"compared_with": compared_with, "n": found.n, "mean": found.mean}
     return place | {name: getattr(found, name) for name in ("low", "high", "p", "p_holm", "test")}
 
 
 def paper_block(
-    table: PaperTable, cells: Cells, asked: Comparison, *, failed: Cells
+    table: PaperTable, cells: Cells, asked: Comparison, *, failed: Mapping[str, Cells]
 ) -> tuple[Block, list[dict[str, Any]]]:
     """The differences of the filled cells of a paper's table to those of one method in the same row, each by the
     accuracy that its column reads; and as records for CSV. `failed`: the same cells filled with the runs that failed,
-    which are counted. Raises InputError where the method is no column.
+    by their precision, which are counted. Raises InputError where the method is no column.
     """
     against = str(asked.against)
     if against not in table.methods:
         known = ", ".join(table.methods)
         raise InputError(f"--against {against}: expected one of {known}{nearest(against, table.methods)}")
-    of_baseline = [column for column in table.columns if column.method == against][-1]
+    baselines = {column: baseline_column(table, column, against) for column in table.columns}
     rows: dict[tuple[Row, Column], tuple[Mapping[int, float], Mapping[int, float]]] = {
         (row, column): (
             cell_by_seed(row, column, cells, asked),
-            cell_by_seed(row, baseline_column(table, column, against), cells, asked),
+            cell_by_seed(row, baselines[column], cells, asked),
         )
         for row in table.rows
         for column in table.columns
         if column.method != against
     }
     found = differences(rows, confidence=CONFIDENCE)
+    compared_with = {baselines[column].title for _, column in found or rows}
+    differ = len(compared_with) > 1
+    name = against if differ else compared_with.pop()
     several = len({row.dataset for row in table.rows}) > 1
     counts = {place: cell_count(*place, len(values), cells, failed) for place, (values, _) in rows.items()}
     lines = [
-        _paper_row(*place, rows[place], one, asked, count=counts[place], several=several)
+        (
+            *_paper_row(*place, rows[place], one, asked, count=counts[place], several=several),
+            *((baselines[place[1]].title,) if differ else ()),
+        )
         for place, one in found.items()
     ]
     header = [*(("Data",) if several else ()), "Network", "Method", "n", "accuracy", *titles(asked)]
+    header += ["compared with"] if differ else []
     names = [(f"{row.name} {DATA_TITLES[row.dataset]} {column.title}", one) for (row, column), one in found.items()]
     block = Block(
-        heading=f"Differences to {of_baseline.title}",
+        heading=f"Differences to {name}",
         caption="Differences of the means of broadopt's runs above, in percentage points of test accuracy."
         if lines
-        else f"No row has runs of {of_baseline.title} and of another method.",
+        else f"No row has runs of {name} and of another method.",
         header=tuple(header),
         rows=tuple(lines),
         labels=2 if several else 1,
@@ -210,13 +219,15 @@ def paper_block(
         if lines
         else (),
     )
-    return block, [_paper_record(table, *place, one, asked) for place, one in found.items()]
+    return block, [_paper_record(table, *place, baselines[place[1]], one, asked) for place, one in found.items()]
 
 
-def _paper_record(table: PaperTable, row: Row, column: Column, one: Difference, asked: Comparison) -> dict[str, Any]:
+def _paper_record(
+    table: PaperTable, row: Row, column: Column, baseline: Column, one: Difference, asked: Comparison
+) -> dict[str, Any]:
     place: dict[str, Any] = {"table": table.name, "dataset": row.dataset, "model": row.model, "method": column.method}
     place |= {"protocol": table.protocol, "row": row.name, "column": column.title, "key": column.key}
-    return place | _numbers(one, str(asked.against), asked.metric or column.metric)
+    return place | _numbers(one, str(asked.against), asked.metric or column.metric, compared_with=baseline.title)
 
 
 PAPER_COUNTS = (

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from broadopt.analysis.tables.match import show
-from broadopt.config.identity import AS_WITHOUT, identity_of
+from broadopt.config.identity import AS_WITHOUT, came_later, identity_of
 
 ABSENT = object()
 """The value of a key that a config does not have: SGD has no step.rho."""
@@ -40,7 +40,8 @@ def completed(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         # A group without any option of its own, as the step of SGD, does not have the key at any value.
         groups = {key.partition(".")[0] for key in config if not key.endswith("._target_")}
         lacking = {key for key in recorded - config.keys() if "." not in key or key.split(".")[0] in groups}
-        filled.append({**config, **{key: AS_WITHOUT[key] for key in lacking}})
+        at_first = {key for key in lacking if came_later(key, config.get(f"{key.partition('.')[0]}._target_"))}
+        filled.append({**config, **{key: AS_WITHOUT[key] for key in at_first}})
     return filled
 
 

@@ -212,4 +212,4 @@ def _records(sweep: Sweep, line: Line, compared: Compared | None, extra: AlongTr
         records.append({**shared, **figures(summarise(cost(run, quantity) for run in runs), quantity=quantity)})
     records += [{**shared, "quantity": "time_ratio", "mean": ratio} for ratio in [_ratio(sweep, line)] if ratio]
     records += [{**shared, **record} for record in asked_records(line, extra)]
-    return records + [{**shared, **record} for record in difference_record(compared, extra.asked)]
+    return records + [{**shared, **record} for record in difference_record(sweep, compared, extra.asked)]

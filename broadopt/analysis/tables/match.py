@@ -6,7 +6,7 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from broadopt.config.identity import AS_WITHOUT, identity_of
+from broadopt.config.identity import AS_WITHOUT, came_later, identity_of
 from broadopt.config.shipped import names_of, options
 from broadopt.errors import InputError
 
@@ -57,11 +57,12 @@ def _walk(expected: Mapping[str, Any], actual: Mapping[str, Any], *, path: str) 
     if "_target_" in expected and "_target_" in actual and expected["_target_"] != actual["_target_"]:
         yield path, expected, actual
         return
+    target = expected.get("_target_", actual.get("_target_"))
     for key in dict.fromkeys([*expected, *actual]):
         if key.startswith("_"):
             continue
         inner = f"{path}.{key}" if path else key
-        unrecorded = AS_WITHOUT.get(inner, _NOTHING)
+        unrecorded = AS_WITHOUT[inner] if came_later(inner, target) else _NOTHING
         wanted, got = expected.get(key, unrecorded), actual.get(key, unrecorded)
         if isinstance(wanted, Mapping) and isinstance(got, Mapping):
             yield from _walk(wanted, got, path=inner)

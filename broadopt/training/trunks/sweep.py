@@ -1,6 +1,7 @@
 """What a sweep saves by trunk=share, in words: how each run begins, why it takes over no more, and the sum."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -8,7 +9,7 @@ from typing import TypeAlias
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.devices.rates import shown
 from broadopt.errors import printable
-from broadopt.training.plan import Cost, Price, share_of_first
+from broadopt.training.plan import UNCOUNTED, Cost, Price, share_of_first
 from broadopt.training.trunks.beginnings import Beginnings, in_epochs
 from broadopt.training.trunks.order import Start, beginnings_of, ordered
 
@@ -99,10 +100,11 @@ class SharedSweep:
                 budgets + (cost.epochs - taken) / recipe.budget,
                 all_budgets + cost.epochs / recipe.budget,
             )
-            hours, all_hours = hours + price.time.hours * (1 - shares[key]), all_hours + price.time.hours
+            whole = price.time.hours if price.time is not None else math.nan
+            hours, all_hours = hours + whole * (1 - shares[key]), all_hours + whole
         return (
             f"trunk=share: trains {epochs:g} of {all_epochs:g} epochs, {budgets:.4g} of {all_budgets:.4g} budgets, "
-            f"about {shown(hours)} of {shown(all_hours)} h"
+            + (UNCOUNTED if math.isnan(all_hours) else f"about {shown(hours)} of {shown(all_hours)} h")
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
-from stored import RESNET20, record, run, store
+from stored import RESNET20, VGG16, record, run, store
 
 import broadopt
 from broadopt.config.identity import identity_of
@@ -352,6 +352,13 @@ def test_the_baseline_is_the_one_of_the_same_settings_else_the_best(tmp_path: Pa
         ["sam", "0.2", "+0.50", "sgd, lr 0.2"],
         ["sam", "0.3", "-1.00", "sgd, lr 0.2"],
     ]
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd", "--format", "csv")
+    records = [row for row in csv.DictReader(io.StringIO(out)) if row["quantity"] == "difference"]
+    assert [(row["lr"], row["compared_with"]) for row in records] == [
+        ("0.1", "sgd, lr 0.1"),
+        ("0.2", "sgd, lr 0.2"),
+        ("0.3", "sgd, lr 0.2"),
+    ]
 
 
 def test_the_columns_that_are_shown_do_not_change_what_is_compared(tmp_path: Path) -> None:
@@ -406,6 +413,34 @@ def test_a_papers_table_against_a_method(tmp_path: Path) -> None:
     )
 
 
+def test_rows_that_are_compared_with_different_columns_each_name_theirs(tmp_path: Path) -> None:
+    out, _ = run("table1", "--results", tmp_path, "--against", "swa")
+    assert "**Differences to swa**" in out
+    assert "No row has runs of swa and of another method." in out
+    collected = {"1": 73.0, "1.25": 74.0, "1.5": 75.0}
+    store(tmp_path, record(VGG16, "method=swa"), last=60.0, collected=collected)
+    store(tmp_path, record(VGG16, "method=fge"), collected={"1": 73.5})
+    out, _ = run("table1", "--results", tmp_path, "--against", "swa")
+    assert "**Differences to SWA 1**" in out
+    assert "compared with" not in out
+    store(tmp_path, record(VGG16, "method=sgd"), last=72.0)
+    out, _ = run("table1", "--results", tmp_path, "--against", "swa")
+    assert "**Differences to swa**" in out
+    found = tables(out)[-1]
+    assert [[row[2], row[5], row[-1]] for row in found] == [
+        ["Method", "Δ to swa", "compared with"],
+        ["SGD", "-3.00", "SWA 1.5"],
+        ["FGE 1", "+0.50", "SWA 1"],
+    ]
+    assert {len(row) for row in found} == {len(found[0])}
+    out, _ = run("table1", "--results", tmp_path, "--against", "swa", "--format", "csv")
+    records = [row for row in csv.DictReader(io.StringIO(out)) if row["quantity"] == "difference"]
+    assert [(row["column"], row["against"], row["compared_with"], row["mean"]) for row in records] == [
+        ("SGD", "swa", "SWA 1.5", "-3"),
+        ("FGE 1", "swa", "SWA 1", "0.5"),
+    ]
+
+
 def test_runs_that_failed_or_ended_at_chance_are_counted_in_a_papers_table(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         store(tmp_path, record(RESNET20, "method=sgd", seed=seed), best=70.0 + seed)
@@ -418,6 +453,18 @@ def test_runs_that_failed_or_ended_at_chance_are_counted_in_a_papers_table(tmp_p
         "n of k: k runs of the cell ended, and the differences are those of n; the others failed or ended at chance."
     )
     assert counts in " ".join(out.split())
+
+
+def test_failed_runs_are_counted_in_the_precision_of_their_cell(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed, precision="bf16"), best=70.0 + seed)
+        store(tmp_path, record(RESNET20, "method=asam", seed=seed, precision="bf16"), best=70.0 + 2 * seed)
+    store(tmp_path, record(RESNET20, "method=asam", seed=4, precision="bf16"), state="failed")
+    for seed in (5, 6):  # more of them, and of another precision than the cell holds
+        store(tmp_path, record(RESNET20, "method=asam", seed=seed, precision="fp32"), state="failed")
+    out, _ = run("table3", "--results", tmp_path, "--against", "sgd")
+    assert tables(out)[-1][1][1:5] == ["ASAM", "3 of 4", "74.00 ± 2.00", "+2.00"]
+    assert "n of k: k runs of the cell ended" in out
 
 
 def test_the_howto_quotes_the_committed_example() -> None:

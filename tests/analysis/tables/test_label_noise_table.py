@@ -1,5 +1,6 @@
 """The table of label noise: which run is of which row, and what is compared with what."""
 
+import re
 from pathlib import Path
 
 import pandas
@@ -48,8 +49,12 @@ def test_other_runs_are_held_against_the_row_that_is_nearest(runs: Path) -> None
 
 def test_last_is_compared_with_last_and_best_with_best(runs: Path) -> None:
     table = rows(runs, "--against", "sgd")
-    found = table[table["quantity"] == "difference"].set_index("column")["mean"]
-    assert found.to_dict() == {"SAM last": 10.0, "SAM best": 2.0}
+    found = table[table["quantity"] == "difference"].set_index("column")
+    assert found["mean"].to_dict() == {"SAM last": 10.0, "SAM best": 2.0}
+    assert found["compared_with"].to_dict() == {"SAM last": "SGD last", "SAM best": "SGD best"}
+    page = run("label_noise", "--results", runs, "--against", "sgd")[0]
+    assert "**Differences to sgd**" in page
+    assert re.findall(r"\| SAM (last|best) .* SGD (last|best) +\|\n", page) == [("last", "last"), ("best", "best")]
 
 
 def test_what_is_missing_is_one_command_a_cell(runs: Path) -> None:
