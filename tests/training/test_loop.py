@@ -1,17 +1,26 @@
 """What the loop looks at before a checkpoint and at an epoch's end, and the memory that a training leaves."""
 
 import gc
+import json
 import math
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from command import OWN, SMALL, run
 from processes import training
 
 from broadopt.config.compose import compose, run_config
 from broadopt.errors import InputError, RunFailed
+from broadopt.runs import checkpoint
 from broadopt.signals import Stop
 from broadopt.training.execute import execute
+from broadopt.training.loop import Training
+from broadopt.training.progress import EpochLines
 
 
 def test_weights_whose_squares_overflow_are_finite() -> None:
@@ -56,3 +65,41 @@ def test_a_training_is_given_back_where_nothing_refers_to_it_any_more() -> None:
         assert kept() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("number", [numpy.float64, numpy.float32, torch.tensor])
+def test_a_checkpoint_after_an_lr_that_numpy_made_can_be_read(
+    number: Callable[[float], object], tmp_path: Path
+) -> None:
+    parts = replace(
+        training("method=sgd", "+model.batch_norm=true").parts,
+        schedule=lambda epochs, *, step: number(0.01),
+        evaluate_every=9,
+    )
+    made = Training(parts, stop=Stop(), reporter=EpochLines())
+    for epoch in range(2):
+        for inputs in parts.data.inputs(epoch):
+            made.train_on(*inputs)
+        made._end_epoch()
+    checkpoint.save(tmp_path, made.state_dict(), identity="own", step=made.progress.step)
+    state = checkpoint.load(tmp_path, identity="own", device="cpu")
+    assert state is not None
+    assert state["last"]["lr"] == float(number(0.01))
+    assert [row["lr"] for row in json.loads(json.dumps(state["progress"]["history"]))] == 2 * [float(number(0.01))]
+
+
+@pytest.mark.parametrize(("lr", "epoch"), [("0.1 if epochs < 1 else float('nan')", 2), ("None", 1)])
+def test_a_schedule_that_gives_no_lr_ends_the_run_in_a_line(lr: str, epoch: int, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"class Mine:\n    def __call__(self, epochs, *, step):\n        return {lr}\n"
+        "    def __init__(self, lr, budget, **others): pass\n"
+    )
+    given = ("method=sgd", "budget=3", "schedule._target_=mine.Mine")
+    done = run(*SMALL, *given, cwd=tmp_path, PYTHONPATH=f"{OWN}:{tmp_path}")
+    reason = f"the lr that it gives in epoch {epoch} is {'None' if epoch == 1 else 'nan'}; expected a finite number"
+    assert done.returncode == 1
+    assert f"schedule: {reason}" in done.stderr.splitlines()[-1]
+    (path,) = tmp_path.rglob("result.json")
+    left = json.loads(path.read_text())
+    assert (left["state"], left["failure"]["reason"]) == ("failed", f"schedule: {reason}")
+    assert left["epochs"] == epoch - 1
