@@ -68,7 +68,14 @@ def described(recipe: Recipe, classes: Sequence[str]) -> dict[str, str]:
 
 def write(path: Path, model: nn.Module, *, metadata: Mapping[str, str]) -> None:
     """Write the weights and buffers of `model`, whole or not at all. Raises OSError (disk full, ...)."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        tensors[name] = tensor.detach().cpu().contiguous()
+        # safetensors refuses storage that two names share, as those of tied weights do.
+        if (place := tensors[name].untyped_storage().data_ptr()) in places:
+            tensors[name] = tensors[name].clone()
+        places.add(place)
     with replacing(path) as file:
         file.write(safetensors.save(tensors, metadata=dict(metadata)))
 
