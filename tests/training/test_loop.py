@@ -13,9 +13,11 @@ import pytest
 import torch
 from command import OWN, SMALL, run
 from processes import training
+from torch._subclasses import FakeTensorMode
 
 from broadopt.config.compose import compose, run_config
 from broadopt.errors import InputError, RunFailed
+from broadopt.methods.steps.products import sums_of_norms
 from broadopt.runs import checkpoint
 from broadopt.signals import Stop
 from broadopt.training.execute import execute
@@ -38,6 +40,18 @@ def test_one_number_that_is_not_finite_is_named(value: float) -> None:
     loop.parts.model.get_buffer("features.1.running_mean")[0] = value
     with pytest.raises(RunFailed, match=r"^features\.1\.running_mean is not finite in epoch 0 at lr "):
         loop.check_finite()
+
+
+def test_norms_of_tensors_on_two_devices_are_summed_on_each() -> None:
+    """As on a GPU those of an optimizer that is not fused, which counts its steps on the CPU; no GPU is needed."""
+    one, other = torch.full((4,), 3.0), torch.tensor(5.0)
+    assert sums_of_norms([one, other, one], order=2) == {torch.device("cpu"): 6 + 5 + 6}
+    with FakeTensorMode():
+        weight, step = torch.ones(4, device="cuda"), torch.tensor(5.0)
+        sums = sums_of_norms([weight, step, weight], order=2)
+    assert {device: (value.device, value.shape) for device, value in sums.items()} == {
+        place: (place, ()) for place in (torch.device("cuda", 0), torch.device("cpu"))
+    }
 
 
 def test_a_run_begins_with_the_memory_of_the_runs_before_it_given_back() -> None:
