@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import Interrupted, RunFailed
-from broadopt.methods.collect import Collector, StepCollector
+from broadopt.methods.collect import Collector, StepCollector, copy_of
 from broadopt.methods.steps.optimizers import lay_out_as_weights
 from broadopt.methods.steps.products import sums_of_norms
 from broadopt.runs.heartbeat import Position
@@ -86,6 +86,7 @@ class Training:
         Raises Interrupted, after a `save`, when a signal has arrived, and RunFailed when the loss is no longer finite.
         """
         size, total = self.parts.data.train_size, self.calendar.total_steps
+        copies = any(getattr(collector, "copies_network", False) for collector in self.parts.collectors.values())
         self.reporter.start(
             images=round(self.calendar.epochs * size), done=round(self.epochs * size), epochs=self.calendar.epochs
         )
@@ -96,6 +97,9 @@ class Training:
                 epoch, first = divmod(self.progress.step, self.calendar.steps_per_epoch)
                 for inputs in self.parts.data.inputs(epoch, first):
                     self.train_on(*inputs)
+                    if copies:  # tried once: most of the training would be lost where it fails at an evaluation
+                        copy_of(self.parts.model)
+                        copies = False
                     if self.calendar.is_due(self.progress.step):
                         self._clock(began)
                         self._do_what_is_due()

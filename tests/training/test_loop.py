@@ -13,6 +13,7 @@ import pytest
 import torch
 from command import OWN, SMALL, run
 from processes import training
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from broadopt.config.compose import compose, run_config
@@ -117,3 +118,30 @@ def test_a_schedule_that_gives_no_lr_ends_the_run_in_a_line(lr: str, epoch: int,
     left = json.loads(path.read_text())
     assert (left["state"], left["failure"]["reason"]) == ("failed", f"schedule: {reason}")
     assert left["epochs"] == epoch - 1
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("collect", ["swa", "ema", "lawa", "swag"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_network_that_cannot_be_copied_ends_the_run_after_its_first_step(
+    norm: Callable[[nn.Module], nn.Module], collect: str
+) -> None:
+    made = training("method=sgd", f"collect={collect}", "+model.batch_norm=true")
+    norm(made.parts.model.linear)
+    with pytest.raises(RunFailed) as error:
+        made.run(lambda: None, minutes=60)
+    assert made.progress.step == 1
+    assert str(error.value).startswith("model: Linear linear keeps a tensor of its last pass, so that the network ")
+    assert str(error.value).endswith("of weight_norm and spectral_norm those of torch.nn.utils.parametrizations")
+
+
+def test_a_collector_without_a_copy_takes_such_a_network_and_all_take_the_newer_norms() -> None:
+    made = training("method=sgd", "+model.batch_norm=true", "budget=1")
+    nn.utils.spectral_norm(made.parts.model.linear)
+    made.run(lambda: None, minutes=60)
+    assert made.progress.step == made.calendar.total_steps
+
+    made = training("method=sgd", "collect=swa", "+model.batch_norm=true", "budget=1", "collect.start=0")
+    nn.utils.parametrizations.spectral_norm(made.parts.model.linear)
+    made.run(lambda: None, minutes=60)
+    assert made.progress.collected
