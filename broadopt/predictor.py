@@ -14,8 +14,9 @@ from broadopt.config.identity import identity_of
 from broadopt.config.own_code import refuse_foreign
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.errors import InputError
-from broadopt.files import MEBIBYTE, open_regular, read_yaml, replacing
+from broadopt.files import MEBIBYTE, open_regular, parse_json, read_yaml, replacing
 from broadopt.models.build import network
+from broadopt.runs.checkpoint import UNREADABLE
 
 NAME = "predictor.safetensors"
 
@@ -68,7 +69,14 @@ def described(recipe: Recipe, classes: Sequence[str]) -> dict[str, str]:
 
 def write(path: Path, model: nn.Module, *, metadata: Mapping[str, str]) -> None:
     """Write the weights and buffers of `model`, whole or not at all. Raises OSError (disk full, ...)."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        tensors[name] = tensor.detach().cpu().contiguous()
+        # safetensors refuses storage that two names share, as those of tied weights do.
+        if (place := tensors[name].untyped_storage().data_ptr()) in places:
+            tensors[name] = tensors[name].clone()
+        places.add(place)
     with replacing(path) as file:
         file.write(safetensors.save(tensors, metadata=dict(metadata)))
 
@@ -110,8 +118,9 @@ def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
         return _predictor(model, recipe, classes)
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())[:300]}") from error
+    except (SafetensorError, *UNREADABLE) as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{path}: {why}") from error
 
 
 def _predictor(model: nn.Module, recipe: Recipe, classes: Sequence[str]) -> Predictor:
@@ -127,7 +136,7 @@ def _described(path: Path, metadata: Mapping[str, str]) -> tuple[Recipe, list[st
         if not 1 <= count <= MOST_CLASSES:
             raise ValueError(f"classes={count}: expected a number from 1 to {MOST_CLASSES:,}")
         return RunConfig.of(values).recipe, [str(number) for number in range(count)]
-    record = json.loads(metadata["recipe"])
+    record = parse_json(metadata["recipe"].encode())
     if identity_of(record) != metadata.get("identity"):
         raise ValueError("its identity is not that of its recipe")
-    return Recipe.of_record(record), [str(name) for name in json.loads(metadata["classes"])]
+    return Recipe.of_record(record), [str(name) for name in parse_json(metadata["classes"].encode())]

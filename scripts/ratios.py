@@ -129,8 +129,7 @@ def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:
                 model(images)
 
     def statistics() -> None:
-        with autocast:
-            reestimate(model, (images for images, _ in parts.data.statistics(0)))
+        reestimate(model, (images for images, _ in parts.data.statistics(0)), autocast=autocast)
 
     def evaluation() -> None:
         log_probabilities(model, parts.data.test(), autocast=autocast, before_batch=lambda: None)

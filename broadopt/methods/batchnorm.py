@@ -1,7 +1,7 @@
 """BatchNorm's running statistics: kept through a pass, or computed anew for weights that no training step ever had."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,19 @@ def keep_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, batches: Iterable[Tensor], processes: Processes = ALONE) -> None:
+def reestimate(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    processes: Processes = ALONE,
+    *,
+    autocast: AbstractContextManager[object] | None = None,
+) -> None:
     """Replace the running statistics by means over one pass of training batches (float [B, 3, H, W]), in place.
 
     Batches are weighted by their size: after n images the momentum of the next b is b / (n + b), so the running
     variance is the mean of the batches' unbiased variances (SWA code, utils.py:107-135). Dropout stays active, as in
     training. Several processes each take every `count`-th batch, and the mean over all. No-op for a network without BN.
+    `autocast` is the context of each forward pass, and not of what makes the batches.
     """
     layers = _tracking(model)
     if not layers:
@@ -57,7 +64,8 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor], processes: Processes
             seen += len(images)  # before the momenta: the first batch has b / b = 1 and replaces the reset statistics
             for layer in layers:
                 layer.momentum = len(images) / seen
-            model(images)
+            with nullcontext() if autocast is None else autocast:
+                model(images)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

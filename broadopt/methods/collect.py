@@ -1,12 +1,13 @@
 """What is evaluated besides the last weights."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from broadopt.errors import InputError
+from broadopt.errors import InputError, RunFailed
 
 Predict = Callable[[nn.Module], dict[str, Tensor]]
 """Log of the class probabilities of a network on each held-out split: {"test": float64 [N, C], ...}."""
@@ -52,7 +53,8 @@ class Collector(Protocol):
     changes the training.
 
     One that collects at each epoch's end or more seldom lists its collection points. One that collects at every step,
-    or every few, is a `StepCollector`.
+    or every few, is a `StepCollector`. One that predicts with a copy of the network says so, `copies_network = True`: a
+    network that cannot be copied then ends the run after its first step, and not at the first evaluation point.
     """
 
     is_ensemble: bool
@@ -131,6 +133,26 @@ def check_start(start: float, budgets: Sequence[float]) -> None:
         raise InputError(
             f"collect.start={start}: expected 0 to {budgets[0]:g}, the first evaluation point of collect.budgets"
         )
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of a network. Raises RunFailed, naming the part, where one keeps a tensor of its last pass with what its
+    gradient needs, of which PyTorch makes no copy.
+    """
+    try:
+        return deepcopy(model)
+    except RuntimeError as error:
+        kept = [
+            f"{type(module).__name__} {name}".strip()
+            for name, module in model.named_modules()
+            if any(isinstance(value, Tensor) and not value.is_leaf for value in vars(module).values())
+        ]
+        if not kept:
+            raise
+        raise RunFailed(
+            f"model: {kept[0]} keeps a tensor of its last pass, so that the network cannot be copied, as its collector "
+            "needs; expected none, and of weight_norm and spectral_norm those of torch.nn.utils.parametrizations"
+        ) from error
 
 
 class Nothing:

@@ -1,12 +1,34 @@
 """The learning rate as a pure function of the epochs elapsed: nothing to step, nothing to store, nothing to resume."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from broadopt.config.rules import NEEDED_BY_TAIL, TAKEN_BY_SHAPE
-from broadopt.errors import InputError, nearest
+from broadopt.errors import InputError, RunFailed, nearest, printable
 
 SHAPES = tuple(TAKEN_BY_SHAPE)
+
+
+def learning_rate(schedule: Callable[..., Any], epochs: float, *, step: float = 0.0) -> float:
+    """What a schedule, of whoever's making, gives for the step after `epochs` epochs, as a plain number: a checkpoint
+    takes none of NumPy's. Raises RunFailed for anything but a finite number.
+    """
+    given = schedule(epochs, step=step)
+    try:
+        lr = math.nan if isinstance(given, str | bytes) else float(given)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ):  # None, an array of several, a number that is too large
+        lr = math.nan
+    if not math.isfinite(lr):
+        found, epoch = printable(" ".join(str(given).split()))[:100], math.floor(epochs + 1e-9) + 1
+        raise RunFailed(f"schedule: the lr that it gives in epoch {epoch} is {found}; expected a finite number")
+    return lr
 
 
 @dataclass(frozen=True, kw_only=True)

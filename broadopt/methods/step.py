@@ -199,11 +199,14 @@ class SharpnessAware:
         for share, part in closure.split(chunk):
             losses.append(share * self._gradient(part))  # shares: the last chunk may be smaller
             gradients = {weight: weight.grad for weight in self.parameters if weight.grad is not None}
-            if total:
-                torch._foreach_add_(list(total.values()), [gradients[weight] for weight in total], alpha=share)
-            else:
-                total = gradients  # the tensors themselves: zero_grad lets go of them
-                torch._foreach_mul_(list(total.values()), share)
+            # A weight that took no part in a chunk (stochastic depth) has no gradient there, which counts as 0.
+            known = [weight for weight in gradients if weight in total]
+            found = {weight: gradient for weight, gradient in gradients.items() if weight not in total}
+            if known:
+                torch._foreach_add_([total[one] for one in known], [gradients[one] for one in known], alpha=share)
+            if found:
+                torch._foreach_mul_(list(found.values()), share)
+                total |= found  # the tensors themselves: zero_grad lets go of them
         for weight, gradient in total.items():
             weight.grad = gradient
         return torch.stack(losses).sum()

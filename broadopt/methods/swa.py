@@ -2,14 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Passes, Predict, Reestimate, check_start, evaluation_budgets, number_of_points
+from broadopt.methods.collect import (
+    Passes,
+    Predict,
+    Reestimate,
+    check_start,
+    copy_of,
+    evaluation_budgets,
+    number_of_points,
+)
 
 
 class WeightAverage:
@@ -22,6 +29,7 @@ class WeightAverage:
     """
 
     is_ensemble = False
+    copies_network = True
 
     def __init__(self, *, start: float, cycle: float | None = None, budgets: Sequence[float] = (1, 1.25, 1.5)) -> None:
         self.budgets = evaluation_budgets(budgets)
@@ -64,7 +72,7 @@ class WeightAverage:
 
     def network(self, model: nn.Module, reestimate: Reestimate) -> nn.Module:
         """A copy of `model` with the averaged weights and with BN statistics of its own."""
-        copy = deepcopy(model)
+        copy = copy_of(model)
         with torch.no_grad():
             torch._foreach_copy_(list(copy.parameters()), self.average)
         reestimate(copy)

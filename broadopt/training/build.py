@@ -20,6 +20,7 @@ from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
 from broadopt.methods.collect import Collector
+from broadopt.methods.schedule import learning_rate
 from broadopt.methods.step import Step
 from broadopt.methods.steps.occasions import Course, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer, is_fused
@@ -63,12 +64,14 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
     course = _course(recipe, collectors.values(), images=data.train_size)
     recorded = _are_recorded(run, step, device, processes)
+    schedule = instantiated("schedule", recipe.schedule)
+    learning_rate(schedule, 0.0)  # one of the user's that gives no number fails before anything is trained
     return Parts(
         model=model,
         step=step,
         collector=collectors.pop(""),
         also=collectors,
-        schedule=instantiated("schedule", recipe.schedule),
+        schedule=schedule,
         data=data,
         seed=recipe.seed,
         budget=recipe.budget,

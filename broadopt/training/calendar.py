@@ -1,12 +1,13 @@
 """When something is due in a training: the plan of its whole length, counted in steps."""
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 
 from broadopt.methods.collect import Collector, EverySteps
+from broadopt.methods.steps.occasions import nearest_step
 
 log = logging.getLogger("broadopt")
 
@@ -27,10 +28,7 @@ class Calendar:
     @classmethod
     def of(cls, collectors: Mapping[str, Collector], *, budget: float, steps_per_epoch: int) -> "Calendar":
         """The calendar of a training of `budget` epochs. A moment inside a batch is moved to the nearest step."""
-
-        def step_at(epochs: float) -> int:
-            return max(1, math.floor(epochs * steps_per_epoch + 0.5))
-
+        step_at = partial(nearest_step, steps_per_epoch=steps_per_epoch)
         evaluation = defaultdict(list)
         for name, collector in collectors.items():
             for spent, epochs in collector.evaluation_points(budget).items():

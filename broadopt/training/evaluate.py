@@ -110,8 +110,7 @@ class Evaluator:
                 yield images
 
         torch.manual_seed(self.parts.noise_seed("statistics", step))
-        with self.autocast:
-            reestimate(model, batches(), self.parts.processes)
+        reestimate(model, batches(), self.parts.processes, autocast=self.autocast)
 
     def _obey(self) -> None:
         """Leave at a signal. Several processes go on: they agree to leave after a step, all at the same one."""

@@ -4,7 +4,7 @@ here.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.errors import Interrupted, RunFailed
-from broadopt.methods.collect import Collector, StepCollector
+from broadopt.methods.collect import Collector, StepCollector, copy_of
 from broadopt.methods.steps.optimizers import lay_out_as_weights
+from broadopt.methods.steps.products import sums_of_norms
 from broadopt.runs.heartbeat import Position
 from broadopt.seeds import derive
 from broadopt.signals import Stop
@@ -85,6 +86,7 @@ class Training:
         Raises Interrupted, after a `save`, when a signal has arrived, and RunFailed when the loss is no longer finite.
         """
         size, total = self.parts.data.train_size, self.calendar.total_steps
+        copies = any(getattr(collector, "copies_network", False) for collector in self.parts.collectors.values())
         self.reporter.start(
             images=round(self.calendar.epochs * size), done=round(self.epochs * size), epochs=self.calendar.epochs
         )
@@ -95,6 +97,9 @@ class Training:
                 epoch, first = divmod(self.progress.step, self.calendar.steps_per_epoch)
                 for inputs in self.parts.data.inputs(epoch, first):
                     self.train_on(*inputs)
+                    if copies:  # tried once: most of the training would be lost where it fails at an evaluation
+                        copy_of(self.parts.model)
+                        copies = False
                     if self.calendar.is_due(self.progress.step):
                         self._clock(began)
                         self._do_what_is_due()
@@ -219,25 +224,24 @@ class Training:
         not finite: a weight, a BN statistic, the optimizer's state, an average. Waits for the device, once where all
         is finite.
         """
-        state = self.parts.tensors()
-        tensors = [tensor.detach() for tensor in state.values()]
-        if self._is_finite(torch._foreach_norm(tensors)):
-            return
+        state = {name: tensor.detach() for name, tensor in self.parts.tensors().items()}
         # A 2-norm can overflow by itself; the maximum of the absolute values cannot, but takes a CPU 20 times as long.
-        largest = torch._foreach_norm(tensors, math.inf)
-        if self._is_finite(largest):
+        if self._are_finite(state.values(), order=2) or self._are_finite(state.values(), order=math.inf):
             return
-        wrong = [name for name, value in zip(state, largest, strict=True) if not math.isfinite(float(value))]
-        what = wrong[0] if wrong else "the loss"
+        largest = {name: torch.linalg.vector_norm(tensor, math.inf) for name, tensor in state.items()}
+        what = next((name for name, value in largest.items() if not math.isfinite(float(value))), "the loss")
         place = self.place()
         raise RunFailed(
             f"{what} is not finite in epoch {place['epoch']} at lr {self.stepper.lr:g}; "
             f"last finite loss: {place['last_finite_loss']}"
         )
 
-    def _is_finite(self, norms: Sequence[Tensor]) -> bool:
-        """Whether these and the sum of the epoch's losses are; waits for the device."""
-        return math.isfinite(float(torch.stack(list(norms)).double().sum() + self.stepper.loss_sum))
+    def _are_finite(self, tensors: Iterable[Tensor], *, order: float) -> bool:
+        """Whether norms of these and the sum of the epoch's losses are; waits for the device."""
+        loss = self.stepper.loss_sum
+        sums = sums_of_norms(tensors, order=order)
+        sums[loss.device] = sums.get(loss.device, 0) + loss
+        return all(math.isfinite(float(one)) for one in sums.values())
 
     def place(self) -> dict[str, float | None]:
         """Where a failure happened: epoch (counted from 1), lr and the last finite loss of a batch, None if there was

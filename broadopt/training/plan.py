@@ -21,7 +21,7 @@ from broadopt.devices.rates import Duration, duration, shown, total
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import statistics
 from broadopt.methods.collect import Collector, CountedCollector, EverySteps, Passes
-from broadopt.methods.schedule import Schedule
+from broadopt.methods.schedule import Schedule, learning_rate
 from broadopt.methods.steps.occasions import Course, counted, gradients, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer
 from broadopt.models.build import macs, network
@@ -309,7 +309,7 @@ def _milestones(schedule: Schedule, moments: list[float], budget: float, end: fl
     marks = {0.0, *(round(share * budget, 6) for share in (0.25, 0.5, 0.7, 0.9, 1.0)), *moments[:1]}
     last = end - 1 if end > 1 else 0.0
     epochs = [epoch for epoch in sorted(marks) if epoch < last] + [last]
-    return ", ".join(f"{schedule(epoch):.4g} at epoch {epoch:g}" for epoch in epochs)
+    return ", ".join(f"{learning_rate(schedule, epoch):.4g} at epoch {epoch:g}" for epoch in epochs)
 
 
 def _call(node: Mapping[str, Any]) -> str:

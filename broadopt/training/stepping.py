@@ -14,6 +14,7 @@ from torch.nn import functional
 from broadopt.devices.device import seed_noise
 from broadopt.devices.graphs import Recorder, say_why_not
 from broadopt.methods.batch import Batch
+from broadopt.methods.schedule import learning_rate
 from broadopt.methods.steps.optimizers import is_fused, recordable
 from broadopt.training.parts import Parts
 
@@ -40,7 +41,7 @@ class Stepper:
         self.parts = parts
         self.forward = parts.processes.parallel(parts.model, parts.device)
         self.autocast = parts.autocast
-        self.lr = parts.schedule(0.0)
+        self.lr = learning_rate(parts.schedule, 0.0)
         # These stay where they are: a recorded step knows their addresses.
         self.last_loss = torch.full((), math.nan, device=parts.device)
         """The last finite loss of a batch; NaN before the first."""
@@ -83,7 +84,7 @@ class Stepper:
         """
         parts = self.parts
         epoch = parts.data.steps_per_epoch
-        self.lr = parts.schedule(step / epoch, step=1 / epoch)
+        self.lr = learning_rate(parts.schedule, step / epoch, step=1 / epoch)
         if self._lr is not None:
             self._lr.fill_(self.lr)
         seed_noise(parts.noise_seed("noise", step), parts.device)

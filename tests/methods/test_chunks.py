@@ -86,6 +86,38 @@ def test_a_chunk_as_large_as_the_batch_is_the_plain_step_bit_for_bit(method: str
     assert not torch.equal(trained(method, chunk=4)[0].state_dict()["conv.weight"], expected["conv.weight"])
 
 
+@pytest.mark.parametrize("skipped", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}])
+def test_a_weight_without_a_gradient_in_some_chunks_has_the_mean_of_the_others(skipped: set[int]) -> None:
+    """As with stochastic depth: the layer takes no part in the passes of the chunks that are `skipped`."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.always, self.at_times = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(10.0))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images[:, 0] * self.always + (0 if int(images[0, 1]) in skipped else images[:, 0] * self.at_times)
+
+    model = Net()
+
+    def gradient(images: Tensor, labels: Tensor, first: bool) -> Tensor:
+        loss = model(images).mean()
+        loss.backward()
+        return loss.detach()
+
+    # The second column is the number of the chunk; the loss is linear, so that no perturbation changes a gradient.
+    images = torch.tensor([[1.0, 0], [3, 0], [4, 1], [8, 1], [64, 2]])
+    step = sam(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.3, chunk=2)
+    step(Batch(images, torch.zeros(5), gradient, nullcontext))
+    sums = [4.0, 12.0, 64.0]
+    assert float(model.always.grad) == pytest.approx(sum(sums) / 5, rel=1e-6)
+    if len(skipped) == 3:
+        assert model.at_times.grad is None
+    else:
+        expected = sum(sums[chunk] for chunk in {0, 1, 2} - skipped) / 5
+        assert float(model.at_times.grad) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("chunk", [None, 4, 10])
 def test_gradients_are_counted_in_whole_batches(chunk: int | None) -> None:
     assert [batch.passes for batch in trained("sam", chunk=chunk)[1]] == [2, 2, 2]

@@ -6,14 +6,16 @@ The oracles: the formulas of the papers and the loops of their authors' code, ea
 import math
 from collections.abc import Iterator
 
+import numpy
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broadopt.config.compose import recipe_of
-from broadopt.errors import InputError
+from broadopt.errors import InputError, RunFailed
 from broadopt.methods.fge import SnapshotEnsemble
-from broadopt.methods.schedule import Schedule
+from broadopt.methods.schedule import Schedule, learning_rate
 from broadopt.methods.swa import WeightAverage
 
 STEPS = 391  # of an epoch of CIFAR in batches of 128
@@ -444,3 +446,29 @@ def test_the_warm_up_is_a_line_that_each_step_ends_and_leaves_the_rest_alone(row
         assert lr(warm, iteration) == exactly((iteration + 1) / steps * lr(plain, iteration))
     for iteration in (steps, steps + 1, steps + 390, (budget - 1) * STEPS):
         assert lr(warm, iteration) == lr(plain, iteration)
+
+
+@pytest.mark.parametrize("value", [numpy.float32(0.5), numpy.float64(0.5), numpy.array(0.5), torch.tensor(0.5), 0.5])
+def test_what_a_schedule_gives_is_made_a_plain_number(value: object) -> None:
+    given = learning_rate(lambda epochs, *, step: value, 1.5, step=0.25)
+    assert type(given) is float
+    assert given == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (math.nan, "nan"),
+        (numpy.float32(-math.inf), "-inf"),
+        (None, "None"),
+        ("0.1", "0.1"),
+        (numpy.array([0.1, 0.2]), "[0.1 0.2]"),
+        (torch.tensor([0.1, 0.2]), "tensor([0.1000, 0.2000])"),
+        (10**400, "1000"),
+    ],
+)
+def test_what_is_no_finite_number_fails_in_a_line_with_its_epoch(value: object, found: str) -> None:
+    with pytest.raises(RunFailed) as error:
+        learning_rate(lambda epochs, *, step: value, 2.999999999999, step=0.25)
+    assert str(error.value).startswith(f"schedule: the lr that it gives in epoch 4 is {found}")
+    assert str(error.value).endswith("; expected a finite number")

@@ -14,9 +14,13 @@ from short_training import STEPS_PER_EPOCH, TinyNet, assert_same_course, run, tr
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
+from broadopt.methods.averaging.ema import MovingAverage
+from broadopt.methods.averaging.swag import GaussianAverage
 from broadopt.methods.batchnorm import reestimate
-from broadopt.methods.collect import Nothing, Predict
+from broadopt.methods.collect import Collector, Nothing, Predict
+from broadopt.methods.steps.occasions import Course
 from broadopt.methods.swa import WeightAverage
+from broadopt.training.calendar import Calendar
 
 
 def no_prediction(model: nn.Module) -> dict[str, Tensor]:
@@ -270,3 +274,29 @@ def test_values_out_of_range_are_refused_in_one_line(values: dict, message: str)
 
 def test_a_budget_that_ends_before_the_first_whole_epoch_averages_there_and_at_epoch_ends_after_it() -> None:
     assert WeightAverage(start=0.805).collection_points(2.6) == [2.6, 3.0]
+
+
+@pytest.mark.parametrize(
+    "collector",
+    [
+        WeightAverage(start=0.7, budgets=[0.7]),
+        WeightAverage(start=0.7, cycle=0.1, budgets=[0.7]),
+        GaussianAverage(start=0.7, budgets=[0.7]),
+        MovingAverage(decay=0.9, start=0.7, budgets=[0.7]),
+    ],
+)
+def test_what_is_evaluated_at_the_start_has_been_collected_where_that_lies_between_two_steps(
+    collector: Collector,
+) -> None:
+    """0.7 of 3 epochs of 5 steps end half way from step 10 to 11; 0.7 * 3 * 5 is 10.499999999999998."""
+    calendar = Calendar.of({"": collector}, budget=3, steps_per_epoch=5)
+    first = min([*calendar.collection_points.get("", ()), *calendar.updates.get("", ())])
+    assert (first, list(calendar.evaluation_points)) == (11, [11])
+
+
+def test_a_training_that_ends_between_two_steps_is_planned_with_the_steps_that_it_has() -> None:
+    average = WeightAverage(start=0.7, budgets=[0.7, 1.9])
+    calendar = Calendar.of({"": average}, budget=3, steps_per_epoch=5)
+    end = average.evaluation_points(3)["1.9"]
+    assert end * 5 < 28.5
+    assert calendar.total_steps == 29 == Course.of(images=5, batch_size=1, budget=3, epochs=end).steps

@@ -93,3 +93,33 @@ def test_what_is_no_snapshot_is_refused(undisturbed: Path, tmp_path: Path) -> No
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / "step-last.safetensors").touch()
     assert snapshots.files(tmp_path) == []
+
+
+TIED = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, *, num_classes, batch_norm):
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 48), nn.Linear(48, 48)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(48, num_classes)
+
+    def forward(self, images):
+        return self.last(self.second(self.first(nn.functional.avg_pool2d(images, 8).flatten(1)).relu()))
+"""
+
+
+def test_weights_of_two_names_are_kept_under_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tied.py").write_text(TIED)
+    given = ("budget=1", "method=sgd", "keep=snapshots", "model._target_=tied.Tied")
+    done = run(*SMALL, *given, cwd=tmp_path, PYTHONPATH=f"{OWN}:{tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = predictor.load(folder, trust="tied").model
+    kept = described(folder / predictor.NAME)[1]
+    assert loaded.second.weight is loaded.first.weight
+    assert loaded.second.weight.detach().numpy().tobytes() == kept["first.weight"] == kept["second.weight"]
+    (_, last) = snapshots.files(folder)
+    assert described(last.path)[1] == kept

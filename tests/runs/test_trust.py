@@ -1,6 +1,7 @@
 """What decides the figures of a run is compared before they are believed: identity, own code, machine."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +41,7 @@ from broadopt.config.instantiate import instantiated
 from broadopt.devices import provenance
 from broadopt.errors import InputError
 from broadopt.launchers.local import new_folder, threads_of_a_run
+from broadopt.models.build import network
 from broadopt.predictor import NAME, described, load
 from broadopt.runs import results
 
@@ -413,6 +416,28 @@ def test_a_predictor_whose_network_fills_all_memory_is_refused_by_the_sizes_of_i
     save_file({"head.weight": torch.zeros(1)}, tmp_path / NAME, metadata=described(recipe, "0123456789"))
     with pytest.raises(InputError, match=r"Error\(s\) in loading state_dict for WideResNet"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"mean": [10**400, 0.5, 0.5]}, "int too large to convert to float"),
+        ({"mean": [math.inf, 0.5, 0.5]}, "not JSON, perhaps truncated (Infinity is no JSON number)"),
+        ({"mean": None}, "nested more than 32 deep"),
+    ],
+)
+def test_a_predictor_of_impossible_values_is_refused_in_a_line(
+    values: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    recipe = run_config(compose(["experiment=quickstart"])).recipe
+    record = recipe.record()
+    record["augmentation"] |= values
+    metadata = described(recipe, "0123456789") | {"recipe": json.dumps(record), "identity": identity_of(record)}
+    metadata["recipe"] = metadata["recipe"].replace('"mean": null', f'"mean": {"[" * 100_000}{"]" * 100_000}')
+    save_file(network(recipe.model, 10).state_dict(), tmp_path / NAME, metadata=metadata)
+    with pytest.raises(InputError) as refused:
+        load(tmp_path)
+    assert str(refused.value) == f"{tmp_path / NAME}: {said}"
 
 
 def test_what_is_instantiated_holds_no_interpolation(made_code: tuple[str, Path]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import training
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
@@ -185,3 +186,18 @@ def test_interruption_comes_before_a_batch_and_leaves_the_mode_as_it_was(mode: b
         log_probabilities(model, data(2, 2, 2, 2), autocast=FP32, before_batch=interrupt_at_the_third)
     assert asked == [0, 1, 2]
     assert all(module.training == mode for module in model.modules())
+
+
+def test_bn_statistics_in_bf16_are_those_of_images_augmented_as_in_training() -> None:
+    """AutoAugment resamples, which in bf16 would take other pixels; the network's own passes are in bf16."""
+    made = training("method=sgd", "+model.batch_norm=true", "precision=bf16", "augmentation.autoaugment=true")
+    seen, in_bf16 = [], []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        in_bf16.append(torch.is_autocast_enabled("cpu"))
+
+    made.parts.model.register_forward_pre_hook(note, prepend=True)
+    made.reestimate(made.parts.model)
+    assert in_bf16 == [True] * made.parts.data.steps_per_epoch
+    assert torch.equal(torch.cat(seen), torch.cat([images for images, _ in made.parts.data.statistics(0)]))

@@ -1,17 +1,29 @@
 """What the loop looks at before a checkpoint and at an epoch's end, and the memory that a training leaves."""
 
 import gc
+import json
 import math
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from command import OWN, SMALL, run
 from processes import training
+from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from broadopt.config.compose import compose, run_config
 from broadopt.errors import InputError, RunFailed
+from broadopt.methods.steps.products import sums_of_norms
+from broadopt.runs import checkpoint
 from broadopt.signals import Stop
 from broadopt.training.execute import execute
+from broadopt.training.loop import Training
+from broadopt.training.progress import EpochLines
 
 
 def test_weights_whose_squares_overflow_are_finite() -> None:
@@ -29,6 +41,18 @@ def test_one_number_that_is_not_finite_is_named(value: float) -> None:
     loop.parts.model.get_buffer("features.1.running_mean")[0] = value
     with pytest.raises(RunFailed, match=r"^features\.1\.running_mean is not finite in epoch 0 at lr "):
         loop.check_finite()
+
+
+def test_norms_of_tensors_on_two_devices_are_summed_on_each() -> None:
+    """As on a GPU those of an optimizer that is not fused, which counts its steps on the CPU; no GPU is needed."""
+    one, other = torch.full((4,), 3.0), torch.tensor(5.0)
+    assert sums_of_norms([one, other, one], order=2) == {torch.device("cpu"): 6 + 5 + 6}
+    with FakeTensorMode():
+        weight, step = torch.ones(4, device="cuda"), torch.tensor(5.0)
+        sums = sums_of_norms([weight, step, weight], order=2)
+    assert {device: (value.device, value.shape) for device, value in sums.items()} == {
+        place: (place, ()) for place in (torch.device("cuda", 0), torch.device("cpu"))
+    }
 
 
 def test_a_run_begins_with_the_memory_of_the_runs_before_it_given_back() -> None:
@@ -56,3 +80,68 @@ def test_a_training_is_given_back_where_nothing_refers_to_it_any_more() -> None:
         assert kept() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("number", [numpy.float64, numpy.float32, torch.tensor])
+def test_a_checkpoint_after_an_lr_that_numpy_made_can_be_read(
+    number: Callable[[float], object], tmp_path: Path
+) -> None:
+    parts = replace(
+        training("method=sgd", "+model.batch_norm=true").parts,
+        schedule=lambda epochs, *, step: number(0.01),
+        evaluate_every=9,
+    )
+    made = Training(parts, stop=Stop(), reporter=EpochLines())
+    for epoch in range(2):
+        for inputs in parts.data.inputs(epoch):
+            made.train_on(*inputs)
+        made._end_epoch()
+    checkpoint.save(tmp_path, made.state_dict(), identity="own", step=made.progress.step)
+    state = checkpoint.load(tmp_path, identity="own", device="cpu")
+    assert state is not None
+    assert state["last"]["lr"] == float(number(0.01))
+    assert [row["lr"] for row in json.loads(json.dumps(state["progress"]["history"]))] == 2 * [float(number(0.01))]
+
+
+@pytest.mark.parametrize(("lr", "epoch"), [("0.1 if epochs < 1 else float('nan')", 2), ("None", 1)])
+def test_a_schedule_that_gives_no_lr_ends_the_run_in_a_line(lr: str, epoch: int, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"class Mine:\n    def __call__(self, epochs, *, step):\n        return {lr}\n"
+        "    def __init__(self, lr, budget, **others): pass\n"
+    )
+    given = ("method=sgd", "budget=3", "schedule._target_=mine.Mine")
+    done = run(*SMALL, *given, cwd=tmp_path, PYTHONPATH=f"{OWN}:{tmp_path}")
+    reason = f"the lr that it gives in epoch {epoch} is {'None' if epoch == 1 else 'nan'}; expected a finite number"
+    assert done.returncode == 1
+    assert f"schedule: {reason}" in done.stderr.splitlines()[-1]
+    (path,) = tmp_path.rglob("result.json")
+    left = json.loads(path.read_text())
+    assert (left["state"], left["failure"]["reason"]) == ("failed", f"schedule: {reason}")
+    assert left["epochs"] == epoch - 1
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("collect", ["swa", "ema", "lawa", "swag"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_network_that_cannot_be_copied_ends_the_run_after_its_first_step(
+    norm: Callable[[nn.Module], nn.Module], collect: str
+) -> None:
+    made = training("method=sgd", f"collect={collect}", "+model.batch_norm=true")
+    norm(made.parts.model.linear)
+    with pytest.raises(RunFailed) as error:
+        made.run(lambda: None, minutes=60)
+    assert made.progress.step == 1
+    assert str(error.value).startswith("model: Linear linear keeps a tensor of its last pass, so that the network ")
+    assert str(error.value).endswith("of weight_norm and spectral_norm those of torch.nn.utils.parametrizations")
+
+
+def test_a_collector_without_a_copy_takes_such_a_network_and_all_take_the_newer_norms() -> None:
+    made = training("method=sgd", "+model.batch_norm=true", "budget=1")
+    nn.utils.spectral_norm(made.parts.model.linear)
+    made.run(lambda: None, minutes=60)
+    assert made.progress.step == made.calendar.total_steps
+
+    made = training("method=sgd", "collect=swa", "+model.batch_norm=true", "budget=1", "collect.start=0")
+    nn.utils.parametrizations.spectral_norm(made.parts.model.linear)
+    made.run(lambda: None, minutes=60)
+    assert made.progress.collected

@@ -1,7 +1,6 @@
 """EMA: the exponential moving average of the weights, Polyak and Juditsky's average with the distant past forgotten."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import statistics
-from broadopt.methods.collect import EverySteps, Passes, Predict, Reestimate, check_start, evaluation_budgets
+from broadopt.methods.collect import EverySteps, Passes, Predict, Reestimate, check_start, copy_of, evaluation_budgets
 
 BN = ("reestimate", "own")
 
@@ -29,6 +28,7 @@ class MovingAverage:
     """
 
     is_ensemble = False
+    copies_network = True
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class MovingAverage:
 
     def network(self, model: nn.Module, reestimate: Reestimate) -> nn.Module:
         """A copy of `model` with the averaged weights, and with BN statistics as `bn` says."""
-        copy = deepcopy(model)
+        copy = copy_of(model)
         with torch.no_grad():
             torch._foreach_copy_(self._averaged(copy), self.average)
         if self.bn == "reestimate":

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
-from broadopt.methods.collect import Passes, Predict, Reestimate
+from broadopt.methods.collect import Passes, Predict, Reestimate, copy_of
 from broadopt.methods.swa import WeightAverage
 
 Weights = list[Tensor]
@@ -33,6 +32,7 @@ class GaussianAverage:
     """
 
     is_ensemble = True
+    copies_network = True
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class GaussianAverage:
         # All seeds ahead of the first network: to re-estimate its statistics seeds torch's own generator anew.
         seeds = torch.randint(2**63 - 1, (self.samples,)).tolist()
         total: dict[str, Tensor] = {}
-        network = deepcopy(model)
+        network = copy_of(model)
         for seed in seeds:
             with torch.no_grad():
                 torch._foreach_copy_(list(network.parameters()), self.sample(seed))

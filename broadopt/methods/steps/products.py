@@ -1,6 +1,7 @@
 """Norms and inner products over lists of tensors, taken together; every value stays on its device."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ TINY = 1e-16
 def norm(tensors: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all tensors as one vector, 0-d."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
+
+
+def sums_of_norms(tensors: Iterable[Tensor], *, order: float) -> dict[torch.device, Tensor]:
+    """By device, the sum of the norms of its tensors, each a vector of its own; float64, 0-d, on that device."""
+    # Apart: an optimizer that is not fused counts its steps on the CPU, and a stack is of tensors on one device.
+    groups: dict[torch.device, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        groups[tensor.device].append(tensor)
+    return {device: torch.stack(torch._foreach_norm(group, order)).double().sum() for device, group in groups.items()}
 
 
 def inner(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:

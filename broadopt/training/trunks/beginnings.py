@@ -14,7 +14,7 @@ from broadopt.config.own_code import own_code
 from broadopt.config.run_config import DatasetConfig, Recipe
 from broadopt.data.datasets import size
 from broadopt.errors import InputError
-from broadopt.methods.schedule import Schedule
+from broadopt.methods.schedule import Schedule, learning_rate
 from broadopt.training.calendar import Calendar
 
 LEFT_OUT = ("method", "collect", "schedule", "code")
@@ -54,9 +54,10 @@ class Rates:
     def _lrs(self, epoch: int) -> bytes:
         steps = self._steps
         if type(self._schedule) is Schedule and self._schedule.is_constant_in(epoch):
-            return struct.pack("<d", self._schedule(float(epoch), step=1 / steps)) * steps
+            return struct.pack("<d", learning_rate(self._schedule, float(epoch), step=1 / steps)) * steps
         # As training/stepping.py asks for the lr of a step, to the last bit.
-        lrs = [self._schedule(step / steps, step=1 / steps) for step in range(epoch * steps, (epoch + 1) * steps)]
+        of_epoch = range(epoch * steps, (epoch + 1) * steps)
+        lrs = [learning_rate(self._schedule, step / steps, step=1 / steps) for step in of_epoch]
         return struct.pack(f"<{steps}d", *lrs)
 
 
