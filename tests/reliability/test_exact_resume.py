@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import short_run
+from processes import NETWORK
 from short_run import METHODS, RESNET, STEPS_PER_EPOCH, Kind, differences, outcome
 
 from broadopt.errors import Interrupted
@@ -140,9 +141,9 @@ def test_a_signal_while_a_checkpoint_is_written_stops_the_run_after_it(
 
 
 NOISE = {
-    "dropout": ("model=vgg16", "budget=1.5"),
+    "dropout": (*NETWORK, "+model.batch_norm=true", "budget=1.5"),
     "Shake-Shake": ("model=shakeshake26_2x64d", "model.depth=8", "model.width=8"),
-    "ShakeDrop": ("model=pyramidnet272_shakedrop", "model.depth=29", "model.alpha=16"),
+    "ShakeDrop": ("model=pyramidnet272_shakedrop", "model.depth=11", "model.alpha=16"),
     "label noise": (*RESNET, "dataset.label_noise=0.4"),
     "AutoAugment, Cutout and CutMix": (
         *(*RESNET, "augmentation.autoaugment=true", "augmentation.cutout=8", "augmentation.cutmix=0.5"),

@@ -77,7 +77,7 @@ def numbers(method: str, folder: Path) -> dict[str, float]:
     """What a method computes in 12 steps, its network in float64: losses, accuracies, and the length of the weights."""
     parts = short_run.parts_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(short_run, "parts_of", lambda *overrides: doubled(parts(*overrides)))
+        patch.setattr(short_run, "parts_of", lambda *overrides: doubled(parts(*overrides, apart=1)))
         made = short_run.run(folder, *RESNET, *METHODS[method], "label_smoothing=0.1", "dataset.label_noise=0.1")
     rows = {f"epoch {row['epoch']:g}": row for row in made.progress.history} | made.progress.collected
     found = {f"{place} {name}": value for place, row in rows.items() for name, value in row.items()}
