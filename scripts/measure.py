@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain, count, islice
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from broadopt.config.compose import compose, run_config
+from broadopt.config.run_config import RunConfig
 from broadopt.data.datasets import Dataset, Images
 from broadopt.devices.device import choose_device, choose_precision, set_flags
 from broadopt.devices.graphs import WARM_UP
@@ -63,12 +65,18 @@ def random_dataset(train: int, test: int, *, classes: int = 100) -> Dataset:
 
 def parts_of(*overrides: str, dataset: Dataset) -> Parts:
     """The parts of `broadopt-run OVERRIDES`, on `dataset` in place of the one that it names."""
-    run = run_config(compose(["lr=1e-4", *overrides]))  # noise is learnt by heart, or not at all
+    run = composed(*overrides)
     device = choose_device(run.execution.device)
     precision = choose_precision(run.recipe.precision, device)
     set_flags(precision, deterministic=run.execution.deterministic)
     run = replace(run, recipe=replace(run.recipe, precision=precision))
     return build(run, dataset, device)
+
+
+@cache
+def composed(*overrides: str) -> RunConfig:
+    """The run of `broadopt-run OVERRIDES` with a small lr; composed once, since most of them are made twice."""
+    return run_config(compose(["lr=1e-4", *overrides]))  # noise is learnt by heart, or not at all
 
 
 def trained(parts: Parts) -> Training:

@@ -74,3 +74,13 @@ def drawn(figure: str, *arguments: object, cwd: Path) -> tuple[pandas.DataFrame,
     assert code == 0, err
     assert out.count("\n") == 1
     return read_csv(cwd / f"{figure}.csv"), out, err
+
+
+def refused(figure: str, *arguments: object, cwd: Path) -> str:
+    """The line that broadopt-figure ends with on bad input; nothing is written."""
+    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
+    assert (code, out) == (2, "")
+    assert list(cwd.iterdir()) == []
+    assert err.startswith("broadopt-figure: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("broadopt-figure: ").strip()

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,20 +22,15 @@ import numpy as np
 import pytest
 from command import until
 from forked import as_nobody, ended, forked
+from refusals import Calls, refusal_of
 from torchvision.datasets import CIFAR10
 
 from broadopt.data.cifar_files import obtain, published_md5, read_bytes
 from broadopt.data.cifar_pickles import unpickle
 from broadopt.errors import InputError
 
+refusal = partial(refusal_of, unpickle)
 PIXELS = np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072)
-
-
-def refusal(path: Path, blob: bytes) -> str:
-    with pytest.raises(InputError) as caught:
-        unpickle(path, blob)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -83,16 +79,6 @@ def test_python_2_pickle_is_read() -> None:
     found = unpickle(Path("file"), blob)
     assert found["labels"] == [7, 250]
     assert np.array_equal(found["data"], PIXELS)
-
-
-class Calls:
-    """An object whose pickle calls `function(*arguments)` when it is read."""
-
-    def __init__(self, function: object, *arguments: object) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return self.call
 
 
 def ready_made(module: bytes, name: bytes, argument: bytes) -> bytes:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,29 +22,23 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
+from refusals import Calls, refusal_of
 from torchvision import datasets as reference
 
 from broadopt.config.compose import compose, run_config
 from broadopt.config.instantiate import instantiated
 from broadopt.config.shipped import config_dir
 from broadopt.data.datasets import Images, cifar, digits, fingerprint, read, stratified
-from broadopt.errors import InputError
 
 DATA = os.environ.get("BROADOPT_DATA", "")
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+refusal = partial(refusal_of, cifar)
 SMALL = {"cifar10": (20, 4), "cifar100": (4, 4)}
 
 
 def has_data(name: str) -> pytest.MarkDecorator:
     there = bool(DATA) and (Path(DATA) / FOLDERS[name]).is_dir()
     return pytest.mark.skipif(not there, reason=f"no {FOLDERS[name]} in the folder BROADOPT_DATA={DATA!r}")
-
-
-def refusal(**options: object) -> str:
-    with pytest.raises(InputError) as caught:
-        cifar(**options)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def rewrite(path: Path, **entries: object) -> None:
@@ -206,12 +201,8 @@ def test_truncated_file_is_refused_and_named(small_cifar: Callable[..., Path]) -
 
 
 def test_malicious_file_is_refused_and_executes_nothing(small_cifar: Callable[..., Path], tmp_path: Path) -> None:
-    class Calls:
-        def __reduce__(self) -> tuple[object, ...]:
-            return os.mkdir, (str(tmp_path / "mark"),)
-
     folder = small_cifar("cifar10")
-    rewrite(folder / "data_batch_5", filenames=[Calls()])
+    rewrite(folder / "data_batch_5", filenames=[Calls(os.mkdir, str(tmp_path / "mark"))])
     assert "mkdir" in refusal(data_dir=folder.parent, verify=False)
     assert not (tmp_path / "mark").exists()
 

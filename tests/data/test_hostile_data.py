@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command import SMALL, folders, result, run
 from PIL import Image
+from refusals import folder_refusal
 
 from broadopt import files
 from broadopt.data.cifar_files import LARGEST, read_bytes
@@ -18,13 +19,6 @@ from broadopt.data.cifar_pickles import MOST, unpickle
 from broadopt.data.datasets import cifar, image_folder
 from broadopt.data.image_folder import statistics
 from broadopt.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache folder, which every test here has to itself."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "broadopt"
 
 
 @pytest.fixture
@@ -37,13 +31,6 @@ def root(tmp_path: Path) -> Path:
             for number in range(4):
                 Image.new("RGB", (32, 32), (grey, grey, grey)).save(folder / f"{number}.png")
     return tmp_path / "images"
-
-
-def refusal(root: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        image_folder(path=root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def first(root: Path) -> np.ndarray:
@@ -96,7 +83,7 @@ def test_an_image_that_changes_while_the_folder_is_read_is_named(root: Path, mon
 
     read = files.read_bytes
     monkeypatch.setattr(files, "read_bytes", changing)
-    assert refusal(root) == f"{path}: changed while the folder was read; run the command again"
+    assert folder_refusal(root) == f"{path}: changed while the folder was read; run the command again"
 
 
 # ---- kinds of images
@@ -152,7 +139,7 @@ def test_16_bits_are_scaled_to_8_and_not_clipped(root: Path, suffix: str, order:
 def test_a_mode_of_no_known_range_is_refused(root: Path, mode: str) -> None:
     path = root / "train/dark/9.tif"
     Image.new(mode, (32, 32), 3).save(path)
-    assert refusal(root).startswith(f"{path}: cannot be read as an image (mode {mode}, whose range is not known")
+    assert folder_refusal(root).startswith(f"{path}: cannot be read as an image (mode {mode}, whose range is not known")
 
 
 def test_every_change_is_counted_and_said_once(
@@ -223,13 +210,13 @@ def test_a_class_of_stray_files_alone_is_refused(root: Path) -> None:
     for path in (root / "test/dark").iterdir():
         path.write_text("not an image")
         path.rename(path.with_suffix(".txt"))
-    assert refusal(root) == f"{root / 'test/dark'}: this class holds no image among its 4 files"
+    assert folder_refusal(root) == f"{root / 'test/dark'}: this class holds no image among its 4 files"
 
 
 @pytest.mark.parametrize("name", ["x.png", "x"])
 def test_a_fifo_among_the_images_is_refused_and_not_waited_for(root: Path, name: str) -> None:
     os.mkfifo(root / "train/dark" / name)
-    assert "a device, a FIFO or a socket, not a regular file" in refusal(root)
+    assert "a device, a FIFO or a socket, not a regular file" in folder_refusal(root)
 
 
 def test_a_file_too_large_for_an_image_is_refused_by_its_name_and_else_passed_over(root: Path) -> None:
@@ -238,7 +225,9 @@ def test_a_file_too_large_for_an_image_is_refused_by_its_name_and_else_passed_ov
             file.truncate(2**33)
         if name == "x.zip":
             assert len(image_folder(path=root).train.labels) == 8
-    assert f"{root / 'train/dark/x.png'}: cannot be read: 8,589,934,592 bytes, expected 268,435,456" in refusal(root)
+    assert f"{root / 'train/dark/x.png'}: cannot be read: 8,589,934,592 bytes, expected 268,435,456" in folder_refusal(
+        root
+    )
 
 
 # ---- pickles

@@ -13,16 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import Calls, folder_refusal
 
 from broadopt.data.datasets import Dataset, image_folder
-from broadopt.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache folder, which every test here has to itself."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "broadopt"
 
 
 def noise(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -39,13 +32,6 @@ def root(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(seed)).save(path)
     return tmp_path / "pets"
-
-
-def refusal(root: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        image_folder(path=root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def equal(first: Dataset, second: Dataset) -> bool:
@@ -126,32 +112,32 @@ def test_name_may_be_chosen(root: Path) -> None:
 def test_missing_folders_are_refused_and_named(root: Path) -> None:
     for split in ("train", "test"):
         (root / split).rename(root / "away")
-        assert refusal(root).startswith(f"{root / split}: cannot be listed (No such file or directory)")
+        assert folder_refusal(root).startswith(f"{root / split}: cannot be listed (No such file or directory)")
         (root / "away").rename(root / split)
-    assert str(root / "none" / "train") in refusal(root / "none")
+    assert str(root / "none" / "train") in folder_refusal(root / "none")
 
 
 def test_file_in_place_of_a_folder_is_refused_and_named(root: Path) -> None:
     (root / "train" / "labels.csv").write_text("")
-    assert str(root / "train" / "labels.csv") in refusal(root / "train" / "labels.csv")
+    assert str(root / "train" / "labels.csv") in folder_refusal(root / "train" / "labels.csv")
 
 
 def test_empty_class_is_refused_and_named(root: Path) -> None:
     (root / "test" / "dog" / "a.png").rename(root / "test" / "dog" / ".hidden")
-    assert refusal(root) == f"{root / 'test' / 'dog'}: this class holds no image"
+    assert folder_refusal(root) == f"{root / 'test' / 'dog'}: this class holds no image"
 
 
 @pytest.mark.parametrize(("has", "lacks"), [("train", "test"), ("test", "train")])
 def test_classes_that_only_train_or_test_has_are_refused_and_named(root: Path, has: str, lacks: str) -> None:
     (root / has / "fish").mkdir()
     Image.fromarray(noise(9)).save(root / has / "fish" / "a.png")
-    assert refusal(root).startswith(f"{root / lacks}: lacks the classes fish")
+    assert folder_refusal(root).startswith(f"{root / lacks}: lacks the classes fish")
 
 
 def test_a_single_class_is_refused(root: Path) -> None:
     for split in ("train", "test"):
         (root / split / "dog").rename(root / f"{split} dog")
-    assert "expected at least two folders" in refusal(root)
+    assert "expected at least two folders" in folder_refusal(root)
 
 
 def broken_pictures() -> dict[str, bytes]:
@@ -181,7 +167,7 @@ def broken_pictures() -> dict[str, bytes]:
 def test_picture_that_cannot_be_read_is_refused_and_named(root: Path, cache: Path, what: str) -> None:
     path = root / "train" / "dog" / "b.png"
     path.write_bytes(broken_pictures()[what])
-    assert refusal(root).startswith(f"{path}: cannot be read as an image (")
+    assert folder_refusal(root).startswith(f"{path}: cannot be read as an image (")
     assert not list(cache.glob("*"))
 
 
@@ -190,20 +176,20 @@ def test_format_that_is_not_listed_is_refused_though_pillow_knows_it(root: Path)
     Image.fromarray(noise(9)).save(path, "PCX")
     with Image.open(path) as picture:
         assert picture.format == "PCX"
-    assert refusal(root).startswith(f"{path}: cannot be read as an image (cannot identify")
+    assert folder_refusal(root).startswith(f"{path}: cannot be read as an image (cannot identify")
 
 
 def test_picture_of_a_size_pillow_only_warns_of_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32 - 1)
-    assert "decompression bomb" in refusal(root)
+    assert "decompression bomb" in folder_refusal(root)
 
 
 def test_folder_and_dangling_link_among_the_pictures_are_refused(root: Path) -> None:
     (root / "train" / "dog" / "more").mkdir()
-    assert str(root / "train" / "dog" / "more") in refusal(root)
+    assert str(root / "train" / "dog" / "more") in folder_refusal(root)
     (root / "train" / "dog" / "more").rmdir()
     (root / "train" / "dog" / "link.png").symlink_to(root / "nowhere.png")
-    assert str(root / "train" / "dog" / "link.png") in refusal(root)
+    assert str(root / "train" / "dog" / "link.png") in folder_refusal(root)
 
 
 def replace(path: Path, *, later: int = 0) -> None:
@@ -223,7 +209,7 @@ def test_pictures_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_picture_written_anew_is_decoded_anew(root: Path, later: int) -> None:
     image_folder(path=root)
     replace(root / "train" / "dog" / "b.png", later=later)
-    assert str(root / "train" / "dog" / "b.png") in refusal(root)
+    assert str(root / "train" / "dog" / "b.png") in folder_refusal(root)
 
 
 def test_picture_of_another_size_or_name_but_the_same_time_is_noticed(root: Path) -> None:
@@ -267,10 +253,7 @@ def damaged(blob: bytes, tmp_path: Path) -> dict[str, bytes]:
         np.savez(tmp_path / "made.npz", **arrays)  # type: ignore[arg-type]
         return (tmp_path / "made.npz").read_bytes()
 
-    class Calls:
-        def __reduce__(self) -> tuple[object, ...]:
-            return os.mkdir, (str(tmp_path / "mark"),)
-
+    makes_a_folder = Calls(os.mkdir, str(tmp_path / "mark"))
     middle = len(blob) // 2
     pixels = {"train": np.zeros((5, 3, 32, 32), np.uint8), "test": np.zeros((2, 3, 32, 32), np.uint8)}
     np.save(tmp_path / "one.npy", pixels["train"])
@@ -280,8 +263,8 @@ def damaged(blob: bytes, tmp_path: Path) -> dict[str, bytes]:
         "one bit": blob[:middle] + bytes([blob[middle] ^ 1]) + blob[middle + 1 :],
         "text": b"hello",
         "one array": (tmp_path / "one.npy").read_bytes(),
-        "pickle": pickle.dumps({"train": Calls()}),
-        "pickle in an archive": archive(train=np.array([Calls()], dtype=object), test=pixels["test"]),
+        "pickle": pickle.dumps({"train": makes_a_folder}),
+        "pickle in an archive": archive(train=np.array([makes_a_folder], dtype=object), test=pixels["test"]),
         "too few": archive(**pixels | {"train": pixels["train"][:4]}),
         "other type": archive(**pixels | {"test": pixels["test"].astype(np.float32)}),
         "no test": archive(train=pixels["train"]),

@@ -154,8 +154,10 @@ def adamw_update(
         weights[name] = (1 - lr * weight_decay) * weights[name] - lr * mean / (square**0.5 + 1e-8)
 
 
-def flat(tensors: Tensors) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+def flat(tensors: Tensors | Iterable[Tensor]) -> Tensor:
+    """All tensors as one vector."""
+    values = tensors.values() if isinstance(tensors, dict) else tensors
+    return torch.cat([tensor.flatten() for tensor in values])
 
 
 def part_orthogonal(tensors: Tensors, to: Tensors) -> Tensors:

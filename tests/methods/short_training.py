@@ -1,6 +1,8 @@
 """A real training of seconds: broadopt's own loop and data on random pictures; its network has BN and dropout."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import EpochLines
 
+CPU = torch.device("cpu")
 Optimizer = torch.optim.Optimizer
 
 STEPS_PER_EPOCH = 4  # of 16, 16, 16 and 10 images
@@ -44,18 +47,24 @@ def training(
     step: Callable[[nn.Module, Optimizer], Step] = Plain,
     optimizer: Callable[[nn.Module], Optimizer] = sgd,
     also: Mapping[str, Collector] | None = None,
+    augmentation: Mapping[str, Any] | None = None,
+    device: torch.device = CPU,
+    stop: Stop | None = None,
+    **other: Any,
 ) -> Training:
-    """58 training and 20 test pictures of 3 classes; every call with the same arguments makes the same training."""
+    """58 training and 20 test pictures of 3 classes; every call with the same arguments makes the same training.
+    `other`: fields of Parts, in place of the usual ones.
+    """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (78, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(3, (78,), generator=generator)
     dataset = Dataset(
         "random", ("a", "b", "c"), Images(pixels[:58], labels[:58]), Images(pixels[58:], labels[58:]), None
     )
-    augmentation = Augmentation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    data = Data(dataset, batch_size=16, augmentation=augmentation, seed=1, device="cpu")
+    augment = Augmentation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **(augmentation or {}))
+    data = Data(dataset, batch_size=16, augmentation=augment, seed=1, device=device)
     torch.manual_seed(1)
-    model = TinyNet()
+    model = TinyNet().to(device)
     parts = Parts(
         model=model,
         step=step(model, optimizer(model)),
@@ -67,11 +76,11 @@ def training(
         label_smoothing=0.0,
         evaluate_every=1,
         precision="fp32",
-        device=torch.device("cpu"),
+        device=device,
         settings={},
         also=also or {},
     )
-    return Training(parts, stop=Stop(), reporter=EpochLines())
+    return Training(replace(parts, **other), stop=stop or Stop(), reporter=EpochLines())
 
 
 def run(collector: Collector, *, budget: float) -> Training:

@@ -17,6 +17,7 @@ from formulas import (
     batches,
     closure,
     feasible_directions,
+    flat,
     sharpness_aware,
     weights_of,
 )
@@ -67,10 +68,6 @@ def perturbed(model: nn.Module, slopes: list[Tensor], *, normalisation: str, **o
         return asam_perturbation(
             list(model.parameters()), [slope.clone() for slope in slopes], scales=scales, **options
         )
-
-
-def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from formulas import SmallNet, batches
+from formulas import SmallNet, batches, flat
 from short_training import STEPS_PER_EPOCH, assert_same_course, run, training
 from torch import Tensor, nn
 
@@ -39,10 +39,6 @@ def networks(count: int) -> list[SmallNet]:
         model.bn.running_mean.fill_(number)
         model.bn.running_var.fill_(1 + number**2)
     return made
-
-
-def flat(weights: Any) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in weights])
 
 
 def exponential(values: list[Tensor], decay: float) -> Tensor:

@@ -1,10 +1,7 @@
 """m-sharpness: each part of a batch has its own perturbation, the update is their mean (SAM, section 4.1)."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
-import torch.nn.functional as F
 from formulas import (
     CLOSE,
     SmallNet,
@@ -20,6 +17,7 @@ from formulas import (
 from formulas import (
     loss as loss_of,
 )
+from handed_batches import batch_of
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
@@ -38,22 +36,11 @@ def asam_scales(weights: Tensors) -> Tensors:
 METHODS = {"sam": (sam, ones, 0.3), "asam": (asam, asam_scales, 0.5)}
 
 
-def whole(model: nn.Module, images: Tensor, labels: Tensor) -> Batch:
-    """What the training loop hands to a step."""
-
-    def gradient(images: Tensor, labels: Tensor, first: bool) -> Tensor:
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        return loss.detach()
-
-    return Batch(images, labels, gradient, nullcontext)
-
-
 def trained(method: str, *, chunk: int | None, steps: int = 3) -> tuple[nn.Module, list[Batch], list[Tensor]]:
     """SmallNet after `steps` steps on 10 images each, the batches as the steps left them, and the losses."""
     model, made = SmallNet(), METHODS[method][0]
     step = made(model, torch.optim.SGD(model.parameters(), fused=True, **MOMENTUM), rho=METHODS[method][2], chunk=chunk)
-    data = [whole(model, *batch) for batch in batches(steps, size=10)]
+    data = [batch_of(model, batch) for batch in batches(steps, size=10)]
     return model, data, [step(batch) for batch in data]
 
 
@@ -126,7 +113,7 @@ def test_gradients_are_counted_in_whole_batches(chunk: int | None) -> None:
 def test_the_step_keeps_one_copy_of_the_parameters_and_one_sum() -> None:
     model, (batch,) = SmallNet(), batches(1)
     step = sam(model, torch.optim.SGD(model.parameters(), fused=True, **MOMENTUM), rho=0.3, chunk=3)
-    step(whole(model, *batch))
+    step(batch_of(model, batch))
     assert len(step._copies) == len(list(model.parameters()))
     assert all(weight.grad is not None for weight in model.parameters())
 

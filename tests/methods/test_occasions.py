@@ -4,12 +4,10 @@ The oracle: formulas.py in float64, which is told step by step which gradient is
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from formulas import (
     CLOSE,
     SmallNet,
@@ -23,7 +21,8 @@ from formulas import (
     sgd_update,
     weights_of,
 )
-from torch import Tensor, nn
+from handed_batches import batch_of
+from torch import nn
 
 from broadopt.errors import InputError
 from broadopt.methods.batch import Batch
@@ -39,22 +38,11 @@ MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
 RHO = 0.3
 
 
-def batch_of(model: nn.Module, data: tuple[Tensor, Tensor], *, step: int | None, steps_per_budget: float = 10) -> Batch:
-    """What the training loop hands to a step."""
-
-    def gradient(images: Tensor, labels: Tensor, first: bool) -> Tensor:
-        value = F.cross_entropy(model(images), labels)
-        value.backward()
-        return value.detach()
-
-    return Batch(*data, gradient, nullcontext, step=step, steps_per_budget=steps_per_budget)
-
-
 def trained(steps: int, **options: object) -> tuple[nn.Module, list[Batch], list[float]]:
     """SmallNet after `steps` steps of ten a budget, the batches as the steps left them, and the losses."""
     model = SmallNet()
     step = sam(model, torch.optim.SGD(model.parameters(), fused=True, **MOMENTUM), rho=RHO, **options)
-    data = [batch_of(model, batch, step=number) for number, batch in enumerate(batches(steps))]
+    data = [batch_of(model, batch, number) for number, batch in enumerate(batches(steps))]
     return model, data, [step(batch).item() for batch in data]
 
 
@@ -202,7 +190,7 @@ def test_what_a_closure_cannot_say_is_asked_for(options: dict[str, float]) -> No
         step(closure(model, batch))
     if "ascent" not in options:
         with pytest.raises(TypeError, match="with its step and steps_per_budget"):
-            step(batch_of(model, batch, step=None))
+            step(batch_of(model, batch))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from formulas import (
     batches,
     closure,
     feasible_directions,
+    flat,
     gradients,
     loss,
     ones,
@@ -37,10 +38,6 @@ OPTIONS = {"bn": "both", "noise": "fresh"}
 def gradient_list(*, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((4, 3, 3, 3), (4,), (2, 4), ())]
-
-
-def flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def perturbed(slopes: list[Tensor], *, rho: float, p: float) -> Tensor:

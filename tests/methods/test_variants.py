@@ -5,13 +5,11 @@ The oracle: each paper's formula in float64, written here with formulas.py; torc
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from formulas import (
     CLOSE,
     SmallNet,
@@ -27,6 +25,7 @@ from formulas import (
     sgd_update,
     weights_of,
 )
+from handed_batches import batch_of
 from torch import Tensor, nn
 
 from broadopt.errors import InputError
@@ -47,21 +46,6 @@ Slopes = Callable[[int, Tensors, tuple[Tensor, Tensor]], Tensors]
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
 ADAMW = {"lr": 0.01, "weight_decay": 0.05}
 RHO = 0.3
-
-
-def batch_of(model: nn.Module, data: tuple[Tensor, Tensor], step: int) -> Batch:
-    """What the training loop hands to a step."""
-
-    def gradient(images: Tensor, labels: Tensor, first: bool) -> Tensor:
-        value = F.cross_entropy(model(images), labels)
-        value.backward()
-        return value.detach()
-
-    def curvature(images: Tensor, labels: Tensor, outer: Any, inner: Any, vectors: Any) -> list[Tensor]:
-        slopes = torch.autograd.grad(F.cross_entropy(model(images), labels), inner, create_graph=True)
-        return list(torch.autograd.grad(slopes, outer, vectors))
-
-    return Batch(*data, gradient, nullcontext, step=step, steps_per_budget=10, curvature=curvature)
 
 
 def groups_of(model: nn.Module) -> list[dict[str, Any]]:

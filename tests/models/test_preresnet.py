@@ -6,19 +6,11 @@ float64.
 
 import pytest
 import torch
-from pytorchcv.models.preresnet import PreResUnit
 from pytorchcv.models.preresnet_cifar import CIFARPreResNet
+from raw_shortcuts import with_raw_shortcuts
 
 from broadopt.errors import InputError
 from broadopt.models.preresnet import PreResNet
-
-
-class RawShortcutUnit(PreResUnit):
-    """pytorchcv's unit with the shortcut on the raw input, as the SWA repository has it, not after BN and ReLU."""
-
-    def forward(self, x):
-        residual, _ = self.body(x)
-        return residual + (self.identity_conv(x) if self.resize_identity else x)
 
 
 def pytorchcvs(blocks: int) -> CIFARPreResNet:
@@ -27,11 +19,7 @@ def pytorchcvs(blocks: int) -> CIFARPreResNet:
 
 
 def test_preresnet_equals_pytorchcvs_with_its_shortcut_on_the_raw_input(assert_same_network):
-    reference = pytorchcvs(blocks=3)
-    for module in reference.modules():
-        if isinstance(module, PreResUnit):
-            module.__class__ = RawShortcutUnit
-    assert_same_network(PreResNet(num_classes=100, depth=29), reference)
+    assert_same_network(PreResNet(num_classes=100, depth=29), with_raw_shortcuts(pytorchcvs(blocks=3)))
 
 
 def test_pytorchcvs_shortcut_after_bn_and_relu_is_another_network():

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from noise import assert_each_pass_keeps_its_own, assert_replayed_bit_for_bit
 from pytorchcv.models.shakeshakeresnet_cifar import ShakeShakeShortcut
 
 from broadopt.errors import InputError
@@ -109,33 +110,11 @@ def test_a_block_adds_its_mixture_to_its_input_and_in_evaluation_the_mean_of_the
 
 
 def test_the_generators_state_replays_outputs_and_gradients_bit_for_bit():
-    network, images = ShakeShake(num_classes=10, depth=8, width=8), torch.randn(5, 3, 32, 32)
-
-    def run() -> list[torch.Tensor]:
-        logits = network(images)
-        after_forward = torch.get_rng_state()
-        gradients = torch.autograd.grad(logits.square().sum(), list(network.parameters()))
-        assert torch.equal(torch.get_rng_state(), after_forward), "the backward pass draws nothing"
-        return [logits, *gradients]
-
-    state = torch.get_rng_state()
-    first, other = run(), run()
-    torch.set_rng_state(state)
-    replayed = run()
-    assert all(torch.equal(one, two) for one, two in zip(first, replayed, strict=True))
-    assert not torch.equal(first[0], other[0])
+    assert_replayed_bit_for_bit(ShakeShake(num_classes=10, depth=8, width=8))
 
 
 def test_two_forward_passes_before_one_backward_keep_their_own_noise():
-    network = ShakeShake(num_classes=10, depth=8, width=8).double()
-    batches = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
-    parameters = list(network.parameters())
-    torch.manual_seed(2)
-    together = torch.autograd.grad(sum(network(batch).square().sum() for batch in batches), parameters)
-    torch.manual_seed(2)
-    apart = [torch.autograd.grad(network(batch).square().sum(), parameters) for batch in batches]
-    for joint, first, second in zip(together, *apart, strict=True):
-        torch.testing.assert_close(joint, first + second, rtol=1e-12, atol=1e-12)
+    assert_each_pass_keeps_its_own(ShakeShake(num_classes=10, depth=8, width=8))
 
 
 def test_functional_gradients_are_those_of_the_backward_pass():

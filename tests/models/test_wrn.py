@@ -5,26 +5,15 @@ The oracles: pytorchcv's network for the one, a second implementation over a fla
 
 import pytest
 import torch.nn.functional as F
-from pytorchcv.models.preresnet import PreResUnit
 from pytorchcv.models.wrn_cifar import CIFARWRN
+from raw_shortcuts import with_raw_shortcuts
 
 from broadopt.errors import InputError
 from broadopt.models.wrn import WideResNet
 
 
-class RawShortcutUnit(PreResUnit):
-    """pytorchcv's unit with the shortcut on the raw input, as homura has it, not after BN and ReLU."""
-
-    def forward(self, x):
-        residual, _ = self.body(x)
-        return residual + (self.identity_conv(x) if self.resize_identity else x)
-
-
 def test_the_homura_variant_equals_pytorchcvs_with_its_shortcut_on_the_raw_input(assert_same_network):
-    reference = CIFARWRN([[32] * 2, [64] * 2, [128] * 2], init_block_channels=16, num_classes=10)
-    for module in reference.modules():
-        if isinstance(module, PreResUnit):
-            module.__class__ = RawShortcutUnit
+    reference = with_raw_shortcuts(CIFARWRN([[32] * 2, [64] * 2, [128] * 2], init_block_channels=16, num_classes=10))
     assert_same_network(WideResNet(num_classes=10, depth=16, widen_factor=2, variant="homura"), reference)
 
 

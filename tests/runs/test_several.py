@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import SMALL, Sweep, folders, result, run
+from printed import cells
 from safetensors.torch import load_file
 from stored import VGG16, record, store
 from stored import run as table
@@ -85,7 +86,7 @@ def test_what_a_run_reports_is_compared_and_its_further_columns_are_explained(tm
     store(tmp_path, record(VGG16, "method=sgd"), last=70.0)
     text = table("runs", "--results", tmp_path, "--against", "sgd")[0]
     row = next(line for line in text.splitlines() if line.startswith("| sgd+swa+ema "))
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["1", *["70.00"] * 2, "71.00", "72.00", "73.00", "79.00"]
+    assert cells(row)[1:] == ["1", *["70.00"] * 2, "71.00", "72.00", "73.00", "79.00"]
     assert "coll. ema 1" in text
     assert "coll. with a name" in text
     assert "+3.00" in text

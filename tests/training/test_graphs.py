@@ -17,9 +17,6 @@ import torch
 from torch import Tensor
 
 from broadopt.config.compose import compose, run_config
-from broadopt.data.augment import Augmentation
-from broadopt.data.batches import Data
-from broadopt.data.datasets import Dataset, Images
 from broadopt.devices.device import set_flags
 from broadopt.devices.graphs import WARM_UP, CalledGraph, CudaGraph, choose, waiting_counted
 from broadopt.errors import InputError, Interrupted
@@ -32,13 +29,11 @@ from broadopt.methods.step import Plain
 from broadopt.methods.swa import WeightAverage
 from broadopt.signals import Stop
 from broadopt.training.loop import Training
-from broadopt.training.parts import Parts
-from broadopt.training.progress import EpochLines
 
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
-from short_training import TinyNet
+import short_training
+from short_training import CPU, TinyNet
 
-CPU = torch.device("cpu")
 METHODS: dict[str, tuple[Callable[..., Any], Callable[[], Collector]]] = {
     "sgd": (Plain, Nothing),
     "sam": (lambda model, optimizer: sam(model, optimizer, rho=0.05), Nothing),
@@ -99,35 +94,20 @@ def training(
     device: torch.device = CPU,
     stop: Any = None,
 ) -> Training:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (78, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(3, (78,), generator=generator)
-    dataset = Dataset(
-        "random", ("a", "b", "c"), Images(pixels[:58], labels[:58]), Images(pixels[58:], labels[58:]), None
-    )
-    augment = Augmentation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), **AUGMENTATIONS[augmentation])
-    data = Data(dataset, batch_size=16, augmentation=augment, seed=1, device=device)
-    torch.manual_seed(1)
-    model = TinyNet().to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
     step, collector = METHODS[method]
-    parts = Parts(
-        model=model,
-        step=step(model, optimizer),
-        collector=collector(),
-        schedule=Schedule(lr=0.05, budget=3, shape="cosine", per_step=True),
-        data=data,
-        seed=1,
+    return short_training.training(
+        collector(),
         budget=3,
-        label_smoothing=0.1,
-        evaluate_every=1,
-        precision="fp32",
+        step=step,
+        augmentation=AUGMENTATIONS[augmentation],
         device=device,
+        stop=stop,
+        schedule=Schedule(lr=0.05, budget=3, shape="cosine", per_step=True),
+        label_smoothing=0.1,
         settings={"graphs": graph is not None},
         graph=graph,
         graphs=graphs,
     )
-    return Training(parts, stop=stop or Stop(), reporter=EpochLines())
 
 
 def run(made: Training) -> Training:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed import tables, words
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from stored import RESNET20, VGG16, record, run, store
 
@@ -23,21 +24,6 @@ from broadopt.runs.results import write
 from broadopt.signals import Stop
 
 SHORT = (RESNET20, "budget=10")
-
-
-def tables(out: str) -> list[list[list[str]]]:
-    """The cells of each pipe table, the line below the header left out."""
-    found: list[list[list[str]]] = [[]]
-    for line in out.splitlines():
-        if line.startswith("|"):
-            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
-        elif found[-1]:
-            found.append([])
-    return [[table[0], *table[2:]] for table in found if table]
-
-
-def words(out: str) -> str:
-    return " ".join(out.split())
 
 
 def own(recorded: dict[str, Any], *, method: str | None = None, **parts: dict[str, Any]) -> dict[str, Any]:

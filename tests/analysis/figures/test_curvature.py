@@ -1,7 +1,6 @@
 """spectrum, sharpness and normalisation on trained networks: the commands, their files, and the numbers in them."""
 
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from command import OWN, SMALL, folders, result, run
-from in_process import drawn, said
+from command import SMALL, folders, result, run
+from in_process import drawn, refused, said
+from kept_runs import kept_runs
 from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
@@ -35,26 +35,8 @@ FEW = ("--train-images", "50", "trust=own_network", "--device", "cpu")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path]]:
-    """Run folders by method, with snapshots; `bare` is SGD's without any weights. Their network can be imported."""
-    cwd = tmp_path_factory.mktemp("runs")
-    done = run("-m", *SMALL, "budget=2", "method=sgd,sam", "lr=0.02", "keep=snapshots", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    found = {folder.parent.name: folder for folder in folders(cwd)}
-    bare = cwd / "bare" / found["sgd"].relative_to(cwd)
-    shutil.copytree(found["sgd"], bare, ignore=shutil.ignore_patterns("snapshots", "*.safetensors"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(OWN))
-        yield {**found, "bare": bare}
-
-
-def refused(figure: str, *arguments: object, cwd: Path) -> str:
-    """The line that bad input ends with; nothing is written."""
-    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
-    assert (code, out) == (2, "")
-    assert list(cwd.iterdir()) == []
-    assert err.startswith("broadopt-figure: ")
-    assert err.count("\n") == 1
-    return err.removeprefix("broadopt-figure: ").strip()
+    with kept_runs("method=sgd,sam", "lr=0.02", cwd=tmp_path_factory.mktemp("runs")) as found:
+        yield found
 
 
 def measured(folder: Path, count: int = 50) -> tuple[nn.Module, Tensor, Tensor]:

@@ -13,8 +13,9 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from command import OWN, PATIENCE, SMALL, Process, folders, go_on, result, run, start, until
-from in_process import drawn, said
+from command import PATIENCE, SMALL, Process, folders, go_on, result, run, start, until
+from in_process import drawn, refused, said
+from kept_runs import kept_runs
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
@@ -37,31 +38,13 @@ FEW = ("--images", "60", "--train-images", "64", "trust=own_network", "--device"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path]]:
-    """Run folders by method, with snapshots; `bare` is SGD's without any weights. Their network can be imported."""
-    cwd = tmp_path_factory.mktemp("runs")
-    done = run("-m", *SMALL, "budget=2", "method=sgd,swa,fge", "keep=snapshots", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    found = {folder.parent.name: folder for folder in folders(cwd)}
-    bare = cwd / "bare" / found["sgd"].relative_to(cwd)
-    shutil.copytree(found["sgd"], bare, ignore=shutil.ignore_patterns("snapshots", "*.safetensors"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(OWN))
-        yield {**found, "bare": bare}
+    with kept_runs("method=sgd,swa,fge", cwd=tmp_path_factory.mktemp("runs")) as found:
+        yield found
 
 
 def start_figure(*arguments: str, cwd: Path, **environment: str) -> Process:
     """broadopt-figure as a process of its own."""
     return start(*arguments, cwd=cwd, program="broadopt-figure", **environment)
-
-
-def refused(figure: str, *arguments: object, cwd: Path) -> str:
-    """The line that bad input ends with; nothing is written."""
-    code, out, err = said("broadopt-figure", figure, *map(str, arguments), cwd=cwd)
-    assert (code, out) == (2, "")
-    assert list(cwd.iterdir()) == []
-    assert err.startswith("broadopt-figure: ")
-    assert err.count("\n") == 1
-    return err.removeprefix("broadopt-figure: ").strip()
 
 
 def test_runs_are_found_again_with_their_own_bn_statistics(runs: Mapping[str, Path], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from command import BIN, OWN, PATIENCE, STARTUP, Process, finish, start, until
 from filelock import FileLock
+from printed import cells
 from stored import RESNET20, record, run, store
 
 from broadopt.analysis.status import state as standing
@@ -233,7 +234,7 @@ def each_run_is_told_where_it_stands(disturbed: Disturbed) -> None:
 
 def the_page_counts_the_states_of_each_cell(disturbed: Disturbed) -> None:
     assert "8 runs: 1 finished, 1 running, 3 interrupted, 1 failed, 2 missing." in " ".join(disturbed.page.split())
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in disturbed.page.splitlines()]
+    lines = [cells(line) for line in disturbed.page.splitlines()]
     counts = {line[1]: line[2:7] for line in lines if len(line) == 10 and line[1] in ("SGD", "SAM")}
     assert counts == {"SGD": ["1", "1", "1", "", "1"], "SAM": ["", "", "2", "1", "1"]}
 

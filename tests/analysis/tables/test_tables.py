@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from printed import cells, words
 from stored import RESNET20, VGG16, record, run, store
 
 from broadopt import table as tables
@@ -34,10 +35,6 @@ def command(*arguments, expect=0, **environment):
     return done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
 
 
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
 def rows(out, network):
     """The lines of a network in the main table, by what they show: broadopt, paper, Δ."""
     lines = [cells(line) for line in out.splitlines() if line.startswith("|")]
@@ -55,10 +52,6 @@ def off_recipe(out):
     """The lines of the table of runs off the recipe: name -> the cells."""
     part = out.partition("**Runs off the recipe**")[2]
     return [cells(line) for line in part.splitlines() if line.startswith("|")][2:]
-
-
-def paragraph(out):
-    return " ".join(out.split())
 
 
 @pytest.fixture
@@ -136,8 +129,8 @@ def test_a_cell_is_mean_sample_std_and_count_beside_the_paper_with_the_differenc
         "Δ": ["-0.06", "+0.01", ""],
     }
     assert rows(out, "ResNet-56")["broadopt"] == ["", "", ""]
-    assert "best (the best epoch on the test set) for SGD, SAM, ASAM" in paragraph(out)
-    assert "4 runs, 1 to 3 seeds a cell" in paragraph(out)
+    assert "best (the best epoch on the test set) for SGD, SAM, ASAM" in words(out)
+    assert "4 runs, 1 to 3 seeds a cell" in words(out)
     assert "CIFAR-100" in out
     assert "Runs off the recipe" not in out
 
@@ -183,30 +176,28 @@ def test_metric_replaces_the_papers_choice_and_no_difference_is_shown_between_un
     lines = rows(out, "ResNet-20")
     assert lines["broadopt"] == ["69.20 ± 0.44 (3)", "70.00 (1)", ""]
     assert "Δ" not in lines
-    assert "broadopt reads last (the weights after the last epoch) for SGD, SAM, ASAM, as --metric asks" in paragraph(
-        out
-    )
-    assert "another kind of number, so Δ is left out: SGD (best), SAM (best), ASAM (best)" in paragraph(out)
+    assert "broadopt reads last (the weights after the last epoch) for SGD, SAM, ASAM, as --metric asks" in words(out)
+    assert "another kind of number, so Δ is left out: SGD (best), SAM (best), ASAM (best)" in words(out)
 
 
 def test_a_metric_that_a_run_lacks_leaves_the_cell_empty_and_is_said(table3_runs):
     out, _ = run("table3", "--results", table3_runs, "--metric", "collected")
     assert rows(out, "ResNet-20")["broadopt"] == ["", "", ""]
-    assert "SGD: 3 of 3 runs without collected, not counted in this column." in paragraph(out)
+    assert "SGD: 3 of 3 runs without collected, not counted in this column." in words(out)
 
 
 def test_a_run_that_finished_at_chance_counts_and_is_named(tmp_path):
     for seed, last in ((1, 69.0), (2, 1.0), (3, 70.0)):
         store(tmp_path, record(RESNET20, "method=sam", seed=seed), last=last)
-    words = "Finished at chance on the test set, and counted: 1 of 3 runs of ResNet-20 CIFAR-100 SAM."
-    assert words in " ".join(run("table3", "--results", tmp_path)[0].split())
+    line = "Finished at chance on the test set, and counted: 1 of 3 runs of ResNet-20 CIFAR-100 SAM."
+    assert line in words(run("table3", "--results", tmp_path)[0])
 
 
 def test_last_of_an_swa_run_stands_only_in_the_column_of_its_whole_length(tmp_path):
     store(tmp_path, record(VGG16, "method=swa"), last=61.0, collected={"1": 73.0, "1.25": 74.0, "1.5": 75.0})
     out, _ = run("table1", "--results", tmp_path, "--metric", "last")
     assert rows(out, "VGG-16 (200)")["broadopt"] == ["", "", "", "", "61.00 (1)"]
-    assert "SWA 1.25: 1 of 1 run without last (last and best belong to a whole run" in paragraph(out)
+    assert "SWA 1.25: 1 of 1 run without last (last and best belong to a whole run" in words(out)
 
 
 # ---- which runs count
@@ -222,7 +213,7 @@ def test_runs_off_the_recipe_stand_apart_with_what_differs_and_leave_the_cell_em
     store(tmp_path, record(RESNET20, "method=sgd", "protocol=swa2018"), last=66.0, best=67.0)
     out, _ = run("table3", "--results", tmp_path)
     assert rows(out, "ResNet-20")["broadopt"] == ["", "", ""]
-    assert "No run of these recipes yet." in paragraph(out)
+    assert "No run of these recipes yet." in words(out)
     # 40 and 42, 41 and 43: std = 2 / sqrt(2)
     assert off_recipe(out) == [
         ["cifar100", "resnet20", "sgd", "66.00 (1)", "67.00 (1)", "", "protocol swa2018 instead of asam2021"],
@@ -275,8 +266,8 @@ def test_a_cell_holds_one_precision_the_most_used_or_fp32(tmp_path, bf16, fp32, 
     shown = f"{mean} (1)" if count == 1 else f"{mean} ± 0.00 ({count})"
     assert rows(out, "ResNet-20")["broadopt"][2] == shown
     assert [line[-1] for line in off_recipe(out)] == [f"precision {apart}, its cell holds {held}"]
-    assert f"Precision of the runs in the table: {held} in {count} run" in paragraph(out)
-    assert "the paper used fp32" in paragraph(out)
+    assert f"Precision of the runs in the table: {held} in {count} run" in words(out)
+    assert "the paper used fp32" in words(out)
 
 
 def test_runs_that_did_not_finish_are_named_and_not_counted(table3_runs):
@@ -371,7 +362,7 @@ def test_runs_shows_one_line_a_method_of_like_runs_in_a_hundred_columns(tmp_path
     assert costs[3] == ["swa", "4.5", "10", "5002", "102"]
     assert "**digits, resnet20, protocol swa2018, budget 3 epochs instead of 200, fp32**" in out
     assert "batch_size 32 instead of 128; augmentation.flip false instead of true." in out
-    assert "never compared with last or collected" in paragraph(out)
+    assert "never compared with last or collected" in words(out)
 
 
 def test_one_epoch_is_singular(tmp_path):
@@ -402,7 +393,7 @@ def test_runs_has_a_column_for_each_key_in_which_its_lines_differ(tmp_path):
 
 def test_an_empty_folder_gives_the_papers_table_and_says_that_there_are_no_runs(tmp_path):
     out, _ = run("table1", "--results", tmp_path)
-    assert "No run of these recipes yet." in paragraph(out)
+    assert "No run of these recipes yet." in words(out)
     assert rows(out, "WRN-28-10 (200)")["paper"][0] == "80.82 ± 0.23"
     assert "No finished run." in run("runs", "--results", tmp_path)[0]
 

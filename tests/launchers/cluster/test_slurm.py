@@ -4,13 +4,11 @@ import json
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cluster_tasks import SCRIPT, tasks
-from command import SMALL, finish, folders, result, run, same_outcome, start
+from command import SMALL, finish, folders, result, run, same_outcome, start, until
 
 pytestmark = pytest.mark.cluster
 
@@ -18,13 +16,6 @@ LAUNCHER = (
     *("hydra/launcher=slurm", "hydra.launcher.cpus=1", "hydra.launcher.memory=500M", "hydra.launcher.poll=0.5"),
     "hydra.launcher.signal_seconds=30",
 )
-
-
-def until(condition: Callable[[], object], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def checkpoints(cwd: Path) -> list[Path]:
