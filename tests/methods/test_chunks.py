@@ -1,5 +1,7 @@
 """m-sharpness: each part of a batch has its own perturbation, the update is their mean (SAM, section 4.1)."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from formulas import (
