@@ -21,7 +21,7 @@ import measure
 import ratios
 import torch
 import usual_loop
-from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, steady
+from measure import BATCH, PROTOCOL, bare, interleaved, parts_of, random_dataset, ratio, seconds, steady
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torchvision import transforms
@@ -52,7 +52,7 @@ def of_methods(arguments: argparse.Namespace) -> Rows:
         "sgd optimizer=adamw": ("method=sgd", "optimizer=adamw"),
     }
     for network in arguments.networks:
-        common = (f"model={network}", "protocol=asam2021", "budget=1", f"precision={arguments.precision}")
+        common = (f"model={network}", PROTOCOL, "budget=1", f"precision={arguments.precision}")
         # Plain steps throughout: not all methods are recorded on a GPU, and recorded steps are several times as fast.
         common = (*common, "graphs=false", f"device={arguments.device}", f"batch_size={arguments.batch}")
         made = {name: parts_of(*keys, *common, dataset=dataset) for name, keys in methods.items()}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The first rows on a GPU, within a time limit: the most wanted first, three runs at a time on the card, each with its
-# checkpoints. The limit, Ctrl-C, TERM and HUP end what is on its way with the state saved; given again, all goes on.
+# The first rows on a GPU, within a time limit: the most wanted first, one run after the other, each with its checkpoints.
+# The limit, Ctrl-C, TERM and HUP end what is on its way with the state saved; given again, all goes on.
 #
 #   scripts/first_rows.sh HOURS [KEY=VALUE ...]     what is given goes to broadopt-run: results_dir=, data_dir=, device=
 #   scripts/first_rows.sh 12 plan=true              what it would train, and cost
 #   RESERVE=0 scripts/first_rows.sh 0.05 dataset=digits budget=0.2 device=cpu 'hydra.launcher.gpus=[0]'     a rehearsal on a CPU
 #
-# PER_GPU=3 in the environment: runs at a time on the card; RESERVE=120: seconds ahead of the limit at which runs are
-# told to save. Exit codes: 0 all finished, 1 a run failed, 2 bad input, 75 ended by the limit (give it again).
+# PER_GPU=1 in the environment: runs at a time on the card (recorded steps gain nothing by sharing one); RESERVE=120:
+# seconds ahead of the limit at which runs are told to save. Exit codes: 0 all finished, 1 a run failed, 2 bad input, 75 ended by the limit (give it again).
 set -uo pipefail
 # shellcheck source=scripts/reproduce.sh
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
@@ -32,7 +32,7 @@ rows() { # broadopt-run's arguments of a sweep; TERM, timeout's too, has the run
   local left=$((end - SECONDS)) ended
   [ -z "$stopped" ] || exit 75
   ((left > 0)) || { echo "first_rows.sh: the time is up: give it again to go on" >&2; exit 75; }
-  timeout --signal=TERM "$left" "${train[@]}" -m hydra/launcher=local "hydra.launcher.per_gpu=${PER_GPU:-3}" "$@" &
+  timeout --signal=TERM "$left" "${train[@]}" -m hydra/launcher=local "hydra.launcher.per_gpu=${PER_GPU:-1}" "$@" &
   child=$!
   [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # the signal came just before
   while :; do

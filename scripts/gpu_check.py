@@ -354,7 +354,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--limit", type=float, default=1.0, metavar="X", help="each part's time limit, times X (1)")
     made.add_argument("--batch", type=int, default=measure.BATCH, help="images a step where rates are measured (128)")
     made.add_argument(
-        "--steps", type=int, default=20, help="steps a turn where rates are measured, after the first ones (20)"
+        "--steps", type=int, default=60, help="steps a turn where rates are measured, after the first ones (60)"
     )
     made.add_argument("--rounds", type=int, default=3, help="turns, after one that is not counted (3)")
     made.add_argument("--runs", type=int, default=4, help="together: the most runs on the card (4)")

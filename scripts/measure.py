@@ -30,6 +30,8 @@ from broadopt.training.parts import Parts
 from broadopt.training.plan import macs
 
 BATCH = 128
+PROTOCOL = "protocol=asam2021"
+"""The recipe that is measured; a network's variant hangs on it."""
 FIRST = WARM_UP + 2
 """Steps of a training ahead of those that are measured: in them memory is allocated, libraries choose their algorithms,
 and the step is compiled, or recorded and replayed for the first time.

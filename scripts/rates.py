@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from measure import PROTOCOL
 
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import public
@@ -45,7 +46,7 @@ def measured(root: Path) -> list[tuple[dict[str, Any], float, str]]:
         content = json.loads(path.read_text())
         for row in content["rows"]:
             if row["part"] == "rates" and row["variant"] == "as auto chooses":
-                what = {"model": recipe_of([f"model={row['network']}"])["model"]}
+                what = {"model": recipe_of([f"model={row['network']}", PROTOCOL])["model"]}
                 what |= {"device": content["environment"]["device"], "threads": None, "precision": row["precision"]}
                 found.append((what, row["sgd, images/s"], f"results/benchmark/{path.name}"))
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import usual_loop
-from measure import BATCH, bare, interleaved, parts_of, random_dataset, ratio, seconds, steps_of
+from measure import BATCH, PROTOCOL, bare, interleaved, parts_of, random_dataset, ratio, seconds, steps_of
 
 from broadopt.methods.averaging.ema import MovingAverage
 from broadopt.methods.averaging.swag import GaussianAverage
@@ -43,7 +43,7 @@ def rows(*, device: str, steps: int, few: int, rounds: int, workers: int) -> Ite
                 parts_of(
                     f"model={network}",
                     f"method={name}",
-                    "protocol=asam2021",
+                    PROTOCOL,
                     "budget=1",
                     f"device={device}",
                     dataset=dataset,

@@ -120,7 +120,7 @@ def test_where_nothing_is_installed_the_checkout_itself_is_run(tmp_path: Path) -
     environment = {"PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": "site"}
     done = subprocess.run([scripts / "first_rows.sh", "1"], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (75, "")
-    first = "hydra/launcher=local hydra.launcher.per_gpu=3 experiment=table1/vgg16_cifar10 method=swa,fge,sgd seed=1"
+    first = "hydra/launcher=local hydra.launcher.per_gpu=1 experiment=table1/vgg16_cifar10 method=swa,fge,sgd seed=1"
     assert done.stdout == f"{tmp_path}:site -m broadopt.run -m {first}\n"
 
 

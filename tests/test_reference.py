@@ -26,7 +26,7 @@ from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.devices import rates
 from broadopt.figure import draw as draw_figure
-from broadopt.runs import checkpoint, heartbeat, results
+from broadopt.runs import checkpoint, heartbeat
 from broadopt.training.plan import price
 
 PAGES = [*DOCUMENTS, Path("CONTRIBUTING.md"), Path("CHANGELOG.md")]
@@ -52,6 +52,16 @@ def test_readme_prints_what_the_committed_runs_print() -> None:
     assert len(quoted) == 1
     for table in quoted:
         assert unpadded(table) in unpadded(printed)
+
+
+def test_readme_prints_the_row_that_is_filled() -> None:
+    """Three lines of Table 1: no other cell of it has a run."""
+    printed, _ = tables.make(parse(["table1", "--results", str(CHECKOUT / "results/table1")]))
+    quoted = re.findall(r"^\| (?:(?:Data|CIFAR-10) \||\| \|) .*$", text("README.md"), flags=re.MULTILINE)
+    lines = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines() if line.startswith("|")]
+    assert len(quoted) == 4
+    assert all([cell.strip() for cell in line.split("|")] in lines for line in quoted)
+    assert [line[3] for line in lines].count("Δ") == 1
 
 
 def test_readme_says_of_the_differences_what_scipy_does() -> None:
@@ -108,41 +118,47 @@ def test_every_figure_is_in_the_gallery_and_small(name: str) -> None:
     assert not re.search(r"^# run .*: /", numbers, flags=re.MULTILINE), "drawn with another folder's path"
 
 
-def test_readme_states_what_the_runs_have_cost() -> None:
-    costs = {
-        result["method"]: result for result in results.read_all(COMMITTED)[0] if result["config"]["precision"] == "fp32"
-    }
-    seconds = [costs[method]["cost"]["train_seconds"] / costs[method]["epochs"] for method in ("sgd", "asam")]
-    (row,) = re.findall(
-        r"^\| CIFAR-10, ResNet-20, one epoch of SGD / of ASAM \|.*$", text("README.md"), flags=re.MULTILINE
-    )
-    assert f"| {seconds[0] / 3600:.2f} / {seconds[1] / 3600:.2f} |" in row
-    assert f"measured: {seconds[0]:.0f} s and {seconds[1]:.0f} s, one thread" in row
-    assert {costs[method]["environment"]["threads"] for method in ("sgd", "asam")} == {1}
-
-
-def test_readme_states_the_hours_of_a_row_at_the_stated_rate() -> None:
-    flops = price(run_config(compose(["experiment=table3/wrn28_10", "method=asam"])).recipe).flops
-    rate = rates.tflops("H100", "bf16")
-    words = f"derived, not measured: {flops / 1e15:.0f} PFLOPs at {rate:.1f} TFLOP/s"
-    assert f"| {flops / rate / 1e12 / 3600:.1f} | {words} |" in text("README.md")
+def test_readme_states_hours_by_the_measured_rates() -> None:
+    hours, speeds = [], []
+    for overrides in (["experiment=table1/vgg16_cifar10"], ["experiment=table3/wrn28_10", "method=asam"]):
+        recipe = run_config(compose(overrides)).recipe
+        cost, model = price(recipe), recipe.record()["model"]
+        rate = rates.rate_of(model, device="H100", threads=None, precision="bf16")
+        assert rate is not None
+        hours.append(rates.shown(cost.passes * cost.epochs * cost.images / rate.images_per_second / 3600))
+        speeds.append(f"{rate.images_per_second:,.0f}")
+    words = f"| {' / '.join(hours)} | by rates measured on an H100 in bf16: {' and '.join(speeds)} images/s |"
+    assert words in text("README.md")
     runs, hours = zip(*re.findall(r"# (\d+) runs: ([\d.]+) device hours needed", text("docs/rows.md")), strict=True)
     stated = "| Table 1 with 3 seeds, {} runs / Table 3 with 5 seeds, {} runs | {:.0f} / {:.0f} |"
     assert stated.format(*runs, *map(float, hours)) in text("README.md")
 
 
 def test_the_rates_of_a_gpu_that_are_stated_are_the_measured_ones() -> None:
-    rows = [row for row in json.loads(text("results/benchmark/gpu.json"))["rows"] if row["part"] == "rates"]
-    recorded = {row["network"]: row for row in rows if row["variant"] == "as auto chooses"}
-    page = " ".join(text("docs/rows.md").split())
-    names = {"densenet121": "DenseNet-121", "preresnet110": "PreResNet-110", "preresnet164": "PreResNet-164"}
-    for name, row in recorded.items():
-        assert f"{names[name]} {row['sgd, images/s']:,.0f}" in page
-    speeds = [row["TFLOP/s"] for row in recorded.values()]
-    shares = [100 * speed / rates.PEAKS["H100"]["bf16"] for speed in speeds]
-    stated = f"{min(speeds):.0f} to {max(speeds):.0f} TFLOP/s, {min(shares):.1f} to {max(shares):.1f} % of the peak"
-    assert stated in page
-    assert f"reach {min(speeds):.0f} to {max(speeds):.0f} " in " ".join(text("README.md").split())
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in ("gpu", "gpu_recorded"):
+        for row in json.loads(text(f"results/benchmark/{name}.json"))["rows"]:
+            if row["part"] == "rates":
+                rows.setdefault(row["network"], {})[row["variant"]] = row
+    names = {network: documented(network) for network in rows}
+    lines = set(re.findall(r"^\| [A-Z].*$", text("docs/rows.md"), flags=re.MULTILINE))
+    for network, variants in rows.items():
+        fast, plain = variants["as auto chooses"], variants["plain steps"]
+        share = 100 * fast["TFLOP/s"] / rates.PEAKS["H100"]["bf16"]
+        line = f"| {names[network]} | {fast['sgd, images/s']:,.0f} | {fast['TFLOP/s']:.1f} | {share:.1f} % | "
+        assert line + f"{plain['sgd, images/s']:,.0f} |" in lines
+    speeds = {names[network]: variants["as auto chooses"]["TFLOP/s"] for network, variants in rows.items()}
+    slowest, fastest = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
+    words = f"lies between {speeds[slowest]:.0f} ({slowest}) and {speeds[fastest]:.0f} ({fastest})"
+    assert words in " ".join(text("README.md").split())
+
+
+def documented(network: str) -> str:
+    """A network's name as the pages write it."""
+    for name in ("DenseNet-121", "PreResNet-110", "PreResNet-164", "ResNet-20", "VGG-16", "VGG19-BN", "WRN-28-10"):
+        if re.sub(r"\W", "", name).lower() == network.replace("_", ""):
+            return name
+    raise AssertionError(network)
 
 
 # Links, figures and names
