@@ -104,7 +104,7 @@ def leave(line: str, code: int) -> None:
 def conclude(session: Session) -> None:
     """Sum a sweep up; exit where a run failed, naming it."""
     if len(session.planned) > 1:
-        from broadopt.training.plan import summary
+        from broadopt.training.planning.page import summary
 
         print(summary(session.planned))
     if session.finished:

@@ -85,7 +85,7 @@ def of_networks(arguments: argparse.Namespace) -> Rows:
             for name, variant in variants.items()
         }
         measured = interleaved(cases, rounds=arguments.rounds)
-        images, gmacs = arguments.batch * arguments.few, measure.gmacs(network)
+        images, gmacs = arguments.batch * arguments.few, measure.gmacs(f"model={network}")
         rates = {name: images / median(values[name] for values in measured) for name in cases}
         yield {
             "network": network,

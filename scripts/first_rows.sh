@@ -6,7 +6,7 @@
 #   scripts/first_rows.sh 12 plan=true              what it would train, and cost
 #   RESERVE=0 scripts/first_rows.sh 0.05 dataset=digits budget=0.2 device=cpu 'hydra.launcher.gpus=[0]'     a rehearsal on a CPU
 #
-# PER_GPU=1 in the environment: runs at a time on the card (recorded steps gain nothing by sharing one); RESERVE=120:
+# PER_GPU=1 in the environment: runs at a time on the card (recorded VGG-16 gains nothing by sharing it); RESERVE=120:
 # seconds ahead of the limit at which runs are told to save. Exit codes: 0 all finished, 1 a run failed, 2 bad input, 75 ended by the limit (give it again).
 set -uo pipefail
 # shellcheck source=scripts/reproduce.sh

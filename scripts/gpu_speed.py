@@ -66,7 +66,7 @@ def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Nam
         "precision": parts.precision,
         "recorded": "yes" if parts.settings["graphs"] else "no",
         "sgd, images/s": images_per_second,
-        "TFLOP/s": 6e-3 * measure.gmacs(name) * images_per_second,
+        "TFLOP/s": 6e-3 * measure.gmacs(f"model={name}", PROTOCOL) * images_per_second,
         **({} if memory is None else {"sgd, peak GiB": memory / 2**30}),
         "parameters GiB": sum(parameter.nbytes for parameter in parts.model.parameters()) / 2**30,
     }
@@ -174,7 +174,7 @@ def shapes(name: str) -> set[Shape]:
         found.add((*sizes, *inputs[0].shape[2:]))
 
     with torch.device("meta"):
-        model = network(run_config(compose([f"model={name}"])).recipe.model, 100)
+        model = network(run_config(compose([f"model={name}", PROTOCOL])).recipe.model, 100)
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.register_forward_pre_hook(note)

@@ -27,7 +27,7 @@ from broadopt.signals import Stop
 from broadopt.training.build import build
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
-from broadopt.training.plan import macs
+from broadopt.models.build import macs
 
 BATCH = 128
 PROTOCOL = "protocol=asam2021"
@@ -153,10 +153,10 @@ def ratio(measured: Sequence[Mapping[str, float]], above: str, below: str) -> di
     return {"ratio": median(quotients), "least": min(quotients), "greatest": max(quotients)}
 
 
-def gmacs(name: str, *, classes: int = 100) -> float:
-    """Multiply-adds of a forward pass of the network on one image, in units of 1e9."""
+def gmacs(*overrides: str, classes: int = 100) -> float:
+    """Multiply-adds of a forward pass of the network of a command line on one image, in units of 1e9."""
     with torch.device("meta"):
-        return macs(network(run_config(compose([f"model={name}"])).recipe.model, classes)) / 1e9
+        return macs(network(run_config(compose(list(overrides))).recipe.model, classes)) / 1e9
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from broadopt.config.shipped import options
 from broadopt.devices.rates import TABLE
 from broadopt.methods.recorded import PASSES
 from broadopt.runs.results import read_all
-from broadopt.training.plan import price
+from broadopt.training.planning.price import price
 
 COUNTED = ("cifar10_resnet20_5epochs", "cifar10_resnet20_rho")
 """Folders of runs that had their cores to themselves: the seconds of others measure the load of the machine."""

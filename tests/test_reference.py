@@ -27,7 +27,7 @@ from broadopt.config.shipped import config_dir, options
 from broadopt.devices import rates
 from broadopt.figure import draw as draw_figure
 from broadopt.runs import checkpoint, heartbeat
-from broadopt.training.plan import price
+from broadopt.training.planning.price import price
 
 PAGES = [*DOCUMENTS, Path("CONTRIBUTING.md"), Path("CHANGELOG.md")]
 COMMITTED = CHECKOUT / "results/cifar10_resnet20_5epochs"

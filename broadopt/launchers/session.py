@@ -33,7 +33,7 @@ from broadopt.signals import Stop, hand_on
 from broadopt.trackers.live import Trackers
 
 if TYPE_CHECKING:
-    from broadopt.training.plan import Cost, Price
+    from broadopt.training.planning.price import Cost, Price
 
 stopped_by: str | None = None
 """The signal that has ended a run of this worker process: it begins no other."""
@@ -188,7 +188,7 @@ class Session:
 
     def plan_like(self, planned: "tuple[Recipe, Cost, Price]", seed: int) -> None:
         """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""
-        from broadopt.training.plan import line
+        from broadopt.training.planning.page import line
 
         recipe, cost, price = planned
         self.runs += 1
@@ -246,17 +246,18 @@ def unforeseen(error: BaseException) -> RunFailed:
 def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "tuple[Cost, Price]":
     """Print what a run would do and cost, in one line where `brief`; returns its size and its price."""
     from broadopt.config.instantiate import instantiated
-    from broadopt.training import plan
+    from broadopt.training.planning.page import line, origins, page
+    from broadopt.training.planning.price import Price, price, time_of
 
     recipe = run.recipe
-    cost = plan.price(recipe)
-    time = plan.time_of(recipe, cost, device=run.execution.device)
-    price = plan.Price.of(cost, time)
+    cost = price(recipe)
+    time = time_of(recipe, cost, device=run.execution.device)
+    whole = Price.of(cost, time)
     if brief:
-        print(plan.line(recipe, cost, time), flush=True)
-        return cost, price
+        print(line(recipe, cost, time), flush=True)
+        return cost, whole
     nodes: Any = OmegaConf.to_container(composed, resolve=False)
-    origins = plan.origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
+    sources = origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
     schedule = instantiated("schedule", recipe.schedule)
-    print(plan.page(recipe, cost, time, schedule=schedule, origins=origins))
-    return cost, price
+    print(page(recipe, cost, time, schedule=schedule, origins=sources))
+    return cost, whole

@@ -9,6 +9,8 @@ from broadopt.config.rules import NEEDED_BY_TAIL, TAKEN_BY_SHAPE
 from broadopt.errors import InputError, RunFailed, nearest, printable
 
 SHAPES = tuple(TAKEN_BY_SHAPE)
+NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)
+"""What float() raises for None, an array or a tensor of several elements, and an integer that is too large."""
 
 
 def learning_rate(schedule: Callable[..., Any], epochs: float, *, step: float = 0.0) -> float:
@@ -18,12 +20,7 @@ def learning_rate(schedule: Callable[..., Any], epochs: float, *, step: float = 
     given = schedule(epochs, step=step)
     try:
         lr = math.nan if isinstance(given, str | bytes) else float(given)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ):  # None, an array of several, a number that is too large
+    except NO_NUMBER:
         lr = math.nan
     if not math.isfinite(lr):
         found, epoch = printable(" ".join(str(given).split()))[:100], math.floor(epochs + 1e-9) + 1

@@ -26,7 +26,7 @@ from broadopt.methods.steps.msam import MSAM
 from broadopt.methods.steps.occasions import Course, gradients
 from broadopt.methods.steps.optimizers import adamw
 from broadopt.training.loop import Training
-from broadopt.training.plan import price
+from broadopt.training.planning.price import price
 
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
 from short_training import sgd, training

@@ -20,7 +20,8 @@ from broadopt.signals import Stop
 from broadopt.training.build import build
 from broadopt.training.evaluate import Evaluator
 from broadopt.training.loop import Training
-from broadopt.training.plan import Price, price, summary
+from broadopt.training.planning.page import summary
+from broadopt.training.planning.price import Price, price
 from broadopt.training.progress import EpochLines
 
 CPU = torch.device("cpu")

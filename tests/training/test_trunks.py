@@ -27,7 +27,7 @@ from broadopt.errors import InputError
 from broadopt.methods.collect import Nothing
 from broadopt.methods.schedule import Schedule
 from broadopt.training.calendar import Calendar
-from broadopt.training.plan import price, share_of_first
+from broadopt.training.planning.price import price, share_of_first
 from broadopt.training.trunks import beginnings as trunks
 from broadopt.training.trunks import store
 from broadopt.training.trunks.beginnings import Beginnings

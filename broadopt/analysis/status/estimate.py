@@ -21,7 +21,7 @@ IMAGES = {"broadopt.datasets.cifar": 50_000, "broadopt.datasets.digits": 1_438}
 """Training images of the data sets that are always the same, before any are held out."""
 
 GRADIENT = 3
-"""Forward passes that a gradient costs, as in broadopt.training.plan."""
+"""Forward passes that a gradient costs, as in broadopt.training.planning.price."""
 
 
 @dataclass(frozen=True)

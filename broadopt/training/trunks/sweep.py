@@ -1,7 +1,6 @@
 """What a sweep saves by trunk=share, in words: how each run begins, why it takes over no more, and the sum."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
@@ -9,7 +8,8 @@ from typing import TypeAlias
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.devices.rates import shown
 from broadopt.errors import printable
-from broadopt.training.plan import UNCOUNTED, Cost, Price, share_of_first
+from broadopt.training.planning.page import UNCOUNTED
+from broadopt.training.planning.price import Cost, Price, share_of_first
 from broadopt.training.trunks.beginnings import Beginnings, in_epochs
 from broadopt.training.trunks.order import Start, beginnings_of, ordered
 
@@ -89,22 +89,23 @@ class SharedSweep:
     def total(self) -> str:
         """What the planned runs train of what they would train without each other, in a line."""
         epochs = budgets = hours = all_epochs = all_budgets = all_hours = 0.0
+        are_hours_known = all(price.time is not None for _, _, price in self._planned.values())
         shares: dict[tuple[str, int], float] = {}
         for run, (recipe, cost, price) in self._planned.items():
             taken = self.starts[run].epochs
             key = (replace(recipe, seed=0).identity, taken)
             if key not in shares:
                 shares[key] = share_of_first(recipe, cost, taken) if taken else 0.0
-            epochs, all_epochs = epochs + cost.epochs - taken, all_epochs + cost.epochs
-            budgets, all_budgets = (
-                budgets + (cost.epochs - taken) / recipe.budget,
-                all_budgets + cost.epochs / recipe.budget,
-            )
-            whole = price.time.hours if price.time is not None else math.nan
-            hours, all_hours = hours + whole * (1 - shares[key]), all_hours + whole
+            epochs += cost.epochs - taken
+            all_epochs += cost.epochs
+            budgets += (cost.epochs - taken) / recipe.budget
+            all_budgets += cost.epochs / recipe.budget
+            if price.time is not None:
+                hours += price.time.hours * (1 - shares[key])
+                all_hours += price.time.hours
         return (
             f"trunk=share: trains {epochs:g} of {all_epochs:g} epochs, {budgets:.4g} of {all_budgets:.4g} budgets, "
-            + (UNCOUNTED if math.isnan(all_hours) else f"about {shown(hours)} of {shown(all_hours)} h")
+            + (f"about {shown(hours)} of {shown(all_hours)} h" if are_hours_known else UNCOUNTED)
         )
 
 
