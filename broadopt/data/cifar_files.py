@@ -43,6 +43,11 @@ def obtain(publisher: Any, data_dir: Path) -> Path:
     return folder
 
 
+def is_there(publisher: Any, data_dir: Path) -> bool:
+    """Whether all files of the data set are under `data_dir`, so that reading them downloads nothing."""
+    return not _missing(publisher, data_dir / publisher.base_folder)
+
+
 def md5(blob: bytes) -> str:
     """MD5 of `blob` in hexadecimal."""
     return hashlib.md5(blob, usedforsecurity=False).hexdigest()

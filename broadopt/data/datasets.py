@@ -18,7 +18,7 @@ from torch import Tensor
 from broadopt.config.identity import public
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import KINDS_OF_NOISE, DatasetConfig
-from broadopt.data.cifar_files import md5, obtain, published_md5, read_bytes
+from broadopt.data.cifar_files import is_there, md5, obtain, published_md5, read_bytes
 from broadopt.data.cifar_pickles import text, unpickle
 from broadopt.data.label_noise import read_labels
 from broadopt.errors import InputError, nearest
@@ -116,12 +116,37 @@ def read(config: DatasetConfig) -> Dataset:
     fingerprint is then one of both. Raises InputError.
     """
     dataset: Dataset = instantiated("dataset", config.reader)
+    _check(config.name, dataset)
     if config.noise in KINDS_OF_NOISE:
         return dataset
     labels = read_labels(config.noise, images=len(dataset.train.labels), classes=len(dataset.classes))
     digest = hashlib.sha256(str(dataset.fingerprint).encode())
     digest.update(labels.numpy().astype("<i8").data)
     return replace(dataset, labels_to_train_on=labels, fingerprint=f"sha256:{digest.hexdigest()[:16]}")
+
+
+def _check(name: str, dataset: Dataset) -> None:
+    """Raise InputError where a data set, which may be of the user's own making, is not what Dataset says: batches take
+    pixels from 0 to 255 as bytes, and copies of others would not be made.
+    """
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"dataset {name}: it is a {type(dataset).__name__}; expected broadopt.data.datasets.Dataset")
+    for split, images in (("train", dataset.train), ("test", dataset.test)):
+        pixels, labels = images.pixels, images.labels
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1:] != (3, 32, 32) or not len(pixels):
+            found, expected = pixels, "uint8 [N, 3, 32, 32], N at least 1"
+        elif labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+            found, expected = labels, f"int64 [{len(pixels)}]"
+        elif labels.min() < 0 or labels.max() >= len(dataset.classes):
+            low, high, last = int(labels.min()), int(labels.max()), len(dataset.classes) - 1
+            raise InputError(
+                f"dataset {name}: its {split} labels lie in {low}..{high}; expected 0..{last}, its classes"
+            )
+        else:
+            continue
+        what = "pixels" if found is pixels else "labels"
+        given = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+        raise InputError(f"dataset {name}: its {split} {what} are {given}; expected {expected}")
 
 
 class Size(NamedTuple):
@@ -134,12 +159,21 @@ class Size(NamedTuple):
 
 
 def size(config: DatasetConfig) -> Size:
-    """The size of a config's data set; CIFAR need not be there for it. Raises InputError."""
-    if public(config.target["_target_"]) == "broadopt.datasets.cifar" and config.name in CLASSES:
+    """The size of a config's data set; CIFAR need not be there for it, and counts as the published one then. Raises
+    InputError.
+    """
+    if public(config.target["_target_"]) == "broadopt.datasets.cifar" and _is_published(config):
         coarse = config.name in COARSE and config.target.get("coarse", False)
         return Size((COARSE if coarse else CLASSES)[config.name], 50_000, 10_000)
     dataset = read(config)
     return Size(len(dataset.classes), len(dataset.train.labels), len(dataset.test.labels))
+
+
+def _is_published(config: DatasetConfig) -> bool:
+    """Whether a config means the published CIFAR; what is taken unverified may have fewer images."""
+    if config.name not in CLASSES or config.target.get("verify", True):
+        return config.name in CLASSES
+    return not is_there(_publisher(config.name), Path(config.target["data_dir"]).expanduser())
 
 
 def digits(*, name: str = "digits") -> Dataset:

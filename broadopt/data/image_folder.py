@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -143,7 +144,7 @@ def _offer_statistics(root: Path, pixels: np.ndarray) -> None:
         overrides = [
             f"'augmentation.{key}={values}'".replace(" ", "") for key, values in (("mean", mean), ("std", std))
         ]
-        print(f"{root}: its {len(pixels)} training images have {' '.join(overrides)}", flush=True)
+        print(f"{root}: its {len(pixels)} training images have {' '.join(overrides)}", file=sys.stderr, flush=True)
 
 
 def statistics(pixels: np.ndarray) -> tuple[list[float], list[float]]:

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from broadopt.devices.modes import mode
 from broadopt.files import MEBIBYTE, cache_folder, read_json, replacing
 
 GAIN = 1.1
@@ -62,12 +63,10 @@ def convolutions(model: nn.Module) -> list[tuple[Convolution, int]]:
         found[kind] += 1
 
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, nn.Conv2d)]
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, 32, 32))
+        with torch.no_grad(), mode(model, training=False):
+            model(torch.zeros(1, 3, 32, 32))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return sorted(found.items(), key=lambda kind: kind[0].macs * kind[1], reverse=True)[:LAYERS]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from broadopt.devices.modes import mode
 from broadopt.devices.processes import ALONE, Processes
 
 
@@ -54,20 +55,19 @@ def reestimate(
     layers = _tracking(model)
     if not layers:
         return
-    momenta, training = [layer.momentum for layer in layers], model.training
+    momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-    model.train()
     seen = 0
     try:
-        for images in processes.dealt(batches):
-            seen += len(images)  # before the momenta: the first batch has b / b = 1 and replaces the reset statistics
-            for layer in layers:
-                layer.momentum = len(images) / seen
-            with nullcontext() if autocast is None else autocast:
-                model(images)
+        with mode(model, training=True):
+            for images in processes.dealt(batches):
+                seen += len(images)  # before the momenta: the first batch has b / b = 1 and replaces what was reset
+                for layer in layers:
+                    layer.momentum = len(images) / seen
+                with nullcontext() if autocast is None else autocast:
+                    model(images)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        model.train(training)
     processes.average(statistics(model), weight=seen)

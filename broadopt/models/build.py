@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import ModelConfig
+from broadopt.devices.modes import mode
 from broadopt.errors import InputError
 
 
@@ -24,18 +25,15 @@ def macs(model: nn.Module, *, num_classes: int | None = None) -> int:
 
     Raises InputError where it does not give `num_classes` logits.
     """
-    training = model.training
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     image = torch.zeros(1, 3, 32, 32, device=device)
-    model.eval()
     # A batch of one comes once: no search for the fastest kernels of its shapes.
     searching, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), mode(model, training=False):
             outputs = model.forward(image)  # not through __call__, which may be a compiled one
     finally:
         torch.backends.cudnn.benchmark = searching
-        model.train(training)
     if num_classes is not None:
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if shape != [1, num_classes]:

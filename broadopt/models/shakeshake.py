@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from broadopt.errors import InputError
 from broadopt.models.parts import (
     blocks_per_stage,
     conv1x1,
@@ -108,12 +109,16 @@ class ShakeShakeBlock(nn.Module):
 
 
 class ShakeShake(nn.Module):
-    """Shake-Shake-`depth` 2x`width`d. Raises InputError unless depth = 6n + 2 and width is positive."""
+    """Shake-Shake-`depth` 2x`width`d. Raises InputError unless depth = 6n + 2 and width is positive and even."""
 
     def __init__(self, *, num_classes: int, depth: int, width: int) -> None:
         super().__init__()
         blocks = blocks_per_stage("Shake-Shake ResNet", depth, layers_per_block=2, other_layers=2)
         require_positive("width", width)
+        if width % 2:
+            raise InputError(
+                f"model.width={width}: a shortcut's two paths have half of its channels each; expected an even number"
+            )
         stages = residual_stages(16, (width, 2 * width, 4 * width), blocks)
         self.conv = conv3x3(3, 16)
         self.bn = nn.BatchNorm2d(16)

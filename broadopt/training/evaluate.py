@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from broadopt.devices.modes import mode
 from broadopt.errors import RunFailed
 from broadopt.methods.batchnorm import reestimate
 from broadopt.signals import Stop
@@ -24,20 +25,16 @@ def log_probabilities(
 ) -> Tensor:
     """The network's log-probabilities in evaluation mode, float64 [N, C], on the device of the images.
 
-    `before_batch` is called ahead of each batch and may raise to end the evaluation; the network's mode is restored in
-    any case.
+    `before_batch` is called ahead of each batch and may raise to end the evaluation; the modes of the network's modules
+    are restored in any case.
     """
-    training = model.training
-    model.eval()
     outputs = []
-    try:
+    with mode(model, training=False):
         for images, _ in batches:
             before_batch()
             with autocast:
                 logits = model(images)
             outputs.append(torch.log_softmax(logits.double(), dim=1))
-    finally:
-        model.train(training)
     return torch.cat(outputs)
 
 

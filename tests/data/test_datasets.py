@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from torchvision import datasets as reference
 
 from broadopt.config.compose import compose, run_config
 from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import DatasetConfig
 from broadopt.config.shipped import config_dir
-from broadopt.data.datasets import Images, cifar, digits, fingerprint, read, stratified
+from broadopt.data.datasets import Dataset, Images, cifar, digits, fingerprint, read, size, stratified
 
 DATA = os.environ.get("BROADOPT_DATA", "")
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -335,3 +337,39 @@ def test_config_of_a_folder_of_pictures_wants_its_path() -> None:
     config = OmegaConf.load(config_dir() / "dataset" / "image_folder.yaml")
     with pytest.raises(MissingMandatoryValue, match="path"):
         OmegaConf.to_container(config, throw_on_missing=True)
+
+
+def blank(count: int, *, side: int = 32) -> torch.Tensor:
+    return torch.zeros(count, 3, side, side, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "words"),
+    [
+        (torch.zeros(4, 3, 32, 32), torch.arange(4), "train pixels are float32 [4, 3, 32, 32]; expected uint8 [N, 3,"),
+        (blank(4, side=28), torch.arange(4), "train pixels are uint8 [4, 3, 28, 28]; expected uint8 [N, 3, 32, 32], N"),
+        (blank(0), torch.arange(0), "train pixels are uint8 [0, 3, 32, 32]; expected uint8 [N, 3, 32, 32], N at least"),
+        (blank(4), torch.zeros(4), "train labels are float32 [4]; expected int64 [4]"),
+        (blank(4), torch.arange(5), "train labels are int64 [5]; expected int64 [4]"),
+        (blank(5), torch.arange(5), "train labels lie in 0..4; expected 0..3, its classes"),
+    ],
+)
+def test_a_data_set_of_ones_own_is_what_it_is_to_be(
+    monkeypatch: pytest.MonkeyPatch, pixels: torch.Tensor, labels: torch.Tensor, words: str
+) -> None:
+    """Pixels that were no bytes would be normalised in place, and so anew by each evaluation."""
+    images = Images(pixels, labels)
+    monkeypatch.setattr(
+        "broadopt.data.datasets.instantiated", lambda *_: Dataset("own", tuple("abcd"), images, images, None)
+    )
+    config = DatasetConfig(name="own", label_noise=0.0, validation=0, target={"_target_": "own.images"})
+    assert refusal_of(read, config).startswith(f"dataset own: its {words}")
+
+
+def test_the_size_of_an_unverified_copy_is_its_own(small_cifar: Callable[..., Path], tmp_path: Path) -> None:
+    for name, folder in (("cifar10", small_cifar("cifar10").parent), ("cifar100", small_cifar("cifar100").parent)):
+        target = {"_target_": "broadopt.datasets.cifar", "data_dir": str(folder), "verify": False}
+        config = DatasetConfig(name=name, label_noise=0.0, validation=0, target=target)
+        assert size(config)[1:] == SMALL[name]
+        assert size(replace(config, target=target | {"verify": True}))[1:] == (50_000, 10_000)
+        assert size(replace(config, target=target | {"data_dir": str(tmp_path / "none")}))[1:] == (50_000, 10_000)

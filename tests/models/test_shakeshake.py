@@ -147,3 +147,5 @@ def test_bad_options_are_refused():
         ShakeShake(num_classes=10, depth=27, width=64)
     with pytest.raises(InputError, match=r"^model\.width=0: expected an integer of at least 1$"):
         ShakeShake(num_classes=10, depth=26, width=0)
+    with pytest.raises(InputError, match=r"^model\.width=33: .*; expected an even number$"):
+        ShakeShake(num_classes=10, depth=26, width=33)

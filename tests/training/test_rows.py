@@ -65,7 +65,7 @@ def test_a_plan_shows_the_recipe_and_where_it_comes_from(tmp_path: Path) -> None
         "36,536,884 parameters, 5.243 GMACs",
         "200 epochs, 78,200 steps of 128",
         "156,400 gradient evaluations, 629.2 PFLOPs",
-        "about 1.8 h on an H100 at 10 % of its bf16 peak, derived, not measured",
+        "about 0.59 h on an NVIDIA H100 80GB HBM3 in bf16, measured: 9,411 images/s a gradient (1 run)",
         "0.1 at epoch 0",
         "0.05 at epoch 100",
         "rho=1.0, eta=0.01",

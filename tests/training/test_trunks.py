@@ -354,7 +354,7 @@ def test_plan_says_what_is_shared_and_why_no_more(tmp_path: Path) -> None:
         "  trains all its 300 epochs; 1 run begins from what it leaves",
         "  takes 81 epochs from method=swa: from epoch 82 on its lr is another",
         "  takes 100 epochs from method=sgd: from epoch 101 on its lr is another",
-        "trunk=share: trains 519 of 700 epochs, 2.595 of 3.5 budgets, about 0.14 of 0.18 h",
+        "trunk=share: trains 519 of 700 epochs, 2.595 of 3.5 budgets, about 0.11 of 0.15 h",
     ]
 
 
