@@ -407,6 +407,7 @@ def main() -> None:
                 words = f"{part}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 print(words, flush=True)
                 rows.append({"part": part, "check": words, "passed": "no"})
+                measure.write(rows, arguments.json, device=arguments.device, machine=facts)
                 left.remove(part)
     except InputError as error:
         measure.fail(error)

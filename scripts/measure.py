@@ -22,12 +22,11 @@ from broadopt.devices.graphs import WARM_UP
 from broadopt.devices.provenance import environment
 from broadopt.errors import InputError
 from broadopt.files import replacing
-from broadopt.models.build import network
+from broadopt.models.build import macs, network
 from broadopt.signals import Stop
 from broadopt.training.build import build
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
-from broadopt.models.build import macs
 
 BATCH = 128
 PROTOCOL = "protocol=asam2021"

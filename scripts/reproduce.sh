@@ -11,9 +11,35 @@ if ! command -v broadopt-run >/dev/null; then # not installed, as on a machine w
   export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 fi
 
+# timeout has a process group of its own, which a terminal's signals do not reach, and bash deals with a signal to itself
+# only between commands: so what trains is in the background, where `wait` ends at once, and the signal is passed on.
+child='' stopped='' woken=''
+# shellcheck disable=SC2317,SC2329 # called by the trap
+stop() {
+  stopped=yes woken=yes
+  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
+}
+trap stop INT TERM HUP
+
+trained() { # seconds (0: no limit), then broadopt-run's arguments; TERM, timeout's too, has the runs save their states
+  local ended
+  [ -z "$stopped" ] || return 75
+  timeout --signal=TERM "$1" "${train[@]}" -m "${@:2}" &
+  child=$!
+  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null # the signal came just before
+  while :; do
+    woken='' ended=0
+    wait "$child" || ended=$?
+    [ -n "$woken" ] || break # else it was a signal that ended the waiting: the exit code is still to come
+  done
+  child=''
+  case $ended in 124 | 143) ended=75 ;; esac # the limit; TERM before the sweep could deal with it
+  return "$ended"
+}
+
 sweep() { # broadopt-run's arguments
   local ended=0
-  "${train[@]}" -m "$@" || ended=$?
+  trained 0 "$@" || ended=$?
   case $ended in 2 | 75) exit "$ended" ;; esac
   keep "$ended"
 }

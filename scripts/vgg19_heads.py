@@ -6,6 +6,7 @@ are not made again; a CPU would take days for them, so it is refused unless --de
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -52,6 +53,18 @@ def command(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def exit_code(words: list[str]) -> int:
+    """The exit code of a command, which is left the time to save its state: it has a terminal's signals itself, and
+    those that are sent to this process are passed on.
+    """
+    with subprocess.Popen(words) as process:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: process.send_signal(number))
+        code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
 def main() -> None:
     """Train what is missing, then print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,12 +77,13 @@ def main() -> None:
     if arguments.device != "cpu" and "plan=true" not in arguments.overrides and not torch.cuda.is_available():
         print("vgg19_heads.py: this machine has no CUDA device; --device cpu rehearses", file=sys.stderr)
         sys.exit(2)
-    code = subprocess.run(command(arguments)).returncode
+    code = exit_code(command(arguments))
     if "plan=true" in arguments.overrides or code in (2, 75):
         sys.exit(code)
     found = counts(read_all(arguments.results)[0], budget=arguments.budget, seeds=arguments.seeds)
     for (head, method), (above, ended) in found.items():
         print(f"{head:12} {method:5} {above} of {ended} runs above three times chance")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -77,14 +77,17 @@ def test_the_time_limit_has_to_be_given(arguments: tuple[str, ...], line: str, t
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"first_rows.sh: {line}\n")
 
 
+@pytest.mark.parametrize("script", [("first_rows.sh", "1"), ("reproduce_table3.sh",)], ids=lambda words: words[0])
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
-def test_a_signal_to_the_script_has_the_sweep_save_its_state(signal_: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_to_the_script_has_the_sweep_save_its_state(
+    signal_: signal.Signals, script: tuple[str, ...], tmp_path: Path
+) -> None:
     """What runs in the place of broadopt-run says when it is there and that it was asked to end; SIGINT comes to the
     whole process group, as from a terminal.
     """
     scripts, ready, saved = tmp_path / "scripts", tmp_path / "ready", tmp_path / "saved"
     scripts.mkdir()
-    for name in ("first_rows.sh", "reproduce.sh"):
+    for name in (script[0], "reproduce.sh"):
         shutil.copy(SCRIPTS / name, scripts)
     (tmp_path / "broadopt-run").write_text(
         f"#!/bin/bash\ntrap 'echo TERM >> {saved}; exit 75' TERM\necho $$ > {ready}.part\n"
@@ -92,7 +95,7 @@ def test_a_signal_to_the_script_has_the_sweep_save_its_state(signal_: signal.Sig
     )
     (tmp_path / "broadopt-run").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    process = subprocess.Popen([scripts / "first_rows.sh", "1"], env=environment, start_new_session=True)
+    process = subprocess.Popen([scripts / script[0], *script[1:]], env=environment, start_new_session=True)
     try:
         until(ready.exists, process)
         (os.killpg if signal_ == signal.SIGINT else os.kill)(process.pid, signal_)

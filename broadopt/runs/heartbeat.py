@@ -49,6 +49,8 @@ class Position:
     images_per_epoch: int
     images_per_second: float
     """In training steps, as last measured; 0 before that."""
+    trunk_epochs: int = 0
+    """Epochs that another run has trained, which this one has begun from."""
 
 
 class Heartbeat:
@@ -128,6 +130,7 @@ def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any
         "epochs": now.steps / now.steps_per_epoch,
         "images_per_epoch": now.images_per_epoch,
         "images_per_second": now.images_per_second or so_far or None,
+        "trunk_epochs": now.trunk_epochs,
         "seconds_left": (now.steps - now.step) / pace if pace else None,
     }
 

@@ -175,7 +175,7 @@ _CONFIG = _mapping(
         "budget": _POSITIVE,
         "precision": _one_of(*PRECISIONS),
     },
-    {"batch_size": _whole(1)},
+    {"batch_size": _whole(1), "processes": _whole(1)},
 )
 
 
@@ -244,5 +244,6 @@ _PROGRESS = _mapping(
         "moved": _number(0, LARGEST),
         "images_per_second": _nullable(_MEASURED),
         "seconds_left": _nullable(_number(0, LARGEST)),
+        "trunk_epochs": _whole(0),
     },
 )

@@ -78,6 +78,7 @@ class Training:
             steps_per_epoch=self.calendar.steps_per_epoch,
             images_per_epoch=self.parts.data.train_size,
             images_per_second=self.measured_rate,
+            trunk_epochs=self.progress.trunk.get("epochs", 0),
         )
 
     def run(self, save: Callable[[], None], *, minutes: float) -> None:

@@ -1,5 +1,6 @@
 """The published tables beside the runs that repeat their recipes, a row a published value."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def _to_do(table: PaperTable, found: Gathered, recipes: Recipes, seeds: Sequence
     cells = status.of_table(table, found.folder, recipes, seeds=seeds).cells
     begun = [cell for cell in cells if cell.count("missing") < len(cell.runs)]
     rows = [
-        (*cell.labels[-2:], str(run.seed), run.state, run.words or "not run yet", command)
+        (" ".join(cell.labels[:-1]), cell.labels[-1], str(run.seed), run.state, run.words or "not run yet", command)
         for cell, run, command in runs_to_do(begun, found)
     ]
     shown = Table(
@@ -121,6 +122,6 @@ def _to_do(table: PaperTable, found: Gathered, recipes: Recipes, seeds: Sequence
     untouched = len(cells) - len(begun)
     if not untouched:
         return shown, ()
-    place = "" if found.roots[0] == Path("results") else f" --results {found.roots[0]}"
+    place = "" if found.roots[0] == Path("results") else f" --results {shlex.quote(str(found.roots[0]))}"
     remark = f"{count(untouched, 'cell')} of {len(cells)} without any run: broadopt-table {table.name} --missing{place}"
     return shown, (f"{remark} prints the commands.",)

@@ -12,6 +12,7 @@ from broadopt.analysis.status.state import Folder, Record, Run, run_of
 from broadopt.analysis.tables.match import Group, Recipes, differences, rank, show
 from broadopt.analysis.tables.published import PaperTable, Row
 from broadopt.config.identity import identity_of
+from broadopt.config.messages import quoted
 from broadopt.config.run_config import Recipe
 
 DEFAULT_SEEDS = (1, 2, 3)
@@ -61,7 +62,7 @@ def of_table(table: PaperTable, folder: Folder, recipes: Recipes, *, seeds: Sequ
         cells.append(cell)
         others.update(seed for (seed, _), run in there.items() if seed not in seeds and run.state == "finished")
         rivals += [
-            f"{row.name} {method.upper()} seed {seed} ({precision}, its cell holds {cell.precision})"
+            f"{' '.join(cell.labels)} seed {seed} ({precision}, its cell holds {cell.precision})"
             for (seed, precision), run in sorted(there.items())
             if precision != cell.precision and seed in seeds
         ]
@@ -196,14 +197,18 @@ def commands(status: Status, results_dir: Path, overrides: Sequence[str]) -> lis
             known = cell.precision or (run.record["precision"] if run.state == "interrupted" else None)
             precision = [f"precision={known}"] if known else asked
             words = [*cell.overrides, f"seed={run.seed}", *precision, *place(results_dir), *given]
-            lines.append(" ".join(["broadopt-run", *map(shlex.quote, words)]))
+            lines.append(shlex.join(["broadopt-run", *words]))
             records.append({**run.record, "precision": known or "auto"})
     return [lines[index] for index in _trunks_first(records)] if "trunk=share" in given else lines
 
 
 def place(results_dir: Path) -> list[str]:
     """The override that names a results folder; none for the default one."""
-    return [] if results_dir == Path("results") else [f"results_dir={_quoted(str(results_dir))}"]
+    if results_dir == Path("results"):
+        return []
+    path = str(results_dir)
+    is_plain = re.fullmatch(r"[\w./+-]+", path)
+    return [f"results_dir={path if is_plain else quoted(path)}"]
 
 
 def _trunks_first(records: Sequence[Record]) -> list[int]:
@@ -211,10 +216,3 @@ def _trunks_first(records: Sequence[Record]) -> list[int]:
     from broadopt.training.trunks.order import beginnings_of, ordered  # imports torch
 
     return [start.run for start in ordered(beginnings_of(map(Recipe.of_record, records)))]
-
-
-def _quoted(value: str) -> str:
-    """A value as Hydra's command line takes it."""
-    if re.fullmatch(r"[\w./+-]+", value):
-        return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

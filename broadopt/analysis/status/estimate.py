@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from broadopt.analysis.status.state import Folder, Record, total_epochs
+from broadopt.analysis.status.state import Folder, Record, processes, total_epochs
 from broadopt.config.identity import public
 from broadopt.devices import rates
 from broadopt.methods.recorded import PASSES, varies
@@ -195,9 +195,9 @@ def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
 
 
 def _add(found: dict[tuple[str, str], Measured], record: Record, device: str | None, rate: float | None) -> None:
-    if rate:
+    if rate:  # of one device: a run on several has the images of all
         found[_key(record["model"]), _key(_cost_of_step(record))].append(
-            (f"{device} {record['precision']}", rate, record["method"])
+            (f"{device} {record['precision']}", rate / processes(record), record["method"])
         )
 
 

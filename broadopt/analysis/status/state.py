@@ -136,16 +136,23 @@ def total_epochs(record: Record) -> float:
 
 
 def _seconds(result: Mapping[str, Any]) -> float:
-    """What a run has spent itself: the epochs of a trunk that it has begun from are another's."""
-    return max(0.0, float(result["cost"]["train_seconds"] - result.get("trunk", {}).get("train_seconds", 0.0)))
+    """What a run has spent itself, on all of its devices; the epochs of a trunk that it began from are another's."""
+    own = float(result["cost"]["train_seconds"] - result.get("trunk", {}).get("train_seconds", 0.0))
+    return max(0.0, own) * processes(result["config"])
+
+
+def processes(record: Record) -> int:
+    """How many processes a run has, each on a device of its own."""
+    return int(record.get("processes", 1))
 
 
 def _in_progress(record: Record, path: Path, progress: Mapping[str, Any], result: Mapping[str, Any] | None) -> Run:
     """A run that has left a heartbeat: it is running, or died without a word."""
     epochs, rate = progress["epochs"] or total_epochs(record), progress.get("images_per_second")
-    epoch = progress["epoch"] if progress["epoch"] is not None else _saved(path, result, epochs, steps=None)
+    epoch = progress["epoch"] if progress["epoch"] is not None else _saved(path, result, epochs, steps=None) or 0.0
     images = progress["images_per_epoch"]
-    seconds = epoch * images / rate if rate and images else 0.0
+    own = max(0.0, epoch - progress.get("trunk_epochs", 0))
+    seconds = own * images / rate * processes(record) if rate and images else 0.0
     if result is not None:
         seconds = max(seconds, _seconds(result))
     place = f"on {progress['host']}"
@@ -157,7 +164,7 @@ def _in_progress(record: Record, path: Path, progress: Mapping[str, Any], result
         return Run(record, "running", epoch, epochs, seconds, f"{words}, {place}{stuck}")
     saved = _saved(path, result, epochs, steps=progress.get("steps"))
     words = f"died {place} in epoch {epoch:.1f}; {_goes_on(saved, epochs)}"
-    return Run(record, "interrupted", saved, epochs, seconds, words)
+    return Run(record, "interrupted", saved or 0.0, epochs, seconds, words)
 
 
 STILL = 300.0
@@ -175,8 +182,8 @@ def _ended(record: Record, path: Path, result: dict[str, Any]) -> Run:
     if result["state"] == "failed":
         why = result.get("failure", {}).get("reason", "no reason given")
         words = why.strip().splitlines()[0][:LONGEST]
-        return Run(record, "failed", saved, epochs, _seconds(result), words, has_diverged(result))
-    return Run(record, "interrupted", saved, epochs, _seconds(result), _goes_on(saved, epochs))
+        return Run(record, "failed", saved or 0.0, epochs, _seconds(result), words, has_diverged(result))
+    return Run(record, "interrupted", saved or 0.0, epochs, _seconds(result), _goes_on(saved, epochs))
 
 
 def _without_figures(record: Record, path: Path) -> Run:
@@ -191,22 +198,24 @@ def _without_figures(record: Record, path: Path) -> Run:
         return Run(record, "running", 0.0, epochs, 0.0, "begins")
     if os.path.lexists(path / ".lock"):
         saved = _saved(path, None, epochs, steps=None)
-        return Run(record, "interrupted", saved, epochs, 0.0, _goes_on(saved, epochs))
+        return Run(record, "interrupted", saved or 0.0, epochs, 0.0, _goes_on(saved, epochs))
     return Run(record, "missing", 0.0, epochs, 0.0, "")
 
 
-def _saved(path: Path, result: Mapping[str, Any] | None, epochs: float, *, steps: int | None) -> float:
-    """The epoch of the newest checkpoint, as far as it is known; 0 where there is none."""
+def _saved(path: Path, result: Mapping[str, Any] | None, epochs: float, *, steps: int | None) -> float | None:
+    """The epoch of the newest checkpoint, None where it is not known; 0 where there is none."""
     names = (re.fullmatch(r"checkpoint-(\d{10})\.ckpt", file.name) for file in path.glob("checkpoint-*.ckpt"))
     saved = [int(name[1]) for name in names if name]
     if not saved:
         return 0.0
     if steps:
         return min(max(saved) / steps, 1.0) * epochs
-    return float(result["epochs"]) if result is not None else 0.0
+    return float(result["epochs"]) if result is not None else None
 
 
-def _goes_on(saved: float, epochs: float) -> str:
+def _goes_on(saved: float | None, epochs: float) -> str:
+    if saved is None:
+        return "goes on from its checkpoint"
     return f"goes on from epoch {saved:.1f} of {epochs:g}" if saved else "from scratch: no checkpoint"
 
 

@@ -530,7 +530,7 @@ def test_a_run_goes_on_in_the_folder_that_it_was_found_in(tmp_path: Path) -> Non
     results.run_folder(tmp_path / second, record(RESNET20, "method=asam", seed=4)).mkdir()
     pages.run(first, second, "--seeds", "1-5", "-o", "page.html", cwd=tmp_path)
     found = page(tmp_path / "page.html")
-    place = r"results_dir='sec ond\'s: #2'"
+    place = """results_dir="sec ond's: #2\""""
     commands = [shlex.split(row[5]) for row in found.table("table3-missing")[1:]]
     assert commands == [
         [*asam.split(), f"seed={seed}", "precision=fp32", place if seed < 5 else "results_dir=first"]

@@ -599,6 +599,41 @@ def test_watch_clears_the_terminal_before_each_look(tmp_path: Path) -> None:
 # ---- the parts
 
 
+def test_hours_are_those_of_all_devices_of_a_run_and_its_rate_that_of_one(tmp_path: Path) -> None:
+    alone = record(RESNET20, "method=sgd")
+    together = alone | {"processes": 4}
+    store(tmp_path, together, cost={"train_seconds": 100.0, "images_per_second": 5000.0})
+    folder = look(tmp_path)
+    assert standing.run_of(folder, together, identity_of(together)).seconds == 400.0
+    assert Estimates(folder, tflops=None).of(alone).seconds_per_epoch == 50_000 / 1250
+
+
+@pytest.mark.parametrize(("figures", "seconds"), [({}, 1510.0), ({"trunk_epochs": 150}, 10.0)])
+def test_a_run_that_is_on_has_not_spent_the_epochs_of_its_trunk(
+    figures: dict[str, int], seconds: float, tmp_path: Path
+) -> None:
+    recorded = record(RESNET20, "method=sgd")
+    folder = results.run_folder(tmp_path, recorded)
+    folder.mkdir(parents=True)
+    with heartbeat.Heartbeat(folder, recorded, device="a device"):
+        progress = json.loads((folder / "progress.json").read_text())
+    where = {"epoch": 151, "epochs": 400.0, "images_per_epoch": 50_000, "images_per_second": 5000.0}
+    (folder / "progress.json").write_text(json.dumps(progress | where | figures))
+    assert standing.run_of(look(tmp_path), recorded, identity_of(recorded)).seconds == seconds
+
+
+def test_a_checkpoint_whose_epoch_is_not_known_is_no_start_from_scratch(tmp_path: Path) -> None:
+    recorded = record(RESNET20, "method=sgd")
+    folder = results.run_folder(tmp_path, recorded)
+    folder.mkdir(parents=True)
+    (folder / ".lock").touch()
+    words = []
+    for _ in range(2):
+        words.append(standing.run_of(look(tmp_path), recorded, identity_of(recorded)).words)
+        (folder / "checkpoint-0000000391.ckpt").touch()
+    assert words == ["from scratch: no checkpoint", "goes on from its checkpoint"]
+
+
 @pytest.mark.parametrize(
     ("own", "server", "state"),
     [
