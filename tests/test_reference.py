@@ -149,7 +149,7 @@ def test_the_rates_of_a_gpu_that_are_stated_are_the_measured_ones() -> None:
         assert line + f"{plain['sgd, images/s']:,.0f} |" in lines
     speeds = {names[network]: variants["as auto chooses"]["TFLOP/s"] for network, variants in rows.items()}
     slowest, fastest = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
-    words = f"lies between {speeds[slowest]:.0f} ({slowest}) and {speeds[fastest]:.0f} ({fastest})"
+    words = f"lie between {speeds[slowest]:.0f} TFLOP/s ({slowest}) and {speeds[fastest]:.0f} ({fastest})"
     assert words in " ".join(text("README.md").split())
 
 

@@ -167,7 +167,7 @@ def test_every_change_is_counted_and_said_once(
         "1 of a palette; 1 resized to 32x32: the shorter side to 32, the middle of the longer; "
         "1 grey of 16 bits, scaled to 8; 1 of several frames, the first taken",
     ]
-    assert f"{root}: its 15 training images have 'augmentation.mean=[" in capsys.readouterr().out
+    assert f"{root}: its 15 training images have 'augmentation.mean=[" in capsys.readouterr().err
     caplog.clear()
     image_folder(path=root)
     assert caplog.messages == [f"{root}: passed over 4 files that are no images (1 .csv, 1 .db, 2 .txt)"]
@@ -177,7 +177,7 @@ def test_every_change_is_counted_and_said_once(
 def test_mean_and_deviation_are_offered_as_overrides_that_a_run_takes(root: Path, tmp_path: Path) -> None:
     command = (*SMALL, "dataset=image_folder", f"dataset.path={root}", "budget=1", "batch_size=4")
     process = run(*command, cwd=tmp_path)
-    (line,) = [line for line in process.stdout.splitlines() if "training images have" in line]
+    (line,) = [line for line in process.stderr.splitlines() if "training images have" in line]
     # 60 and 190 of 255, as many of each: 125/255 and 65/255
     words = "'augmentation.mean=[0.4902,0.4902,0.4902]' 'augmentation.std=[0.2549,0.2549,0.2549]'"
     assert line == f"{root}: its 8 training images have {words}"
