@@ -104,6 +104,14 @@ def test_pictures_that_need_no_network_show_the_committed_runs(name: str, tmp_pa
     assert found == committed
 
 
+def test_the_curves_of_the_filled_row_are_those_of_its_runs(tmp_path: Path) -> None:
+    (words,) = re.findall(r"`broadopt-figure (curves [^`]+)`", text("README.md"))
+    rows = str(CHECKOUT / "results/table1")
+    draw_figure(parse_figure([*words.replace("results/table1", rows).split(), "-o", str(tmp_path / "curves")]))
+    assert numbers_of(tmp_path / "curves.csv") == numbers_of(CHECKOUT / "results/figures/table1/curves.csv")
+    assert (CHECKOUT / "results/figures/table1/curves.png").stat().st_size < 200_000
+
+
 def numbers_of(path: Path) -> list[str]:
     """The lines of a figure's CSV, without those that say where its runs lie."""
     return [line for line in path.read_text().splitlines() if not line.startswith("# run ")]
