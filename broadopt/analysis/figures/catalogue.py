@@ -134,7 +134,7 @@ ENTRIES = (
     ),
     Entry(
         name="noise",
-        shows="accuracy against the share of wrong training labels, a line a method",
+        shows="accuracy against label noise, a line a method",
         source="SAM 3.3, ASAM 4.4",
         function="broadopt.analysis.figures.noise:noise",
         fewest=2,
