@@ -44,8 +44,11 @@ class Measured:
     """|w|."""
 
 
-SGD = AS_WITHOUT["optimizer"]["_target_"]
-"""The optimizer whose weight decay is the gradient of an L2 term."""
+SGD = {AS_WITHOUT["optimizer"]["_target_"], "torch.optim.SGD", "torch.optim.sgd.SGD"}
+"""The optimizers whose weight decay is known to be the gradient of an L2 term."""
+
+ADAMW = {"broadopt.methods.steps.optimizers.adamw", "torch.optim.AdamW", "torch.optim.adamw.AdamW"}
+"""Those of which it is known that it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,8 @@ class Penalty:
 
     One surface is drawn for all of them, so that the term has to be the same function: it is left out (weight_decay 0)
     where their weight decays differ, and where an optimizer other than SGD decays weights. AdamW takes the decay off
-    the weights, not through the gradient: it minimises no loss with such a term (Loshchilov and Hutter 2019).
+    the weights, not through the gradient: it minimises no loss with such a term (Loshchilov and Hutter 2019). What
+    others do with it is not known here.
     """
 
     weight_decay: float
@@ -64,11 +68,16 @@ class Penalty:
     @classmethod
     def of(cls, runs: Sequence[Run]) -> "Penalty":
         """That of some runs."""
-        others = {str(run.recipe.optimizer["_target_"]) for run in runs if run.recipe.weight_decay} - {SGD}
+        others = {str(run.recipe.optimizer["_target_"]) for run in runs if _decay(run)} - SGD
         if others:
-            names = " and ".join(sorted(target.rpartition(".")[2] for target in others))
-            return cls(weight_decay=0.0, left_out=f"weight decay is a term of the loss with SGD, not with {names}")
-        decays = sorted({run.recipe.weight_decay for run in runs})
+            names = " and ".join(sorted({target.rpartition(".")[2] for target in others}))
+            why = (
+                f"weight decay is a term of the loss with SGD, not with {names}"
+                if others <= ADAMW
+                else f"weight decay is known to be a term of the loss for SGD alone (here: {names})"
+            )
+            return cls(weight_decay=0.0, left_out=why)
+        decays = sorted({_decay(run) for run in runs})
         if len(decays) > 1:
             found = ", ".join(f"{decay:g}" for decay in decays)
             return cls(weight_decay=0.0, left_out=f"the runs have different weight decays ({found})")
@@ -80,6 +89,12 @@ class Penalty:
         if self.left_out:
             return f"without an L2 term, since {self.left_out}"
         return f"plus {self.weight_decay / 2:g} ‖w‖²"
+
+
+def _decay(run: Run) -> float:
+    """A run's weight decay: an optimizer of its own may be given another than the recipe's."""
+    found: float = run.recipe.optimizer.get("weight_decay", run.recipe.weight_decay)
+    return found
 
 
 class Landscape:

@@ -1,13 +1,16 @@
 """Error and loss at given weights, against an explicit computation."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from stored import record, store
 from torch import nn
 
-from broadopt.analysis.landscape.grid import Landscape
+from broadopt.analysis.landscape.grid import Landscape, Penalty
 from broadopt.analysis.landscape.networks import flat, put
+from broadopt.analysis.landscape.runs import chosen
 
 COUNT = 40
 
@@ -59,6 +62,33 @@ def test_a_linear_network_is_measured_as_computed_by_hand() -> None:
     assert found.test_error == 100 * share
     assert found.test_error_se == pytest.approx(100 * math.sqrt(share * (1 - share) / COUNT))
     assert found.test_nll == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "plus 0.00025 ‖w‖²"),
+        (("optimizer._target_=torch.optim.SGD",), "plus 0.00025 ‖w‖²"),
+        (("optimizer._target_=torch.optim.SGD", "+optimizer.weight_decay=0.5"), "plus 0.25 ‖w‖²"),
+        (
+            ("optimizer=adamw",),
+            "without an L2 term, since weight decay is a term of the loss with SGD, not with adamw",
+        ),
+        (
+            ("optimizer._target_=torch.optim.AdamW",),
+            "without an L2 term, since weight decay is a term of the loss with SGD, not with AdamW",
+        ),
+        (
+            ("optimizer._target_=torch.optim.RMSprop",),
+            "without an L2 term, since weight decay is known to be a term of the loss for SGD alone (here: RMSprop)",
+        ),
+    ],
+)
+def test_the_l2_term_is_that_of_optimizers_that_are_known_to_have_one(
+    tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    folder = store(tmp_path, record("experiment=quickstart", "weight_decay=0.0005", *words))
+    assert Penalty.of(chosen([str(folder)], [])).words == expected
 
 
 def test_bn_statistics_are_those_of_their_images_at_these_weights() -> None:
