@@ -12,13 +12,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from broadopt.analysis.landscape.images import Images, autocast
+from broadopt.analysis.landscape.images import Images, autocast, evaluated_at_once, in_batches
 from broadopt.analysis.landscape.networks import put
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
-from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.methods.batchnorm import reestimate
 from broadopt.models.build import network
 from broadopt.predictor import Predictor
@@ -151,7 +150,7 @@ class Landscape:
         if self.has_bn:
             torch.manual_seed(derive(self.seed, "figure statistics"))  # the same dropout at every point
             with self.context:
-                reestimate(self.model, self.statistics.split(self.batch_size))
+                reestimate(self.model, in_batches(self.statistics, self.batch_size))
         return self.measured()
 
     def as_stored(self, network: Predictor) -> Measured:
@@ -192,7 +191,7 @@ class Landscape:
 
     def _outcomes(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and hit of each image, float64 [N] each; logits that are not finite hit nothing."""
-        at_once = EVALUATED_AT_ONCE["cpu" if images.device.type == "cpu" else "cuda"]
+        at_once = evaluated_at_once(images.device)
         losses, hits = [], []
         for batch, targets in zip(images.split(at_once), labels.split(at_once), strict=True):
             with self.context:

@@ -12,7 +12,7 @@ from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import instantiated
 from broadopt.config.own_code import refuse_foreign
 from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
-from broadopt.data.batches import Data, stream
+from broadopt.data.batches import EVALUATED_AT_ONCE, Data, stream
 from broadopt.data.datasets import read
 from broadopt.devices.device import choose_memory_format, set_flags
 from broadopt.errors import InputError
@@ -92,6 +92,21 @@ class Images:
             return torch.arange(size)
         # Shuffled also where all are taken: many data sets are sorted by class, and chunks of these have one class.
         return torch.randperm(size, generator=stream(self.seed, 0, f"figure {split}"))[:count]
+
+
+def in_batches(images: Tensor, size: int) -> list[Tensor]:
+    """Images in batches of `size` for BN statistics to be re-estimated on. A last one of a single image joins the batch
+    before it: of one value a channel, as behind a network's last pooling, BN has no variance and fails.
+    """
+    batches = list(images.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def evaluated_at_once(device: torch.device) -> int:
+    """Images in a batch of an evaluation on a device: as a training evaluates, so that it gives the same bits."""
+    return EVALUATED_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
 
 
 def autocast(run: Run, device: torch.device) -> torch.autocast:

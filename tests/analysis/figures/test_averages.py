@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from broadopt import snapshots
 from broadopt.analysis.landscape.distances import power_law
 from broadopt.analysis.landscape.probabilities import at_spread
+from broadopt.runs import results
 
 Runs = dict[str, Path]
 
@@ -64,6 +65,24 @@ def test_the_calibration_error_of_a_run_is_found_again(runs: Runs, tmp_path: Pat
     assert rows["images"].sum() == 359
     assert f"{method.upper()} NLL {stored['test_nll']:.4f} ± " in output
     assert "The ECE is that of the run's own result." in (tmp_path / "calibration.csv").read_text()
+
+
+@pytest.mark.parametrize(("images", "is_taken"), [(3, True), (4, False)])
+def test_few_test_images_may_be_classified_otherwise_than_in_the_training(
+    runs: Runs, tmp_path: Path, images: int, is_taken: bool
+) -> None:
+    """Three of the 359, which are 0.84 points, but no more."""
+    folder = tmp_path.joinpath(*runs["sgd"].parts[-6:])
+    shutil.copytree(runs["sgd"], folder)
+    stored = json.loads((folder / "result.json").read_text())
+    reached = stored["metrics"]["last"]["test_accuracy"]
+    stored["metrics"]["last"]["test_accuracy"] -= 100 * images / 359
+    results.write(folder, {key: value for key, value in stored.items() if key != "checksum"})
+    code, _, errors = said("broadopt-figure", "calibration", str(folder), "--device", "cpu", cwd=tmp_path)
+    assert code == (0 if is_taken else 2), errors
+    assert is_taken or errors.startswith(
+        f"broadopt-figure: {folder}: what it has kept reaches {reached:.2f} % on the test set, its result says "
+    )
 
 
 def test_calibration_counts_the_test_images_of_each_data_set(
@@ -161,9 +180,9 @@ def test_what_is_lacking_is_said_in_one_line(
 
 
 def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs: Runs, tmp_path: Path) -> None:
-    results = tmp_path / "moved here"
-    shutil.copytree(runs["fge"].parents[4], results)
-    folder = results / runs["fge"].relative_to(runs["fge"].parents[4])
+    moved = tmp_path / "moved here"
+    shutil.copytree(runs["fge"].parents[4], moved)
+    folder = moved / runs["fge"].relative_to(runs["fge"].parents[4])
     kept = snapshots.files(folder)
     # Of three cycles of half an epoch, from epoch 0.5 on, the second has its middle at epoch 1.25 of 2.
     (member,) = [file.path for file in kept if file.step == round(1.25 * kept[-1].step / 2)]
@@ -173,5 +192,5 @@ def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs:
     assert (code, output) == (2, "")
     assert errors == (
         f"broadopt-figure: {folder} has snapshots of 2 members, its ensemble has 3; broadopt-run "
-        f"'repeat={folder}' 'results_dir={results}' keep=snapshots force=true keeps all\n"
+        f"'repeat={folder}' 'results_dir={moved}' keep=snapshots force=true keeps all\n"
     )

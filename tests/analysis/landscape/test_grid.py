@@ -10,6 +10,7 @@ from torch import nn
 
 from broadopt.analysis.landscape.grid import Landscape, Penalty
 from broadopt.analysis.landscape.networks import flat, put
+from broadopt.analysis.landscape.probabilities import Predictions
 from broadopt.analysis.landscape.runs import chosen
 
 COUNT = 40
@@ -103,6 +104,19 @@ def test_bn_statistics_are_those_of_their_images_at_these_weights() -> None:
     # What was measured in between leaves no trace.
     place.at(weights * 2)
     assert place.at(weights) == first
+
+
+def test_a_last_batch_of_one_image_joins_that_before_it() -> None:
+    """BN of features without a place fails on a single image; the statistics are those of batches of 13, 13 and 14."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    weights = torch.randn(flat(model).numel(), generator=torch.Generator().manual_seed(4))
+    landscape(model, batch_size=13).at(weights)
+    parts = model[1](model[0](data(5)[0])).split([13, 13, 14])
+    expected = sum(len(part) / COUNT * part.var(dim=0) for part in parts)
+    torch.testing.assert_close(model[2].running_var, expected)
+    predict = Predictions(model=model, test=data(2)[0], train=data(5)[0], batch_size=13, seed=1)
+    assert predict.at(weights).shape == (COUNT, 3)
+    torch.testing.assert_close(model[2].running_var, expected)
 
 
 def test_logits_that_are_not_finite_hit_nothing() -> None:
