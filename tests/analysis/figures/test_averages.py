@@ -13,6 +13,7 @@ from in_process import read_csv, said
 from safetensors.torch import load_file
 
 from broadopt import snapshots
+from broadopt.analysis.figures.catalogue import FIGURES
 from broadopt.analysis.landscape.distances import power_law
 from broadopt.analysis.landscape.probabilities import at_spread
 from broadopt.runs import results
@@ -35,7 +36,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def drawn(figure: str, *words: str, cwd: Path, **environment: str) -> str:
-    arguments = (figure, *words, "--format", "png", "--device", "cpu")
+    device = ("--device", "cpu") if "--device" in FIGURES[figure].reads else ()
+    arguments = (figure, *words, "--format", "png", *device)
     code, output, errors = said("broadopt-figure", *arguments, cwd=cwd, **environment)
     assert code == 0, errors
     assert (cwd / f"{figure}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
