@@ -176,7 +176,8 @@ class Landscape:
         test_losses, test_hits = self._outcomes(*self.test)
         losses, hits = self._outcomes(*self.train)
         count, wrong = len(test_hits), len(test_hits) - float(test_hits.sum())  # counted, so that 3 % is 3.0
-        square = sum(float(parameter.double().square().sum()) for parameter in self.model.parameters())
+        squares = [parameter.double().square().sum() for parameter in self.model.parameters()]
+        square = sum(torch.stack(squares).tolist())  # one wait for the device
         loss = float(losses.mean())
         return Measured(
             test_error=100 * wrong / count,

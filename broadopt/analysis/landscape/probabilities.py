@@ -116,11 +116,10 @@ class Predictions:
         return of_network(self.model, self.test, context=float32)
 
 
-def at_spread(predict: Callable[[Tensor], Tensor], weights: Tensor, share: float) -> dict[str, float]:
+def at_spread(predict: Callable[[Tensor], Tensor], weights: Tensor, share: float, *, swa: Tensor) -> dict[str, float]:
     """Distances of what is predicted (log-probabilities [N, C]) with w_i(t) = mean + t (w_i - mean), among themselves
-    and of their ensemble from the mean's. `weights`: w_i, float [n, P]; `share`: t.
+    and of their ensemble from the mean's, `swa`, which is that of every t. `weights`: w_i, float [n, P]; `share`: t.
     """
-    swa = predict(distances.mean(weights).to(weights.dtype))
     predictions = [predict(row) for row in distances.contracted(weights, share)]
     pairs = torch.tensor(pairwise(predictions), dtype=torch.float64)
     same = [agreement(first, second) for first, second in combinations(predictions, 2)]

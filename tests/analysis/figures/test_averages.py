@@ -49,7 +49,12 @@ def test_the_slopes_of_a_smooth_model_are_one_and_two() -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(50, 6, generator=generator, dtype=torch.float64)
     weights = 1e-3 * torch.randn(5, 24, generator=generator, dtype=torch.float64)
-    rows = [at_spread(lambda w: (images @ w.view(6, 4)).log_softmax(dim=1), weights, 2 ** (-k / 2)) for k in range(6)]
+
+    def predict(vector: torch.Tensor) -> torch.Tensor:
+        return (images @ vector.view(6, 4)).log_softmax(dim=1)
+
+    swa = predict(weights.mean(dim=0))
+    rows = [at_spread(predict, weights, 2 ** (-k / 2), swa=swa) for k in range(6)]
     spreads = [row["delta"] for row in rows]
     assert power_law(spreads, [row["among"] for row in rows]).slope == pytest.approx(1, abs=1e-4)
     assert power_law(spreads, [row["against_swa"] for row in rows]).slope == pytest.approx(2, abs=1e-3)
@@ -135,6 +140,19 @@ def test_the_distances_of_iterates_are_those_that_numpy_finds(runs: Runs, tmp_pa
     assert rows["running_mean_from_mean"].iloc[-1] == 0
     assert output.startswith(f"Distance of the iterates, mean ± standard deviation over snapshots: SWA: "
                              f"{rows['from_mean'].mean():.3g} ± ")  # fmt: skip
+
+
+def test_a_collector_that_begins_with_the_training_has_all_of_it_drawn(tmp_path: Path) -> None:
+    """Its start is epoch 0, which is not the lack of one: without a collector the second half is drawn."""
+    words = ("method=sgd", "budget=2", "keep=snapshots")
+    for collect, line in (("ema", ""), ("none", "has 2 snapshots from epoch 1 on; expected three at least")):
+        cwd = tmp_path / collect
+        cwd.mkdir()
+        code, _, errors = said("broadopt-run", *SMALL, *words, f"collect={collect}", cwd=cwd)
+        assert code == 0, errors
+        code, _, errors = said("broadopt-figure", "trajectory", str(*folders(cwd)), "--format", "png", cwd=cwd)
+        assert (code, line in errors) == (2 if line else 0, True), errors
+    assert read_csv(tmp_path / "ema/trajectory.csv")["epoch"].tolist() == [0, 1, 2]
 
 
 def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_networks import Reads
 from stored import record, store
 from torch import nn
 
@@ -117,6 +118,17 @@ def test_a_last_batch_of_one_image_joins_that_before_it() -> None:
     predict = Predictions(model=model, test=data(2)[0], train=data(5)[0], batch_size=13, seed=1)
     assert predict.at(weights).shape == (COUNT, 3)
     torch.testing.assert_close(model[2].running_var, expected)
+
+
+def test_a_point_is_read_in_a_few_values_however_many_parameters_there_are() -> None:
+    shallow, deep = linear(), nn.Sequential(linear(), *(nn.Linear(3, 3) for _ in range(5)))
+    counts = []
+    for model in (shallow, deep):
+        with Reads() as reads:
+            found = landscape(model).measured()
+        counts.append(reads.count)
+        assert found.norm == math.sqrt(sum(float(one.detach().double().square().sum()) for one in model.parameters()))
+    assert counts[0] == counts[1]
 
 
 def test_logits_that_are_not_finite_hit_nothing() -> None:

@@ -82,7 +82,7 @@ def _corners(request: Request) -> list[Mark]:
         return [mark_of(run) for run in runs]
     if len(runs) == 2:
         last = runs[1]
-        wanted = collection_start(last) if options.start is None else options.start
+        wanted = (collection_start(last) or 0.0) if options.start is None else options.start
         return [mark_at(last, wanted), *map(mark_of, runs)]
     (run,) = runs
     if options.at:
