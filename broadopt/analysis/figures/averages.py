@@ -15,10 +15,10 @@ from broadopt.analysis.figures.output import Drawing, seeds
 from broadopt.analysis.figures.request import Request, whole_number
 from broadopt.analysis.landscape import distances, probabilities
 from broadopt.analysis.landscape.distances import PowerLaw, power_law
-from broadopt.analysis.landscape.grid import progress
 from broadopt.analysis.landscape.images import Images
 from broadopt.analysis.landscape.networks import collection_start, flat, member_moments, moments, snapshot
 from broadopt.analysis.landscape.probabilities import Predictions
+from broadopt.analysis.landscape.progress import progress
 from broadopt.analysis.landscape.runs import Run, check_different
 from broadopt.devices.device import set_flags
 from broadopt.errors import InputError

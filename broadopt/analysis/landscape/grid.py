@@ -1,24 +1,22 @@
 """Error and loss of one network at many weights: data loaded once, weights put in place, BN re-estimated at each."""
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from broadopt.analysis.landscape.images import Images, autocast, evaluated_at_once, in_batches
 from broadopt.analysis.landscape.networks import put
+from broadopt.analysis.landscape.progress import progress
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
-from broadopt.methods.batchnorm import reestimate
+from broadopt.methods import batchnorm
 from broadopt.models.build import network
 from broadopt.predictor import Predictor
 from broadopt.seeds import derive
@@ -120,9 +118,7 @@ class Landscape:
         self.model = model.to(device=images.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
         self.train, self.test, self.statistics, self.context = train, test, statistics, context
         self.weight_decay, self.batch_size, self.seed = weight_decay, batch_size, seed
-        self.has_bn = any(
-            isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules()
-        )
+        self.has_bn = bool(batchnorm.statistics(model))
 
     @classmethod
     def of(
@@ -150,7 +146,7 @@ class Landscape:
         if self.has_bn:
             torch.manual_seed(derive(self.seed, "figure statistics"))  # the same dropout at every point
             with self.context:
-                reestimate(self.model, in_batches(self.statistics, self.batch_size))
+                batchnorm.reestimate(self.model, in_batches(self.statistics, self.batch_size))
         return self.measured()
 
     def as_stored(self, network: Predictor) -> Measured:
@@ -214,14 +210,3 @@ def measure(
     for point in progress(waiting, what=what, done=len(rows)):
         rows[id(point)] = store.row(point, partial(landscape.at, weights(point)))
     return [rows[id(point)] for point in points]
-
-
-def progress(points: Sequence[Point], *, what: str, done: int = 0) -> Iterator[Point]:
-    """The points, with a bar of the time left on stderr: seldom where that is no terminal, but from the beginning."""
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    if not points:
-        return
-    bar: Iterable[Point] = tqdm(
-        points, desc=what, total=done + len(points), initial=done, unit="point", file=sys.stderr, mininterval=interval
-    )
-    yield from bar

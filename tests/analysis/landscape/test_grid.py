@@ -120,6 +120,13 @@ def test_a_last_batch_of_one_image_joins_that_before_it() -> None:
     torch.testing.assert_close(model[2].running_var, expected)
 
 
+def test_bn_without_statistics_has_none_to_be_re_estimated() -> None:
+    """Neither a landscape nor predictions say of it that they were."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten())
+    assert not landscape(model).has_bn
+    assert not Predictions(model=model, test=data(2)[0], train=data(5)[0], batch_size=13, seed=1).has_bn
+
+
 def test_a_point_is_read_in_a_few_values_however_many_parameters_there_are() -> None:
     shallow, deep = linear(), nn.Sequential(linear(), *(nn.Linear(3, 3) for _ in range(5)))
     counts = []

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,8 +138,3 @@ def _kind(run: Run) -> tuple[object, ...]:
 def norm_words(p: float) -> str:
     """p as it is written in titles."""
     return "∞" if p == math.inf else f"{p:g}"
-
-
-def seconds_between() -> float:
-    """Seconds between two lines of progress: seldom where they are not one line of a terminal."""
-    return 0.5 if sys.stderr.isatty() else 30.0
