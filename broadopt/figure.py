@@ -1,6 +1,8 @@
 """broadopt-figure: figures of finished runs, with the numbers behind them and one line that says what is seen."""
 
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -39,10 +41,19 @@ def draw(request: Request) -> str:
         try:
             drawing = function(request)
             paths = write(drawing, request)
-        except (RuntimeError, MemoryError) as error:  # torch's, where memory is short or a network fails
-            raise RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        except (InputError, RunFailed):
+            raise
+        except Exception as error:  # a network of the user's own may raise anything, and torch where memory is short
+            raise _unforeseen(error) from error
     print(f"broadopt-figure: wrote {', '.join(map(str, paths))}", file=sys.stderr)
     return drawing.seen
+
+
+def _unforeseen(error: Exception) -> RunFailed:
+    """The failure, in a line, that an error of a kind which nobody foresaw amounts to."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (HYDRA_FULL_ERROR=1 shows where)")
 
 
 def _then(arguments: Sequence[str]) -> str:

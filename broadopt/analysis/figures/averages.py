@@ -15,10 +15,10 @@ from broadopt.analysis.figures.output import Drawing, seeds
 from broadopt.analysis.figures.request import Request, whole_number
 from broadopt.analysis.landscape import distances, probabilities
 from broadopt.analysis.landscape.distances import PowerLaw, power_law
-from broadopt.analysis.landscape.grid import progress
 from broadopt.analysis.landscape.images import Images
 from broadopt.analysis.landscape.networks import collection_start, flat, member_moments, moments, snapshot
 from broadopt.analysis.landscape.probabilities import Predictions
+from broadopt.analysis.landscape.progress import progress
 from broadopt.analysis.landscape.runs import Run, check_different
 from broadopt.devices.device import set_flags
 from broadopt.errors import InputError
@@ -57,9 +57,10 @@ def ensemble(request: Request) -> Drawing:
     weights = _weights(run, taken)
     predictor = _predictions(run, snapshot(run, taken[0][0]), request)
     shares = [2 ** (-k / 2) for k in range(request.options.shares)]
+    swa = predictor.at(distances.mean(weights).to(weights.dtype))
     rows = pandas.DataFrame(
         [
-            probabilities.at_spread(predictor.at, weights, float(point["share"]))
+            probabilities.at_spread(predictor.at, weights, float(point["share"]), swa=swa)
             for point in progress([{"share": share} for share in shares], what="ensemble")
         ]
     )
@@ -175,7 +176,9 @@ def trajectory(request: Request) -> Drawing:
 
 def _course(run: Run, start: float | None) -> pandas.DataFrame:
     found = moments(run)
-    begin = start if start is not None else collection_start(run) or found[-1][1] / 2
+    begin = collection_start(run) if start is None else start
+    if begin is None:
+        begin = found[-1][1] / 2
     taken = [(step, epochs) for step, epochs in found if epochs >= begin - 1e-9]
     if len(taken) < 3:
         raise InputError(

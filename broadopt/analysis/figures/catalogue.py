@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 TRAIN_IMAGES = 10_000
 
+MEASURED = ("--device", "--data-dir", "--images", "--train-images", "--seed")
+"""The options of a measurement on networks, of which a figure takes those that it reads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -37,6 +40,8 @@ class Entry:
     """What these are, in words."""
     resumes: bool = False
     """Whether a measurement that was interrupted goes on from its rows; others take minutes and begin anew."""
+    reads: tuple[str, ...] = MEASURED
+    """Which of the options MEASURED it reads."""
     train_images: int = TRAIN_IMAGES
     """Where --train-images is not given: fewer where each image costs much."""
 
@@ -77,6 +82,7 @@ ENTRIES = (
         needs="runs with snapshots",
         train_images=1000,
         resumes=True,
+        reads=("--device", "--data-dir", "--train-images", "--seed"),
     ),
     Entry(
         name="sharpness",
@@ -95,6 +101,7 @@ ENTRIES = (
         needs="run",
         train_images=1000,
         resumes=True,
+        reads=("--device", "--data-dir", "--train-images", "--seed"),
     ),
     Entry(
         name="schematic",
@@ -103,6 +110,7 @@ ENTRIES = (
         function="broadopt.analysis.figures.schematic:schematic",
         fewest=0,
         most=0,
+        reads=(),
     ),
     Entry(
         name="ensemble",
@@ -118,6 +126,7 @@ ENTRIES = (
         source="SWA section 3.2, Mandt et al. 2017",
         function="broadopt.analysis.figures.averages:trajectory",
         needs="runs with snapshots",
+        reads=(),
     ),
     Entry(
         name="curves",
@@ -125,19 +134,22 @@ ENTRIES = (
         source="history.csv",
         function="broadopt.analysis.figures.curves:curves",
         unfinished=True,
+        reads=(),
     ),
     Entry(
         name="calibration",
         shows="reliability diagrams, NLL and expected calibration error of any runs",
         source="Guo et al. 2017",
         function="broadopt.analysis.figures.calibration:calibration",
+        reads=("--device", "--data-dir", "--images", "--seed"),
     ),
     Entry(
         name="noise",
-        shows="accuracy against the share of wrong training labels, a line a method",
+        shows="accuracy against label noise, a line a method",
         source="SAM 3.3, ASAM 4.4",
         function="broadopt.analysis.figures.noise:noise",
         fewest=2,
+        reads=(),
     ),
 )
 

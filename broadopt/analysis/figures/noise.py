@@ -1,4 +1,4 @@
-"""Test accuracy over the share of wrong training labels, from the results of runs alone."""
+"""Test accuracy over label noise, from the results of runs alone."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,11 @@ METRICS = {
 CLEAN = ""
 """Stands for a kind of noise where no label is wrong."""
 
+ASYMMETRIC = (
+    "With asymmetric noise the share is that of each class which is taken for another: five of the ten of CIFAR-10, so "
+    "that half the share of all labels is wrong, and all of CIFAR-100."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
@@ -53,7 +58,7 @@ def noise_options(parser: argparse.ArgumentParser) -> None:
 
 
 def noise(request: Request) -> Drawing:
-    """Test accuracy over the share of wrong training labels, a line a method. Raises InputError."""
+    """Test accuracy over label noise, a line a method. Raises InputError."""
     metric = request.options.metric
     one_of("--metric", metric, tuple(METRICS))
     check_different(request.runs, request.figure)
@@ -71,11 +76,24 @@ def noise(request: Request) -> Drawing:
     shifts = [0.012 * width * (number - (len(courses) - 1) / 2) for number in range(len(courses))]
     looks = styles({course.label: course.method for course in courses})
     ends = [_draw(axes, course, looks[course.label], shift) for course, shift in zip(courses, shifts, strict=True)]
-    axes.set(xlabel="training labels that are wrong, %", ylabel="test accuracy, %")
+    is_share_of_all = "asymmetric" not in _kinds(request.runs)
+    axes.set(xlabel="training labels that are wrong, %" if is_share_of_all else "label noise, %")
+    axes.set_ylabel("test accuracy, %")
     axes.set_xticks(sorted({100 * share for course in courses for share in course.values}))
     axes.grid(axis="y")
     name_lines(axes, ends)
-    return Drawing(figure=figure, rows=rows, caption=_caption(request.runs, courses, metric), seen=_seen(courses))
+    return Drawing(
+        figure=figure,
+        rows=rows,
+        caption=_caption(request.runs, courses, metric),
+        seen=_seen(courses, "wrong labels" if is_share_of_all else "label noise"),
+    )
+
+
+def _kinds(runs: Sequence[Run]) -> list[str]:
+    """The kinds of noise that some labels of the runs are wrong by."""
+    noises = {run.recipe.dataset.noise for run in runs if run.recipe.dataset.label_noise}
+    return [kind for kind in KINDS_OF_NOISE if kind in noises]
 
 
 def _courses(runs: Sequence[Run], metric: str) -> list[Course]:
@@ -143,8 +161,7 @@ def _draw(axes: Axes, course: Course, style: Mapping[str, Any], shift: float) ->
 
 def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str:
     data = ", ".join(sorted({run.recipe.dataset.name for run in runs}))
-    noises = {run.recipe.dataset.noise for run in runs if run.recipe.dataset.label_noise}
-    kinds = " and ".join(kind for kind in KINDS_OF_NOISE if kind in noises)
+    kinds = _kinds(runs)
     counts = sorted({len(values) for course in courses for values in course.values.values()})
     over = (
         "one seed a point"
@@ -156,16 +173,17 @@ def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str
     )
     return (
         f"Test accuracy on the whole test set of {data}, whose labels are true, {METRICS[metric]}; {over}; "
-        f"{seeds(runs)}. Training labels: the given share, drawn by the seed, is wrong ({kinds}); methods of one seed "
-        f"{'and kind ' if len(noises) > 1 else ''}have the same wrong labels."
+        f"{seeds(runs)}. Training labels: the given share, drawn by the seed, is wrong ({' and '.join(kinds)}); "
+        f"methods of one seed {'and kind ' if len(kinds) > 1 else ''}have the same wrong labels."
+        f"{f' {ASYMMETRIC}' if 'asymmetric' in kinds else ''}"
     )
 
 
-def _seen(courses: Sequence[Course]) -> str:
-    """All lines at the highest share that all have, each with its difference to the first."""
+def _seen(courses: Sequence[Course], noise: str) -> str:
+    """All lines at the highest share that all have, each with its difference to the first; `noise`: what it is of."""
     common = set.intersection(*(set(course.values) for course in courses))
     if not common:
-        return "The lines have no share of wrong labels in common."
+        return f"The lines have no share of {noise} in common."
     share = max(common)
     first, *others = courses
     parts = [f"{first.label} {text(summarise(first.values[share].values()))} %"]
@@ -182,4 +200,4 @@ def _seen(courses: Sequence[Course]) -> str:
         )
         summary = text(summarise(course.values[share].values()))
         parts.append(f"{course.label} {summary} %, {found.mean:+.2f} to {first.label} ({interval})")
-    return f"With {100 * share:g} % wrong labels, mean ± std (seeds): {'; '.join(parts)}."
+    return f"With {100 * share:g} % {noise}, mean ± std (seeds): {'; '.join(parts)}."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broadopt.analysis.figures.catalogue import FIGURES, TRAIN_IMAGES, Entry, options_of
+from broadopt.analysis.figures.catalogue import FIGURES, MEASURED, TRAIN_IMAGES, Entry, options_of
 from broadopt.analysis.landscape.runs import Run, chosen
 from broadopt.analysis.tables.options import one_of
 from broadopt.analysis.tables.request import Parser
@@ -80,6 +80,7 @@ def parse(arguments: Sequence[str]) -> Request:
         hint = nearest(name, FIGURES)
         raise InputError(f'figure "{name}" is none of {", ".join(FIGURES)}{hint}')
     entry = FIGURES[name]
+    _check_read(arguments[1:], entry)
     given = _parser(entry).parse_intermixed_args(arguments[1:])
     return Request(
         figure=name,
@@ -95,6 +96,13 @@ def parse(arguments: Sequence[str]) -> Request:
         seed=given.seed,
         caption=not given.no_caption,
     )
+
+
+def _check_read(words: Sequence[str], entry: Entry) -> None:
+    """Raise InputError for an option of other figures that would change nothing in this one."""
+    for option in (word.partition("=")[0] for word in words):
+        if option in MEASURED and option not in entry.reads:
+            raise InputError(f"{option}: {entry.name} does not read it; see broadopt-figure {entry.name} --help")
 
 
 def whole_number(least: int, most: int = 10**9) -> Any:
@@ -138,14 +146,16 @@ def _parser(entry: Entry | None) -> Parser:
     )
     parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
     if entry is not None:
-        _add_options(parser, takes_runs=entry.most != 0, train_images=entry.train_images)
+        _add_options(parser, takes_runs=entry.most != 0, reads=entry.reads, train_images=entry.train_images)
         own = options_of(entry)
         if own is not None:
             own(parser.add_argument_group(f"of {entry.name} alone"))  # type: ignore[arg-type]  # it adds arguments too
     return parser
 
 
-def _add_options(parser: Parser, *, takes_runs: bool, train_images: int = TRAIN_IMAGES) -> None:
+def _add_options(
+    parser: Parser, *, takes_runs: bool, reads: Sequence[str] = MEASURED, train_images: int = TRAIN_IMAGES
+) -> None:
     add = parser.add_argument
     add("run", metavar="RUN", nargs="*", help="a run folder, or KEY=VALUE[,VALUE]" if takes_runs else argparse.SUPPRESS)
     add("--results", metavar="DIR", action="append", help="the folder that holds runs/ (default: results); repeatable")
@@ -153,12 +163,18 @@ def _add_options(parser: Parser, *, takes_runs: bool, train_images: int = TRAIN_
     add("--format", metavar="FORMAT[,FORMAT]", help="png,svg (default), pdf")
     add("--style", metavar="FILE", help="a matplotlib style file, laid over broadopt's own")
     add("--no-caption", action="store_true", help="the caption in the CSV alone, as for a paper")
-    add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
-    add("--data-dir", metavar="DIR", help="where CIFAR lies (default: BROADOPT_DATA, else where the run read it)")
-    add("--images", type=whole_number(1), metavar="N", help="test images (default: all)")
-    add("--train-images", type=whole_number(2), default=train_images, metavar="N",
-        help=f"training images for the loss and for BN (default: {train_images})")  # fmt: skip
-    add("--seed", type=whole_number(0, 2**63 - 1), default=1, metavar="K", help="of every draw (default: 1)")
+    parser.set_defaults(device="auto", data_dir=None, images=None, train_images=train_images, seed=1)
+    measured: dict[str, dict[str, Any]] = {
+        "--device": {"metavar": "DEVICE", "help": "auto, cpu, cuda or cuda:N"},
+        "--data-dir": {"metavar": "DIR",
+                       "help": "where CIFAR lies (default: BROADOPT_DATA, else where the run read it)"},
+        "--images": {"type": whole_number(1), "metavar": "N", "help": "test images (default: all)"},
+        "--train-images": {"type": whole_number(2), "metavar": "N",
+                           "help": f"training images for the loss and for BN (default: {train_images})"},
+        "--seed": {"type": whole_number(0, 2**63 - 1), "metavar": "K", "help": "of every draw (default: 1)"},
+    }  # fmt: skip
+    for option in reads:
+        add(option, **measured[option])
 
 
 def _runs(entry: Entry, given: argparse.Namespace) -> tuple[Run, ...]:

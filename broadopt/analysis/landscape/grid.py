@@ -1,25 +1,22 @@
 """Error and loss of one network at many weights: data loaded once, weights put in place, BN re-estimated at each."""
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
-from broadopt.analysis.landscape.images import Images, autocast
+from broadopt.analysis.landscape.images import Images, autocast, evaluated_at_once, in_batches
 from broadopt.analysis.landscape.networks import put
+from broadopt.analysis.landscape.progress import progress
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
-from broadopt.data.batches import EVALUATED_AT_ONCE
-from broadopt.methods.batchnorm import reestimate
+from broadopt.methods import batchnorm
 from broadopt.models.build import network
 from broadopt.predictor import Predictor
 from broadopt.seeds import derive
@@ -44,8 +41,11 @@ class Measured:
     """|w|."""
 
 
-SGD = AS_WITHOUT["optimizer"]["_target_"]
-"""The optimizer whose weight decay is the gradient of an L2 term."""
+SGD = {AS_WITHOUT["optimizer"]["_target_"], "torch.optim.SGD", "torch.optim.sgd.SGD"}
+"""The optimizers whose weight decay is known to be the gradient of an L2 term."""
+
+ADAMW = {"broadopt.methods.steps.optimizers.adamw", "torch.optim.AdamW", "torch.optim.adamw.AdamW"}
+"""Those of which it is known that it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ class Penalty:
 
     One surface is drawn for all of them, so that the term has to be the same function: it is left out (weight_decay 0)
     where their weight decays differ, and where an optimizer other than SGD decays weights. AdamW takes the decay off
-    the weights, not through the gradient: it minimises no loss with such a term (Loshchilov and Hutter 2019).
+    the weights, not through the gradient: it minimises no loss with such a term (Loshchilov and Hutter 2019). What
+    others do with it is not known here.
     """
 
     weight_decay: float
@@ -64,11 +65,16 @@ class Penalty:
     @classmethod
     def of(cls, runs: Sequence[Run]) -> "Penalty":
         """That of some runs."""
-        others = {str(run.recipe.optimizer["_target_"]) for run in runs if run.recipe.weight_decay} - {SGD}
+        others = {str(run.recipe.optimizer["_target_"]) for run in runs if _decay(run)} - SGD
         if others:
-            names = " and ".join(sorted(target.rpartition(".")[2] for target in others))
-            return cls(weight_decay=0.0, left_out=f"weight decay is a term of the loss with SGD, not with {names}")
-        decays = sorted({run.recipe.weight_decay for run in runs})
+            names = " and ".join(sorted({target.rpartition(".")[2] for target in others}))
+            why = (
+                f"weight decay is a term of the loss with SGD, not with {names}"
+                if others <= ADAMW
+                else f"weight decay is known to be a term of the loss for SGD alone (here: {names})"
+            )
+            return cls(weight_decay=0.0, left_out=why)
+        decays = sorted({_decay(run) for run in runs})
         if len(decays) > 1:
             found = ", ".join(f"{decay:g}" for decay in decays)
             return cls(weight_decay=0.0, left_out=f"the runs have different weight decays ({found})")
@@ -80,6 +86,12 @@ class Penalty:
         if self.left_out:
             return f"without an L2 term, since {self.left_out}"
         return f"plus {self.weight_decay / 2:g} ‖w‖²"
+
+
+def _decay(run: Run) -> float:
+    """A run's weight decay: an optimizer of its own may be given another than the recipe's."""
+    found: float = run.recipe.optimizer.get("weight_decay", run.recipe.weight_decay)
+    return found
 
 
 class Landscape:
@@ -106,9 +118,7 @@ class Landscape:
         self.model = model.to(device=images.device, memory_format=memory_format).eval()  # type: ignore[call-overload]
         self.train, self.test, self.statistics, self.context = train, test, statistics, context
         self.weight_decay, self.batch_size, self.seed = weight_decay, batch_size, seed
-        self.has_bn = any(
-            isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules()
-        )
+        self.has_bn = bool(batchnorm.statistics(model))
 
     @classmethod
     def of(
@@ -136,7 +146,7 @@ class Landscape:
         if self.has_bn:
             torch.manual_seed(derive(self.seed, "figure statistics"))  # the same dropout at every point
             with self.context:
-                reestimate(self.model, self.statistics.split(self.batch_size))
+                batchnorm.reestimate(self.model, in_batches(self.statistics, self.batch_size))
         return self.measured()
 
     def as_stored(self, network: Predictor) -> Measured:
@@ -162,7 +172,8 @@ class Landscape:
         test_losses, test_hits = self._outcomes(*self.test)
         losses, hits = self._outcomes(*self.train)
         count, wrong = len(test_hits), len(test_hits) - float(test_hits.sum())  # counted, so that 3 % is 3.0
-        square = sum(float(parameter.double().square().sum()) for parameter in self.model.parameters())
+        squares = [parameter.double().square().sum() for parameter in self.model.parameters()]
+        square = sum(torch.stack(squares).tolist())  # one wait for the device
         loss = float(losses.mean())
         return Measured(
             test_error=100 * wrong / count,
@@ -177,7 +188,7 @@ class Landscape:
 
     def _outcomes(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and hit of each image, float64 [N] each; logits that are not finite hit nothing."""
-        at_once = EVALUATED_AT_ONCE["cpu" if images.device.type == "cpu" else "cuda"]
+        at_once = evaluated_at_once(images.device)
         losses, hits = [], []
         for batch, targets in zip(images.split(at_once), labels.split(at_once), strict=True):
             with self.context:
@@ -199,14 +210,3 @@ def measure(
     for point in progress(waiting, what=what, done=len(rows)):
         rows[id(point)] = store.row(point, partial(landscape.at, weights(point)))
     return [rows[id(point)] for point in points]
-
-
-def progress(points: Sequence[Point], *, what: str, done: int = 0) -> Iterator[Point]:
-    """The points, with a bar of the time left on stderr: seldom where that is no terminal, but from the beginning."""
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    if not points:
-        return
-    bar: Iterable[Point] = tqdm(
-        points, desc=what, total=done + len(points), initial=done, unit="point", file=sys.stderr, mininterval=interval
-    )
-    yield from bar

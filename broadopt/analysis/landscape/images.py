@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from broadopt.analysis.landscape.runs import Run
+from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import instantiated
 from broadopt.config.own_code import refuse_foreign
 from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
-from broadopt.data.batches import Data, stream
+from broadopt.data.batches import EVALUATED_AT_ONCE, Data, stream
 from broadopt.data.datasets import read
 from broadopt.devices.device import choose_memory_format, set_flags
 from broadopt.errors import InputError
@@ -22,8 +23,8 @@ SAME = ("name", "fingerprint", "validation")
 
 
 class Images:
-    """The images of a run on `device`, each as float32 [3, 32, 32]. Which ones depends on `seed` and their number
-    alone: the first n of one permutation.
+    """The images of a run on `device`, each as float32 [3, 32, 32]. Which ones, and in which order, depends on `seed`
+    and their number alone: the first n of one permutation.
     """
 
     def __init__(self, run: Run, *, device: torch.device, seed: int = 1, data_dir: str | None = None) -> None:
@@ -63,8 +64,9 @@ class Images:
         self.train_size, self.test_size = self._data.train_size, len(self._data.targets()["test"])
 
     def train(self, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """`count` training images (all where there are no more): float32 [n, 3, 32, 32] and the labels that the run was
-        trained on, int64 [n], its own label noise included. Held-out images are none of them.
+        """`count` training images (all where there are no more), shuffled: float32 [n, 3, 32, 32] and the labels that
+        the run was trained on, int64 [n], its own label noise included. Held-out images are none of them. All, in their
+        order, where no `count` is given.
         """
         return self._data.unaugmented("train", self._chosen("train", self.train_size, count))
 
@@ -82,13 +84,29 @@ class Images:
         return torch.cat(batches)[:wanted]
 
     def test(self, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """The same of the test images, with their true labels; all, in their order, where no `count` is given."""
+        """The same of the test images, with their true labels."""
         return self._data.unaugmented("test", self._chosen("test", self.test_size, count))
 
     def _chosen(self, split: str, size: int, count: int | None) -> Tensor:
-        if count is None or count >= size:
+        if count is None:
             return torch.arange(size)
+        # Shuffled also where all are taken: many data sets are sorted by class, and chunks of these have one class.
         return torch.randperm(size, generator=stream(self.seed, 0, f"figure {split}"))[:count]
+
+
+def in_batches(images: Tensor, size: int) -> list[Tensor]:
+    """Images in batches of `size` for BN statistics to be re-estimated on. A last one of a single image joins the batch
+    before it: of one value a channel, as behind a network's last pooling, BN has no variance and fails.
+    """
+    batches = list(images.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def evaluated_at_once(device: torch.device) -> int:
+    """Images in a batch of an evaluation on a device: as a training evaluates, so that it gives the same bits."""
+    return EVALUATED_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
 
 
 def autocast(run: Run, device: torch.device) -> torch.autocast:
@@ -111,20 +129,31 @@ def check_same(runs: tuple[Run, ...], *, networks: bool = True) -> None:
 
 
 def _compared(first: Run, other: Run, networks: bool) -> Mapping[str, tuple[Any, Any]]:
+    datasets = first.recipe.dataset, other.recipe.dataset
     pairs: dict[str, tuple[Any, Any]] = {
-        f"dataset.{key}": (getattr(first.recipe.dataset, key), getattr(other.recipe.dataset, key)) for key in SAME
+        f"dataset.{key}": (getattr(datasets[0], key), getattr(datasets[1], key)) for key in SAME
     }
+    # What its own keys make of a data set, such as the superclasses of CIFAR-100: published data have no fingerprint.
+    for key in sorted({*datasets[0].target, *datasets[1].target} - {*LOCATION}):
+        absent = AS_WITHOUT.get(f"dataset.{key}")
+        pairs[f"dataset.{key}"] = (datasets[0].target.get(key, absent), datasets[1].target.get(key, absent))
     for key in ("mean", "std"):
         values = [list(run.recipe.augmentation.get(key, ())) for run in (first, other)]
         pairs[f"augmentation.{key}"] = (values[0], values[1])
     if networks:
         pairs["model"] = (first.recipe.model.values(), other.recipe.model.values())
-        for key in ("label_noise", "noise"):
-            pairs[f"dataset.{key}"] = (getattr(first.recipe.dataset, key), getattr(other.recipe.dataset, key))
-        if first.recipe.dataset.label_noise or first.recipe.dataset.validation:
+        pairs["dataset.label_noise"] = (datasets[0].label_noise, datasets[1].label_noise)
+        pairs["dataset.noise"] = (kind_of_noise(datasets[0]), kind_of_noise(datasets[1]))
+        if datasets[0].label_noise or datasets[0].validation:
             pairs["seed, which draws wrong labels and held-out images,"] = (first.recipe.seed, other.recipe.seed)
         pairs["precision"] = (first.recipe.precision, other.recipe.precision)
     return pairs
+
+
+def kind_of_noise(dataset: DatasetConfig) -> str:
+    """How the training labels are wrong; the default where none is, whichever kind the config names."""
+    is_drawn = dataset.noise in KINDS_OF_NOISE
+    return KINDS_OF_NOISE[0] if is_drawn and not dataset.label_noise else dataset.noise
 
 
 def _file_of_labels(run: Run) -> str:

@@ -114,10 +114,10 @@ def is_mean_of_collected(run: Run) -> bool:
     return isinstance(_collector(run), SnapshotEnsemble)
 
 
-def collection_start(run: Run) -> float:
-    """The epoch at which a run's collector takes in the first weights; 0.0 where it collects nothing."""
+def collection_start(run: Run) -> float | None:
+    """The epoch at which a run's collector takes in the first weights; None where it collects nothing."""
     moments = _collector(run).collection_points(run.recipe.budget)
-    return moments.start if isinstance(moments, EverySteps) else min(moments, default=0.0)
+    return moments.start if isinstance(moments, EverySteps) else min(moments, default=None)
 
 
 def steps_per_epoch(run: Run) -> int:

@@ -11,10 +11,9 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from broadopt.analysis.landscape import distances
-from broadopt.analysis.landscape.images import autocast
+from broadopt.analysis.landscape.images import autocast, evaluated_at_once, in_batches
 from broadopt.analysis.landscape.networks import (
     is_ensemble,
     is_mean_of_collected,
@@ -24,9 +23,8 @@ from broadopt.analysis.landscape.networks import (
     snapshot,
 )
 from broadopt.analysis.landscape.runs import Run, repeat_command
-from broadopt.data.batches import EVALUATED_AT_ONCE
 from broadopt.errors import InputError
-from broadopt.methods.batchnorm import reestimate
+from broadopt.methods.batchnorm import reestimate, statistics
 from broadopt.seeds import derive
 from broadopt.training.evaluate import BINS, bin_of, calibration_error, log_probabilities, metrics
 
@@ -38,8 +36,7 @@ def of_network(model: nn.Module, images: Tensor, *, context: torch.autocast) -> 
     """What a network in evaluation mode predicts for images (float [N, 3, 32, 32], normalised), batched as a training
     evaluates, so that the same device gives the same bits.
     """
-    at_once = EVALUATED_AT_ONCE["cpu" if images.device.type == "cpu" else "cuda"]
-    batches = ((part, part) for part in images.split(at_once))
+    batches = ((part, part) for part in images.split(evaluated_at_once(images.device)))
     return log_probabilities(model, batches, autocast=context, before_batch=lambda: None)
 
 
@@ -107,23 +104,22 @@ class Predictions:
     @property
     def has_bn(self) -> bool:
         """Whether there are BN statistics to be re-estimated."""
-        return any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        return bool(statistics(self.model))
 
     def at(self, weights: Tensor) -> Tensor:
         """Log-probabilities of the network with `weights` [P], float64 [N, C]."""
         put(self.model, weights)
         torch.manual_seed(derive(self.seed, "figure statistics"))  # the same dropout in every pass over the images
-        reestimate(self.model, self.train.split(self.batch_size))
+        reestimate(self.model, in_batches(self.train, self.batch_size))
         # In float32, whatever the run was trained in: in bf16 small distances are those of the rounding.
         float32 = torch.autocast(self.test.device.type, enabled=False)
         return of_network(self.model, self.test, context=float32)
 
 
-def at_spread(predict: Callable[[Tensor], Tensor], weights: Tensor, share: float) -> dict[str, float]:
+def at_spread(predict: Callable[[Tensor], Tensor], weights: Tensor, share: float, *, swa: Tensor) -> dict[str, float]:
     """Distances of what is predicted (log-probabilities [N, C]) with w_i(t) = mean + t (w_i - mean), among themselves
-    and of their ensemble from the mean's. `weights`: w_i, float [n, P]; `share`: t.
+    and of their ensemble from the mean's, `swa`, which is that of every t. `weights`: w_i, float [n, P]; `share`: t.
     """
-    swa = predict(distances.mean(weights).to(weights.dtype))
     predictions = [predict(row) for row in distances.contracted(weights, share)]
     pairs = torch.tensor(pairwise(predictions), dtype=torch.float64)
     same = [agreement(first, second) for first, second in combinations(predictions, 2)]

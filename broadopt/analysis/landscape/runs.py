@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from broadopt.analysis.comparing.keys import ABSENT, completed, flat, label
 from broadopt.config.identity import identity_of
 from broadopt.config.rules import expanded
 from broadopt.config.run_config import Recipe
-from broadopt.errors import InputError
+from broadopt.errors import InputError, printable
 from broadopt.files import reason
 from broadopt.runs import results
 from broadopt.runs.objective import longest
@@ -80,6 +81,7 @@ def chosen(
     """The runs that `words` name: folders in their order, then those of the results folders `roots` that fit all of the
     words KEY=VALUE[,VALUE], in the order of the values. `unfinished` takes those that are going on as well.
 
+    Result files of `roots` that cannot be used are named on stderr.
     Raises InputError for a folder that is no run's, a run that is not finished, and a selector that nothing fits.
     """
     folders = [word for word in words if "=" not in word or os.path.isdir(word)]
@@ -130,7 +132,9 @@ def _states(unfinished: bool) -> tuple[str, ...]:
 
 def _selected(words: Sequence[str], roots: Sequence[Path], unfinished: bool) -> list[dict[str, Any]]:
     wanted = selection.conditions(words, option="")
-    found, _ = selection.read(roots)
+    found, left_out = selection.read(roots)
+    for line in left_out:
+        print(f"broadopt-figure: left out: {printable(line)}", file=sys.stderr)
     if unfinished:
         found = selection.with_going_on(roots, found)
     kept = selection.select([one for one in found if one["state"] in _states(unfinished)], wanted, option="")

@@ -13,8 +13,10 @@ from in_process import read_csv, said
 from safetensors.torch import load_file
 
 from broadopt import snapshots
+from broadopt.analysis.figures.catalogue import FIGURES
 from broadopt.analysis.landscape.distances import power_law
 from broadopt.analysis.landscape.probabilities import at_spread
+from broadopt.runs import results
 
 Runs = dict[str, Path]
 
@@ -34,7 +36,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def drawn(figure: str, *words: str, cwd: Path, **environment: str) -> str:
-    arguments = (figure, *words, "--format", "png", "--device", "cpu")
+    device = ("--device", "cpu") if "--device" in FIGURES[figure].reads else ()
+    arguments = (figure, *words, "--format", "png", *device)
     code, output, errors = said("broadopt-figure", *arguments, cwd=cwd, **environment)
     assert code == 0, errors
     assert (cwd / f"{figure}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -46,7 +49,12 @@ def test_the_slopes_of_a_smooth_model_are_one_and_two() -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(50, 6, generator=generator, dtype=torch.float64)
     weights = 1e-3 * torch.randn(5, 24, generator=generator, dtype=torch.float64)
-    rows = [at_spread(lambda w: (images @ w.view(6, 4)).log_softmax(dim=1), weights, 2 ** (-k / 2)) for k in range(6)]
+
+    def predict(vector: torch.Tensor) -> torch.Tensor:
+        return (images @ vector.view(6, 4)).log_softmax(dim=1)
+
+    swa = predict(weights.mean(dim=0))
+    rows = [at_spread(predict, weights, 2 ** (-k / 2), swa=swa) for k in range(6)]
     spreads = [row["delta"] for row in rows]
     assert power_law(spreads, [row["among"] for row in rows]).slope == pytest.approx(1, abs=1e-4)
     assert power_law(spreads, [row["against_swa"] for row in rows]).slope == pytest.approx(2, abs=1e-3)
@@ -64,6 +72,24 @@ def test_the_calibration_error_of_a_run_is_found_again(runs: Runs, tmp_path: Pat
     assert rows["images"].sum() == 359
     assert f"{method.upper()} NLL {stored['test_nll']:.4f} ± " in output
     assert "The ECE is that of the run's own result." in (tmp_path / "calibration.csv").read_text()
+
+
+@pytest.mark.parametrize(("images", "is_taken"), [(3, True), (4, False)])
+def test_few_test_images_may_be_classified_otherwise_than_in_the_training(
+    runs: Runs, tmp_path: Path, images: int, is_taken: bool
+) -> None:
+    """Three of the 359, which are 0.84 points, but no more."""
+    folder = tmp_path.joinpath(*runs["sgd"].parts[-6:])
+    shutil.copytree(runs["sgd"], folder)
+    stored = json.loads((folder / "result.json").read_text())
+    reached = stored["metrics"]["last"]["test_accuracy"]
+    stored["metrics"]["last"]["test_accuracy"] -= 100 * images / 359
+    results.write(folder, {key: value for key, value in stored.items() if key != "checksum"})
+    code, _, errors = said("broadopt-figure", "calibration", str(folder), "--device", "cpu", cwd=tmp_path)
+    assert code == (0 if is_taken else 2), errors
+    assert is_taken or errors.startswith(
+        f"broadopt-figure: {folder}: what it has kept reaches {reached:.2f} % on the test set, its result says "
+    )
 
 
 def test_calibration_counts_the_test_images_of_each_data_set(
@@ -116,6 +142,19 @@ def test_the_distances_of_iterates_are_those_that_numpy_finds(runs: Runs, tmp_pa
                              f"{rows['from_mean'].mean():.3g} ± ")  # fmt: skip
 
 
+def test_a_collector_that_begins_with_the_training_has_all_of_it_drawn(tmp_path: Path) -> None:
+    """Its start is epoch 0, which is not the lack of one: without a collector the second half is drawn."""
+    words = ("method=sgd", "budget=2", "keep=snapshots")
+    for collect, line in (("ema", ""), ("none", "has 2 snapshots from epoch 1 on; expected three at least")):
+        cwd = tmp_path / collect
+        cwd.mkdir()
+        code, _, errors = said("broadopt-run", *SMALL, *words, f"collect={collect}", cwd=cwd)
+        assert code == 0, errors
+        code, _, errors = said("broadopt-figure", "trajectory", str(*folders(cwd)), "--format", "png", cwd=cwd)
+        assert (code, line in errors) == (2 if line else 0, True), errors
+    assert read_csv(tmp_path / "ema/trajectory.csv")["epoch"].tolist() == [0, 1, 2]
+
+
 def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs, tmp_path: Path) -> None:
     words = ("--images", "40", "--train-images", "64", "--shares", "3", "--members", "3")
     output = drawn("ensemble", str(runs["fge"]), *words, cwd=tmp_path)
@@ -161,9 +200,9 @@ def test_what_is_lacking_is_said_in_one_line(
 
 
 def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs: Runs, tmp_path: Path) -> None:
-    results = tmp_path / "moved here"
-    shutil.copytree(runs["fge"].parents[4], results)
-    folder = results / runs["fge"].relative_to(runs["fge"].parents[4])
+    moved = tmp_path / "moved here"
+    shutil.copytree(runs["fge"].parents[4], moved)
+    folder = moved / runs["fge"].relative_to(runs["fge"].parents[4])
     kept = snapshots.files(folder)
     # Of three cycles of half an epoch, from epoch 0.5 on, the second has its middle at epoch 1.25 of 2.
     (member,) = [file.path for file in kept if file.step == round(1.25 * kept[-1].step / 2)]
@@ -173,5 +212,5 @@ def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs:
     assert (code, output) == (2, "")
     assert errors == (
         f"broadopt-figure: {folder} has snapshots of 2 members, its ensemble has 3; broadopt-run "
-        f"'repeat={folder}' 'results_dir={results}' keep=snapshots force=true keeps all\n"
+        f"'repeat={folder}' 'results_dir={moved}' keep=snapshots force=true keeps all\n"
     )

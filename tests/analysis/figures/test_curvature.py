@@ -14,19 +14,23 @@ from in_process import drawn, refused, said
 from kept_runs import kept_runs
 from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, eigsh
+from stored import record, store
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from broadopt.analysis.figures.curvature.moments import Moment
 from broadopt.analysis.figures.curvature.normalisation import _seen_normalisation, crossing
+from broadopt.analysis.figures.curvature.scene import Scene
 from broadopt.analysis.figures.curvature.sharpness import agreement, gaps
 from broadopt.analysis.figures.curvature.spectrum import _over_epochs
+from broadopt.analysis.figures.request import parse
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import Ball, sharpness_in
 from broadopt.analysis.landscape.curvature.spectrum import Nodes, Spectrum
 from broadopt.analysis.landscape.images import Images
 from broadopt.analysis.landscape.networks import reported, snapshot
 from broadopt.analysis.landscape.runs import chosen
+from broadopt.analysis.landscape.store import key_of
 from broadopt.data.datasets import digits
 from broadopt.methods.asam import asam_perturbation, scale_of
 
@@ -213,6 +217,20 @@ def test_a_bound_outside_the_radii_is_given_as_its_side() -> None:
     ]
     seen = _seen_normalisation(pandas.DataFrame(rows))
     assert "plain 0.12 (below 0.1 to 0.15), element 0.91 (0.66 to above 1), filter 0.91; " in seen
+
+
+def test_rows_of_images_that_were_not_shuffled_are_not_taken_over(tmp_path: Path) -> None:
+    """Only where all training images are used: keys of fewer are those of earlier versions. Labels that are wrong in
+    no image are read once, whichever kind of noise a run names.
+    """
+    words = ("experiment=quickstart", "model=resnet20")
+    stored = [store(tmp_path, record(*words, *noise)) for noise in ((), ("dataset.noise=asymmetric",))]
+    for count, is_same in ((1437, True), (1438, False), (10_000, False)):
+        scene = Scene.of(parse(["sharpness", *map(str, stored), "--train-images", str(count), "--device", "cpu"]))
+        runs = [[run.label, run.result["identity"], run.result["metrics"]] for run in scene.request.runs]
+        earlier = key_of({"figure": "sharpness", "runs": runs, "seed": 1, "train images": count})
+        assert (scene.key({}) == earlier) == is_same
+        assert len({id(images) for images in scene.images.values()}) == 1
 
 
 def test_a_ratio_of_eigenvalues_has_the_bound_of_both_and_none_need_be_positive() -> None:

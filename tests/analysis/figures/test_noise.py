@@ -35,6 +35,10 @@ def drawn(results: Path, cwd: Path, *words: str) -> tuple[int, str, str]:
 def test_a_line_has_the_mean_of_the_seeds_at_each_share(results: Path, tmp_path: Path) -> None:
     code, output, errors = drawn(results, tmp_path, "method=sgd,sam,swa")
     assert code == 0, errors
+    assert "all labels" not in (tmp_path / "noise.csv").read_text()
+    request = parse(["noise", "method=sgd,sam,swa", "--results", str(results)])
+    (axes,) = function_of(FIGURES["noise"])(request).figure.axes
+    assert axes.get_xlabel() == "training labels that are wrong, %"
     rows = read_csv(tmp_path / "noise.csv")
     assert rows[["line", "label_noise", "test_accuracy", "seeds"]].values.tolist() == [
         ["SGD", 0.2, 81.5, 2],
@@ -67,13 +71,14 @@ def test_runs_without_wrong_labels_are_where_every_kind_of_noise_begins(tmp_path
         ["SGD, noise symmetric", 0.0, 91.5, 2],
         ["SGD, noise symmetric", 0.4, 71.5, 2],
     ]
-    assert output.startswith("With 40 % wrong labels, ")
+    assert output.startswith("With 40 % label noise, ")
     assert (
         "is wrong (symmetric and asymmetric); methods of one seed and kind have the same wrong labels."
         in (tmp_path / "noise.csv").read_text()
     )
     request = parse(["noise", "method=sgd", "--results", str(root)])
     (axes,) = function_of(FIGURES["noise"])(request).figure.axes
+    assert axes.get_xlabel() == "label noise, %"
     assert [container.lines[0].get_linestyle() for container in axes.containers] == ["-", "--"]
 
 
@@ -86,15 +91,17 @@ def test_the_zero_of_one_kind_of_noise_is_on_its_line(tmp_path: Path) -> None:
     assert code == 0, errors
     columns = ["line", "label_noise", "test_accuracy"]
     assert read_csv(tmp_path / "noise.csv")[columns].values.tolist() == [["SGD", 0.0, 90.0], ["SGD", 0.4, 60.0]]
-    assert output == "With 40 % wrong labels, mean ± std (seeds): SGD 60.00 (1) %.\n"
+    assert output == "With 40 % label noise, mean ± std (seeds): SGD 60.00 (1) %.\n"
     assert (
-        "is wrong (asymmetric); methods of one seed have the same wrong labels." in (tmp_path / "noise.csv").read_text()
+        "is wrong (asymmetric); methods of one seed have the same wrong labels. With asymmetric noise the share is "
+        "that of each class which is taken for another: five of the ten of CIFAR-10, so that half the share of all "
+        "labels is wrong, and all of CIFAR-100.\n" in (tmp_path / "noise.csv").read_text()
     )
     store(root, record(ROW, "dataset.label_noise=0.2"), last=80.0)
     code, output, errors = drawn(root, tmp_path, "method=sgd", "dataset.label_noise=0,0.2,0.4")
     assert code == 0, errors
     assert output == (
-        "With 0 % wrong labels, mean ± std (seeds): SGD, noise symmetric 90.00 (1) %; SGD, noise asymmetric: the same "
+        "With 0 % label noise, mean ± std (seeds): SGD, noise symmetric 90.00 (1) %; SGD, noise asymmetric: the same "
         "runs as SGD, noise symmetric.\n"
     )
 

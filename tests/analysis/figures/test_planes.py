@@ -211,6 +211,8 @@ def test_rays_go_the_same_ways_from_each_run(runs: Mapping[str, Path], tmp_path:
 
 
 NETWORK = """
+import os
+
 import torch
 
 
@@ -221,6 +223,8 @@ class Drawn(torch.nn.Module):
         self.linear = torch.nn.Linear(16, num_classes)
 
     def forward(self, images):
+        if "FAILS" in os.environ:
+            raise KeyError("no such\\nlayer")
         return self.linear(images.flatten(1) @ self.features)
 """
 
@@ -241,6 +245,14 @@ def test_a_network_keeps_the_buffers_that_it_has_drawn(tmp_path: Path, monkeypat
     rays, _, _ = drawn("rays", *named, "--points", 2, "--directions", 1, cwd=tmp_path)
     start = rays[(rays["run"] == "SGD") & (rays["distance"] == 0)]
     assert start["test_nll"].tolist() == [marks.loc["stored", "test_nll"]]
+    words = ("broadopt-figure", "line", *map(str, named), "--points", "3")
+    code, out, errors = said(*words, cwd=tmp_path, FAILS="1")
+    assert (code, out) == (1, "")
+    line = "broadopt-figure: KeyError: 'no such\\nlayer' (HYDRA_FULL_ERROR=1 shows where)"
+    assert errors == f"{line}\n"
+    _, _, errors = said(*words, cwd=tmp_path, FAILS="1", HYDRA_FULL_ERROR="1")
+    assert errors.startswith("Traceback ")
+    assert errors.endswith(f"{line}\n")
 
 
 def test_the_l2_term_is_that_of_all_runs_or_of_none(runs: Mapping[str, Path], tmp_path: Path) -> None:
@@ -336,15 +348,23 @@ def test_that_command_keeps_it_where_the_run_lies_now(runs: Mapping[str, Path], 
         (["line", "{sgd}", "{swa}", "--margin", "x"], "argument --margin: x: expected a number > 0; see"),
         (["line", "{sgd}", "{swa}", "--at", "1"], "unknown option --at"),
         (["plane", "{sgd}", "{swa}", "--at", "1", "2", "3"], "--at names snapshots of one run; expected one RUN"),
+        (["plane", "{fge}", "--at", "1", "1", "2"], "{fge}: 2 different snapshots; expected three (--at E E E names"),
+        (["plane", "{fge}", "--at", "1", "1", "1"], "{fge}: 1 different snapshot; expected three (--at E E E names"),
         (["plane", "{sgd}", "--start", "1"], "--start names the third point beside two runs; expected two RUNs"),
         (["schematic", "--format", "jpg"], '--format "jpg" is none of png, svg, pdf'),
         (["schematic", "--style", "none"], "--style none: expected a matplotlib style file; there is no such file"),
-        (["schematic", "--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
+        (["curves", "{sgd}", "--images", "100"], "--images: curves does not read it; see broadopt-figure curves "),
+        (["spectrum", "{sgd}", "--images=100"], "--images: spectrum does not read it; see broadopt-figure spectrum "),
+        (["calibration", "{sgd}", "--train-images", "9"], "--train-images: calibration does not read it; see "),
+        (["trajectory", "{sgd}", "--device", "cpu"], "--device: trajectory does not read it; see "),
+        (["schematic", "--seed", "2"], "--seed: schematic does not read it; see "),
+        (["rays", "{sgd}", "--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
     ],
 )  # fmt: skip
 def test_bad_usage_is_one_line(arguments: list[str], message: str, runs: Mapping[str, Path], tmp_path: Path) -> None:
     words = [word.format(**runs) for word in arguments]
-    trusted = FEW[-3:] if "{sgd}" in arguments and arguments[0] != "schematic" else ()
+    reads = arguments[0] in FIGURES and "--device" in FIGURES[arguments[0]].reads and "--device" not in arguments
+    trusted = FEW[-3:] if {"{sgd}", "{fge}"} & {*arguments} and reads else ()
     expected = message.format(**runs, names=", ".join(FIGURES))
     assert refused(words[0], *words[1:], *trusted, cwd=tmp_path).startswith(expected)
 

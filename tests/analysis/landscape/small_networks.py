@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from broadopt.analysis.landscape.curvature.losses import Loss
 
@@ -30,6 +31,18 @@ def data(count: int = 20, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor
     generator = torch.Generator().manual_seed(7)
     images = torch.randn(count, 3, 6, 6, generator=generator).to(dtype)
     return images, torch.randint(4, (count,), generator=generator)
+
+
+class Reads(TorchDispatchMode):
+    """Counts, within the `with` block, the values that are read from tensors: on a GPU each waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*args, **(kwargs or {}))
 
 
 class Quadratic(Loss):

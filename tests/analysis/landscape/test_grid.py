@@ -1,13 +1,18 @@
 """Error and loss at given weights, against an explicit computation."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from small_networks import Reads
+from stored import record, store
 from torch import nn
 
-from broadopt.analysis.landscape.grid import Landscape
+from broadopt.analysis.landscape.grid import Landscape, Penalty
 from broadopt.analysis.landscape.networks import flat, put
+from broadopt.analysis.landscape.probabilities import Predictions
+from broadopt.analysis.landscape.runs import chosen
 
 COUNT = 40
 
@@ -61,6 +66,33 @@ def test_a_linear_network_is_measured_as_computed_by_hand() -> None:
     assert found.test_nll == pytest.approx(float(losses.mean()), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "plus 0.00025 ‖w‖²"),
+        (("optimizer._target_=torch.optim.SGD",), "plus 0.00025 ‖w‖²"),
+        (("optimizer._target_=torch.optim.SGD", "+optimizer.weight_decay=0.5"), "plus 0.25 ‖w‖²"),
+        (
+            ("optimizer=adamw",),
+            "without an L2 term, since weight decay is a term of the loss with SGD, not with adamw",
+        ),
+        (
+            ("optimizer._target_=torch.optim.AdamW",),
+            "without an L2 term, since weight decay is a term of the loss with SGD, not with AdamW",
+        ),
+        (
+            ("optimizer._target_=torch.optim.RMSprop",),
+            "without an L2 term, since weight decay is known to be a term of the loss for SGD alone (here: RMSprop)",
+        ),
+    ],
+)
+def test_the_l2_term_is_that_of_optimizers_that_are_known_to_have_one(
+    tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    folder = store(tmp_path, record("experiment=quickstart", "weight_decay=0.0005", *words))
+    assert Penalty.of(chosen([str(folder)], [])).words == expected
+
+
 def test_bn_statistics_are_those_of_their_images_at_these_weights() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
     place = landscape(model, batch_size=COUNT)
@@ -73,6 +105,37 @@ def test_bn_statistics_are_those_of_their_images_at_these_weights() -> None:
     # What was measured in between leaves no trace.
     place.at(weights * 2)
     assert place.at(weights) == first
+
+
+def test_a_last_batch_of_one_image_joins_that_before_it() -> None:
+    """BN of features without a place fails on a single image; the statistics are those of batches of 13, 13 and 14."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    weights = torch.randn(flat(model).numel(), generator=torch.Generator().manual_seed(4))
+    landscape(model, batch_size=13).at(weights)
+    parts = model[1](model[0](data(5)[0])).split([13, 13, 14])
+    expected = sum(len(part) / COUNT * part.var(dim=0) for part in parts)
+    torch.testing.assert_close(model[2].running_var, expected)
+    predict = Predictions(model=model, test=data(2)[0], train=data(5)[0], batch_size=13, seed=1)
+    assert predict.at(weights).shape == (COUNT, 3)
+    torch.testing.assert_close(model[2].running_var, expected)
+
+
+def test_bn_without_statistics_has_none_to_be_re_estimated() -> None:
+    """Neither a landscape nor predictions say of it that they were."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten())
+    assert not landscape(model).has_bn
+    assert not Predictions(model=model, test=data(2)[0], train=data(5)[0], batch_size=13, seed=1).has_bn
+
+
+def test_a_point_is_read_in_a_few_values_however_many_parameters_there_are() -> None:
+    shallow, deep = linear(), nn.Sequential(linear(), *(nn.Linear(3, 3) for _ in range(5)))
+    counts = []
+    for model in (shallow, deep):
+        with Reads() as reads:
+            found = landscape(model).measured()
+        counts.append(reads.count)
+        assert found.norm == math.sqrt(sum(float(one.detach().double().square().sum()) for one in model.parameters()))
+    assert counts[0] == counts[1]
 
 
 def test_logits_that_are_not_finite_hit_nothing() -> None:

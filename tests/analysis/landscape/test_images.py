@@ -47,6 +47,11 @@ def test_fewer_images_are_the_first_of_one_order(tmp_path: Path) -> None:
     assert not torch.equal(found.train(10)[1], images(run, seed=4).train(10)[1])
     assert not torch.equal(found.augmented(10), images(run, seed=4).augmented(10))
     assert len(found.test(10_000)[1]) == 359
+    for split in (found.train, found.test):
+        (every, _), (more, _), (in_order, _) = split(10_000), split(20), split()
+        assert torch.equal(every[:20], more)
+        assert not torch.equal(every, in_order)
+        assert torch.equal(every.flatten(1).sort(dim=0).values, in_order.flatten(1).sort(dim=0).values)
     assert len(found.augmented(10_000)) == 1438
 
 
@@ -89,6 +94,24 @@ def test_runs_on_other_images_or_networks_are_not_put_together(tmp_path: Path) -
     check_same((first, deeper), networks=False)
     with pytest.raises(InputError, match=r"augmentation\.mean \[0"):
         check_same((first, shifted))
+
+
+@pytest.mark.parametrize("networks", [True, False])
+def test_runs_on_other_classes_of_the_same_images_are_not_put_together(tmp_path: Path, networks: bool) -> None:
+    fine, coarse, apart = (
+        chosen([str(store(tmp_path, record("dataset=cifar100", "method=sgd", *words)))], [])[0]
+        for words in ((), ("dataset.coarse=true",), ("dataset.data_dir=elsewhere", "dataset.verify=false", "lr=0.2"))
+    )
+    with pytest.raises(InputError) as raised:
+        check_same((fine, coarse), networks=networks)
+    assert str(raised.value).startswith(f"{coarse.folder}: dataset.coarse True, but False in {fine.folder}; expected ")
+    check_same((fine, apart), networks=networks)
+
+
+def test_a_kind_of_noise_that_nothing_is_drawn_of_is_no_difference(tmp_path: Path) -> None:
+    first, second = a_run(tmp_path), a_run(tmp_path, "dataset.noise=asymmetric")
+    assert first.result["identity"] != second.result["identity"]
+    check_same((first, second))
 
 
 @pytest.mark.parametrize(

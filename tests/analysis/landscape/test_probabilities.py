@@ -54,6 +54,21 @@ def test_an_ensemble_that_is_drawn_is_not_taken_for_the_mean_of_what_it_collecte
         probabilities.of_run(run, torch.zeros(1, 3, 32, 32))
 
 
+def test_the_network_at_the_mean_is_not_predicted_by_anew_for_each_share() -> None:
+    weights = torch.randn(3, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    asked = []
+
+    def predict(vector: torch.Tensor) -> torch.Tensor:
+        asked.append(vector)
+        return vector.view(4, 2).log_softmax(dim=1)
+
+    swa = predict(weights.mean(dim=0))
+    found = [probabilities.at_spread(predict, weights, share, swa=swa) for share in (1.0, 0.5)]
+    assert len(asked) == 1 + 2 * 3
+    mean = sum(row.view(4, 2).softmax(dim=1) for row in weights) / 3
+    assert found[0]["against_swa"] == pytest.approx(float((mean - swa.exp()).norm(dim=1).mean()), rel=1e-9)
+
+
 def test_the_ensemble_is_the_mean_of_probabilities() -> None:
     assert probabilities.ensemble([FIRST, SECOND]).exp().tolist() == [[0.5, 0.5], [0.5, 0.5]]
 

@@ -135,6 +135,17 @@ def test_what_is_no_run_is_named(words: list[str], message: str, folders: dict[s
     assert str(raised.value) == message.format(**folders)
 
 
+def test_results_that_cannot_be_used_are_named_beside_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, other = (store(tmp_path, record(RESNET20, "method=sgd", seed=seed)) for seed in (1, 2))
+    path = other / "result.json"
+    path.write_text(path.read_text().replace("70.0", "71.0"))
+    assert [run.folder for run in chosen(["method=sgd"], [tmp_path])] == [kept]
+    line = f"{other.relative_to(tmp_path)}: its checksum does not fit: edited or damaged"
+    assert capsys.readouterr().err == f"broadopt-figure: left out: {line}\n"
+
+
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     folder = store(tmp_path, record(RESNET20, "method=sgd"))
     path = folder / "result.json"

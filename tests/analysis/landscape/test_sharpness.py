@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
-from small_networks import Quadratic, data, network
+from small_networks import Quadratic, Reads, data, network
 from torch import Tensor
 
 from broadopt.analysis.landscape.curvature.losses import Loss
@@ -195,3 +195,18 @@ def test_a_ball_in_which_the_loss_overflows_is_refused() -> None:
     with pytest.raises(InputError, match=r"^the loss is not finite at these weights$"):
         ascend(loss, Ball(rho=1e30), steps=2)
     assert all(torch.equal(a, b) for a, b in zip(before, loss.parameters, strict=True))
+
+
+def test_a_loss_is_read_once_and_is_the_sum_of_its_batches_to_the_bit() -> None:
+    images, labels = data()
+    model = network()
+    loss = Loss(model, images, labels, batch_size=3)
+    expected = 0.0
+    with torch.no_grad():
+        for some, theirs in zip(images.split(3), labels.split(3), strict=True):
+            expected += float(torch.nn.functional.cross_entropy(model(some), theirs, reduction="sum") / 20)
+    with Reads() as reads:
+        assert loss.value() == expected
+        assert reads.count == 1
+        assert loss.gradient()[0] == expected
+        assert reads.count == 2

@@ -1,19 +1,18 @@
 """The spectra that a figure shows: of which epochs, measured and kept as rows, and read back from these."""
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 import pandas
-from tqdm import tqdm
 
 from broadopt.analysis.figures.curvature.scene import Scene
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.spectrum import Nodes, Spectrum, hessian_spectrum
 from broadopt.analysis.landscape.networks import moments, snapshot
+from broadopt.analysis.landscape.progress import bar
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.errors import InputError
@@ -104,10 +103,7 @@ def _nodes(run: Run, step: int, epoch: float, scene: Scene) -> list[list[dict[st
     """By start, the nodes of one spectrum from the largest on; nan where a start's space was exhausted before."""
     options, (inputs, labels) = scene.request.options, scene.train(run)
     loss = Loss(scene.placed(run, snapshot(run, step).model), inputs, labels)
-    with tqdm(
-        total=options.steps, desc=f"spectrum: {run.label}, epoch {epoch:g}", unit="step", file=sys.stderr,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    ) as progress:  # fmt: skip
+    with bar(what=f"spectrum: {run.label}, epoch {epoch:g}", unit="step", total=options.steps) as progress:
         try:
             found = hessian_spectrum(
                 loss, steps=options.steps, starts=options.starts, seed=scene.request.seed, advance=progress.update

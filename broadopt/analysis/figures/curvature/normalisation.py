@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -12,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
-from tqdm import tqdm
 
-from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words, seconds_between
+from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words
 from broadopt.analysis.figures.looks import COLOURS, End, name_lines
 from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import Direction, rises_along, standard_error
+from broadopt.analysis.landscape.progress import bar
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Store
 from broadopt.errors import InputError
@@ -59,7 +58,7 @@ def normalisation(request: Request) -> Drawing:
     subject, rows = Subject(run, scene), []
     lines = [(p, kind) for p in radii for kind in SHAPES]
     subject.check(store, [{"normalisation": kind, "p": p, "rho": rho} for p, kind in lines for rho in radii[p]])
-    for p, kind in tqdm(lines, desc="normalisation", unit="line", file=sys.stderr, mininterval=seconds_between()):
+    for p, kind in bar(lines, what="normalisation", unit="line"):
         # All radii of a line are measured together, where the first of them is not known.
         rises = cache(partial(_rises, subject, kind, p, radii[p], eta=options.eta, m=options.m))
         for place, rho in enumerate(radii[p]):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from broadopt.analysis.figures.output import seeds
 from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import rescale
-from broadopt.analysis.landscape.images import Images, autocast, check_same
+from broadopt.analysis.landscape.images import Images, autocast, check_same, kind_of_noise
 from broadopt.analysis.landscape.networks import reported
 from broadopt.analysis.landscape.runs import Run, check_different
 from broadopt.analysis.landscape.store import Point, Store, device_fact, key_of
@@ -71,7 +70,9 @@ class Scene:
     def key(self, facts: Mapping[str, Any]) -> str:
         """Of all that decides the numbers. A run that was trained anew has other metrics."""
         runs = [[run.label, run.result["identity"], run.result["metrics"]] for run in self.request.runs]
-        own = {"figure": self.request.figure, "runs": runs, "seed": self.request.seed}
+        own: dict[str, Any] = {"figure": self.request.figure, "runs": runs, "seed": self.request.seed}
+        if any(self.request.train_images >= images.train_size for images in self.images.values()):
+            own["order"] = "shuffled"  # earlier versions took all images as they lie, whose rows are not to be kept
         return key_of(
             own | {"train images": self.request.train_images} | device_fact(self.request.device) | dict(facts)
         )
@@ -131,14 +132,9 @@ def _kind(run: Run) -> tuple[object, ...]:
     """What decides a run's images and labels, beside what all runs have in common."""
     dataset = run.recipe.dataset
     seeded = bool(dataset.label_noise or dataset.validation)
-    return run.recipe.model.name, dataset.label_noise, dataset.noise, run.recipe.seed if seeded else None
+    return run.recipe.model.name, dataset.label_noise, kind_of_noise(dataset), run.recipe.seed if seeded else None
 
 
 def norm_words(p: float) -> str:
     """p as it is written in titles."""
     return "∞" if p == math.inf else f"{p:g}"
-
-
-def seconds_between() -> float:
-    """Seconds between two lines of progress: seldom where they are not one line of a terminal."""
-    return 0.5 if sys.stderr.isatty() else 30.0

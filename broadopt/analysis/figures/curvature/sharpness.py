@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -16,13 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from scipy.stats import kendalltau
-from tqdm import tqdm
 
-from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words, seconds_between
+from broadopt.analysis.figures.curvature.scene import Scene, Subject, norm_words
 from broadopt.analysis.figures.looks import styles
 from broadopt.analysis.figures.output import Drawing
 from broadopt.analysis.figures.request import Request, number_above, whole_number
 from broadopt.analysis.landscape.curvature.sharpness import RESCALING, Ball, Sharpness, sharpness_in
+from broadopt.analysis.landscape.progress import bar
 from broadopt.analysis.landscape.runs import Run
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.errors import InputError
@@ -63,11 +62,11 @@ def sharpness(request: Request) -> Drawing:
     for subject in subjects:
         subject.check(store, _points(subject.run, options.m))
     total = 3 * len(KINDS) * len(request.runs)
-    with tqdm(total=total, desc="sharpness", unit="ascent", file=sys.stderr, mininterval=seconds_between()) as bar:
+    with bar(what="sharpness", unit="ascent", total=total) as ascents:
         for subject in subjects:
             for point in _points(subject.run, options.m):
                 rows.append(store.row(point, partial(rise, subject, point)))
-                bar.update()
+                ascents.update()
     table = pandas.DataFrame(rows)
     return Drawing(
         figure=_drawn_sharpness(table, request),

@@ -82,15 +82,16 @@ def _corners(request: Request) -> list[Mark]:
         return [mark_of(run) for run in runs]
     if len(runs) == 2:
         last = runs[1]
-        wanted = collection_start(last) if options.start is None else options.start
+        wanted = (collection_start(last) or 0.0) if options.start is None else options.start
         return [mark_at(last, wanted), *map(mark_of, runs)]
     (run,) = runs
     if options.at:
         three = [mark_at(run, epochs) for epochs in options.at]
     else:
         three = [mark_of_snapshot(run, *found) for found in member_moments(run)[-3:]]
-    if len({mark.label for mark in three}) < 3:
-        raise InputError(f"{run.folder}: {len(three)} different snapshots; expected three (--at E E E names others)")
+    if (count := len({mark.label for mark in three})) < 3:
+        found = f"{count} different snapshot{'s' * (count != 1)}"
+        raise InputError(f"{run.folder}: {found}; expected three (--at E E E names others)")
     mean = sum((mark.vector.double() for mark in three[1:]), start=three[0].vector.double()) / 3
     return [*three, Mark(label="their mean", method="swa", vector=mean.float())]
 

@@ -41,14 +41,15 @@ class Loss:
     @torch.no_grad()
     def value(self) -> float:
         """The mean loss. Raises InputError where it is not finite."""
-        return _finite(sum(part.item() for part in self._parts()))
+        return _finite(sum(self._parts()))
 
     def gradient(self) -> tuple[float, list[Tensor]]:
         """The mean loss and its gradient, one tensor a parameter. Raises InputError where the loss is not finite."""
-        total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in self.parameters]
+        total = torch.zeros((), dtype=torch.float64, device=self.labels.device)
+        gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         for part in self._parts():
             torch._foreach_add_(gradients, list(torch.autograd.grad(part, self.parameters, materialize_grads=True)))
-            total += part.item()
+            total += part.detach()
         return _finite(total), gradients
 
     def products(self, vectors: Tensor) -> Tensor:
@@ -75,7 +76,8 @@ class Loss:
             yield F.cross_entropy(logits, labels, reduction="sum") / len(self)
 
 
-def _finite(value: float) -> float:
+def _finite(total: Tensor | float) -> float:
+    value = float(total)  # here alone the device is waited for
     if not math.isfinite(value):
         raise InputError("the loss is not finite at these weights")
     return value
