@@ -16,8 +16,9 @@ from typing import Any
 
 from broadopt.devices.sharing import PER_GPU
 from broadopt.errors import InputError
+from broadopt.launchers.ended import Ended
 from broadopt.launchers.place import PLACE
-from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
+from broadopt.launchers.sweep import Planned, SweepLauncher, quoted
 from broadopt.signals import Stop
 
 
