@@ -15,6 +15,7 @@ from forked import as_nobody
 from PIL import Image
 
 from broadopt.launchers.local import claim
+from broadopt.runs.begun import link_output
 
 LOCAL = ("-m", "hydra/launcher=local", "hydra.launcher.n_jobs=2")
 SWEEP = (*SMALL, "method=sgd,swa,asam", "budget=1", "seed=1")
@@ -97,6 +98,20 @@ def test_a_forced_run_that_did_not_begin_is_not_finished_by_its_old_result(tmp_p
     assert done.returncode == 3, done.stdout + done.stderr
     assert "test accuracy" not in done.stdout
     assert list(folder.glob("result.*.json")) == []
+
+
+def test_a_runs_output_is_found_where_results_is_a_link_to_storage_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = tmp_path / "storage" / "of" / "mine"
+    (storage / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "results").symlink_to(storage)
+    (storage / "0.out").write_text("what it printed")
+    for output in (storage / "0.out", tmp_path / "results" / "0.out"):  # as Slurm's launcher and the local one name it
+        monkeypatch.setenv("BROADOPT_OUTPUT", str(output))
+        for root in (storage, tmp_path / "results"):
+            link_output(root / "runs" / "one")
+            assert (root / "runs" / "one" / "output.txt").read_text() == "what it printed"
 
 
 def test_users_of_a_machine_share_the_claims_on_its_gpus() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,29 @@ def test_a_signal_that_comes_during_the_setup_sends_the_job_back_into_the_queue(
     assert not (folder / "0.exit").exists()
 
 
+def test_several_processes_have_until_the_time_limit_to_save(tmp_path: Path) -> None:
+    name = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    line = f"export {name}=${{{name}:-%d}}"
+    two, brief, one = (
+        script(tmp_path, 1, gpus=count, processes=count, signal_seconds=seconds).splitlines()
+        for count, seconds in ((2, 300), (2, 10), (1, 300))
+    )
+    assert line % 300 in two
+    assert line % 30 in brief  # never less than what torchrun gives by itself
+    assert not any(name in word for word in one)
+
+
+def test_torchrun_waits_for_its_processes_as_long_as_the_script_says(tmp_path: Path) -> None:
+    deaf = f"trap '' TERM; touch {tmp_path}/there; while true; do sleep 0.1; done"
+    torchrun = [sys.executable, "-m", "broadopt.devices.torchrun", "--standalone", "--nproc-per-node=1"]
+    environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    process = subprocess.Popen([*torchrun, "--no-python", "bash", "-c", deaf], env=environment, stderr=subprocess.PIPE)
+    until(lambda: (tmp_path / "there").exists())
+    process.terminate()
+    process.communicate(timeout=25)  # 30 seconds, but for the variable
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_a_crash_is_a_failure_and_what_was_killed_goes_on(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("Aborted\n")
     planned = Planned((), "", "auto", {}, "results")
@@ -209,12 +233,17 @@ def test_why_a_run_has_ended_is_its_own_last_line(output: list[str], line: str, 
             "expected hydra.launcher.gpus=4 (or 0 without GPUs), found 1",
         ),
         (
+            {"hours": 0.1, "signal_seconds": 360},
+            "hydra.launcher.signal_seconds=360: a run is told to save so long before its time limit; "
+            "expected less than the 360 seconds of hydra.launcher.hours=0.1",
+        ),
+        (
             {"per_gpu": 2, "memory": "a lot"},
             "hydra.launcher.memory=a lot: expected a whole number and K, M, G or T, as 32G",
         ),
     ],
 )
-def test_what_cannot_be_shared_is_refused_in_a_line(settings: dict[str, Any], line: str) -> None:
+def test_numbers_that_do_not_go_together_are_refused_in_a_line(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError) as raised:
         SlurmLauncher(**{**SETTINGS, **settings})
     assert str(raised.value) == line

@@ -5,9 +5,9 @@ from typing import Any
 
 SCRIPT = """#!/bin/bash
 {options}
-# Carries out its lines of commands.txt, {per_gpu} a task. Slurm sends {signal} ahead of a preemption and of the time
-# limit: the runs save their states and end, and the job goes back into the queue. A run killed without it goes on from
-# its checkpoint.
+# Carries out its lines of commands.txt, {per_gpu} a task. Slurm sends {signal} ahead of the time limit, and of a
+# preemption where the cluster has a GraceTime and SlurmctldParameters=preempt_send_user_signal: the runs save their
+# states and end, and the job goes back into the queue. A run killed without it goes on from its checkpoint.
 folder={folder}
 task=$SLURM_ARRAY_TASK_ID
 asked= again= worst=0

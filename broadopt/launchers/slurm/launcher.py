@@ -52,7 +52,7 @@ class SlurmLauncher(SweepLauncher):
     the signal. setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example.
     extra: further options of sbatch. processes: of one run, by torchrun. per_gpu: runs of one task, which share its GPU
     and have `cpus` and `memory` each. wait: stay until all have ended, looking every
-    `poll` seconds. Raises InputError for a number out of its LIMITS.
+    `poll` seconds. Raises InputError for a number out of its LIMITS, or numbers that do not go together.
     """
 
     def __init__(
@@ -79,6 +79,11 @@ class SlurmLauncher(SweepLauncher):
         numbers = {"gpus": gpus, "cpus": cpus, "hours": hours, "parallel": parallel, "signal_seconds": signal_seconds}
         for name, value in {**numbers, "processes": processes, "per_gpu": per_gpu, "poll": poll}.items():
             _check(name, value)
+        if signal_seconds >= 3600 * hours:
+            raise InputError(
+                f"hydra.launcher.signal_seconds={signal_seconds}: a run is told to save so long before its time limit; "
+                f"expected less than the {3600 * hours:g} seconds of hydra.launcher.hours={hours:g}"
+            )
         if per_gpu > 1 and (gpus != 1 or processes > 1):
             what = f"gpus={gpus}" if gpus != 1 else f"processes={processes}"
             raise InputError(
@@ -178,6 +183,11 @@ class SlurmLauncher(SweepLauncher):
         }
         variables = [f"export OMP_NUM_THREADS={max(1, self.cpus // self.processes)}"]
         variables += [f"export {PER_GPU}={self.per_gpu}"] * (self.per_gpu > 1)
+        # torchrun kills its processes that long after it has passed the signal on; a version that knows no such
+        # variable (before --shutdown-timeout) does so after 30 seconds.
+        patience = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+        default = f"export {patience}=${{{patience}:-{max(30, self.signal_seconds)}}}"
+        variables += [default] * (self.processes > 1)
         lines = [f"#SBATCH --{name}={word(value)}" for name, value in options.items() if value is not None]
         return SCRIPT.format(
             options="\n".join([*lines, "#SBATCH --requeue", *(f"#SBATCH {option}" for option in self.extra)]),
