@@ -22,7 +22,7 @@ def register(session: "Session") -> None:
     plugins = Plugins.instance()  # imports Hydra's own anew: what is derived from them has to be imported later
 
     from broadopt.launchers.local import LocalLauncher
-    from broadopt.launchers.slurm import SlurmLauncher
+    from broadopt.launchers.slurm.launcher import SlurmLauncher
     from broadopt.launchers.sweeper import OnceSweeper
     from broadopt.launchers.tidy import Tidy
     from broadopt.launchers.watched import watch

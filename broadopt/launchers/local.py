@@ -1,13 +1,11 @@
 """hydra/launcher=local: several runs of a sweep at a time on one machine."""
 
-import fcntl
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from itertools import count
@@ -16,8 +14,10 @@ from typing import Any
 
 from broadopt.devices.sharing import PER_GPU
 from broadopt.errors import InputError
+from broadopt.launchers.ended import Ended
+from broadopt.launchers.gpus import claim, let_go_of, visible_gpus
 from broadopt.launchers.place import PLACE
-from broadopt.launchers.sweep import Ended, Planned, SweepLauncher, quoted
+from broadopt.launchers.sweep import Planned, SweepLauncher, quoted
 from broadopt.signals import Stop
 
 
@@ -152,94 +152,4 @@ def run(
             # The child holds the claim as well: it ends with the last of the two, however they end.
             return children.carry_out(planned.command(), env=environment, stdout=file, stderr=file, pass_fds=locks)
     finally:
-        _release(locks)
-
-
-def claim(
-    gpus: Sequence[int | str],
-    *,
-    per_gpu: int = 1,
-    folder: Path | None = None,
-    given_up: Callable[[], bool] = lambda: False,
-) -> tuple[int | str, list[int]] | None:
-    """Wait for a GPU that no other run of this machine has claimed, or, with `per_gpu` above 1, fewer runs than that
-    which share it as well; its number, and the descriptors that hold it. None where the waiting was `given_up`. Runs of
-    another number do not share it: each takes its part of the memory by its own.
-    """
-    folder = folder or Path(tempfile.gettempdir())
-    while not given_up():
-        for slot in range(per_gpu):  # the GPUs take one run each before any takes a second
-            for gpu in gpus:
-                whole, part = folder / f"broadopt-gpu-{gpu}.lock", folder / f"broadopt-gpu-{gpu}-{slot}.lock"
-                if per_gpu == 1:
-                    held = _locked(whole, fcntl.LOCK_EX)
-                elif held := _shared(whole, per_gpu):
-                    held += (own := _locked(part, fcntl.LOCK_EX))
-                    if not own:
-                        _release(held)
-                        continue
-                if held:
-                    return gpu, held
-        time.sleep(0.2)
-    return None
-
-
-def _shared(path: Path, per_gpu: int) -> list[int]:
-    """The descriptor that holds a GPU's file together with runs of the same `per_gpu`; none where others have it.
-
-    The file holds their number. It is written under the exclusive lock, which nobody gets while a run has the GPU, and
-    read under the shared one, since another may come between the two.
-    """
-    if first := _locked(path, fcntl.LOCK_EX):
-        if os.pread(first[0], 20, 0) != str(per_gpu).encode():
-            try:
-                os.ftruncate(first[0], 0)
-                os.pwrite(first[0], str(per_gpu).encode(), 0)
-            except OSError as error:
-                raise InputError(
-                    f"{path}: it is another user's and cannot be written: remove it, or give hydra.launcher.per_gpu=1"
-                ) from error
-        _release(first)
-    held = _locked(path, fcntl.LOCK_SH)
-    if held and os.pread(held[0], 20, 0) != str(per_gpu).encode():
-        _release(held)
-        return []
-    return held
-
-
-def _locked(path: Path, kind: int) -> list[int]:
-    """The descriptor that holds a lock of this kind on the file; none where it is taken."""
-    held = _opened(path)
-    try:
-        fcntl.flock(held, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        return []
-    return [held]
-
-
-def _opened(path: Path) -> int:
-    """A descriptor of a lock file that all users of the machine share; made where there is none."""
-    # Without O_CREAT where it is there: in a folder as /tmp, Linux refuses it on a file of another user.
-    with suppress(FileNotFoundError):
-        try:
-            return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except PermissionError:
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # enough for a lock
-    made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    os.fchmod(made, 0o666)  # whatever the umask of its maker
-    return made
-
-
-def _release(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
-def visible_gpus() -> list[str]:
-    """Numbers, or the names that CUDA_VISIBLE_DEVICES gives, of the GPUs that this process may use."""
-    import torch
-
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = map(str, range(torch.cuda.device_count())) if chosen is None else map(str.strip, chosen.split(","))
-    return list(names)[: torch.cuda.device_count()]
+        let_go_of(locks)

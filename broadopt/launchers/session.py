@@ -211,7 +211,7 @@ class Session:
 
     def take(self, overrides: Sequence[str], returned: JobReturn) -> bool:
         """Keep what a run of a sweep has returned to its launcher, in this process or in another; False where it has
-        been stopped and can go on.
+        been stopped and can go on, which is said with what is known of it unless the whole command is to stop.
         """
         error = returned._return_value if returned.status == JobStatus.FAILED else None
         if error is None:
@@ -220,7 +220,11 @@ class Session:
                 self.finished.append((" ".join(self.sweep.swept(overrides) if self.sweep else overrides), outcome))
         elif isinstance(error, LeftToAnother):
             self.elsewhere += 1
-        elif not isinstance(error, Stopped) and not any(error is known for _, known in self.failed):
+        elif isinstance(error, Stopped):
+            if str(error) and self.stop.requested is None:
+                where = printable(" ".join(returned.overrides or overrides)) or "-m"
+                print(f"broadopt-run: {where}: not finished: {printable(str(error))}", file=sys.stderr, flush=True)
+        elif not any(error is known for _, known in self.failed):
             reason = error if isinstance(error, InputError | RunFailed) else unforeseen(error)
             self.note(reason, list(returned.overrides or overrides), sweep=True)
         return not isinstance(error, Stopped)

@@ -1,11 +1,9 @@
 """What both launchers share: which runs of a sweep are left to do, as commands, and how their outcomes are reported."""
 
-import re
 import shlex
-import signal
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.messages import quoted as literal
 from broadopt.config.run_config import DatasetConfig, RunConfig
-from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
+from broadopt.errors import InputError, LeftToAnother
+from broadopt.launchers.ended import Ended, what_became
 from broadopt.launchers.known import Runs, fingerprint, key, known, variant
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
@@ -72,39 +71,6 @@ def program() -> list[str]:
     """
     script = Path(sys.argv[0])
     return [str(script.absolute())] if script.name == "broadopt-run" and script.is_file() else ["-m", "broadopt.run"]
-
-
-CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
-"""Signals that a process gets for what it does itself: given again, the command would end in the same way."""
-
-FROM_TORCHRUN = re.compile(r"(\[rank\d+\]: ?)?\[?[IWE]\d{4} \d\d:\d\d:")
-"""The beginning of a line in torch's own log."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What has become of a run that was carried out elsewhere: its exit code, and where its output is."""
-
-    planned: Planned
-    code: int | None
-    """None where it has not come to an end of its own."""
-    output: Path
-
-    def last_line(self) -> str:
-        """Of what it wrote on stderr or stdout; nothing where that is nothing. What torchrun says last, that a process
-        has ended, counts only where the process has not said why.
-        """
-        text = self.output.read_text(errors="replace") if self.output.exists() else ""
-        last, *before = [*filter(str.strip, reversed(text.splitlines())), ""]
-        if FROM_TORCHRUN.match(last):
-            own = next((line for line in before if not FROM_TORCHRUN.match(line)), "")
-            return own if own.startswith("broadopt-run: ") else last
-        return last
-
-    def line(self) -> str:
-        """The line in which it says why it has ended, and where there is more."""
-        last = self.last_line()
-        return f"{last.removeprefix('broadopt-run: ')} (see {self.output})" if last else f"see {self.output}"
 
 
 class SweepLauncher(BasicLauncher):
@@ -187,18 +153,6 @@ class SweepLauncher(BasicLauncher):
     def launch_elsewhere(self, planned: list[Planned], root: Path) -> list[Ended]:
         """Carry out runs whose results go below `root`; returns those that have ended."""
         raise NotImplementedError
-
-
-def what_became(ended: Ended | None) -> Exception:
-    """Of a run that has not finished, as the exception that it would have raised here."""
-    if ended is None:  # its result was there, and is there no more
-        return Stopped("its result has gone")
-    kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: InputError, 3: LeftToAnother}
-    if ended.code == 0:
-        return RunFailed(f"it has ended well, but the results folder of the sweep has no result of it: {ended.line()}")
-    if ended.code is not None and -ended.code in CRASHES:
-        return RunFailed(f"ended by {signal.Signals(-ended.code).name}: {ended.line()}")
-    return kinds.get(ended.code, Stopped)(ended.line())
 
 
 def returned(one: Planned, what: Outcome | Exception) -> JobReturn:

@@ -143,4 +143,6 @@ def link_output(folder: Path) -> None:
     link = folder / "output.txt"
     link.unlink(missing_ok=True)
     if os.environ.get("BROADOPT_OUTPUT"):
-        link.symlink_to(os.path.relpath(os.environ["BROADOPT_OUTPUT"], folder))
+        # Of real paths: from a folder behind a symbolic link, .. leads to where it really is.
+        output, here = os.path.realpath(os.environ["BROADOPT_OUTPUT"]), os.path.realpath(folder)
+        link.symlink_to(os.path.relpath(output, here))

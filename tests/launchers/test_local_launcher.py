@@ -14,7 +14,9 @@ from filelock import FileLock
 from forked import as_nobody
 from PIL import Image
 
-from broadopt.launchers.local import claim
+from broadopt.launchers import gpus
+from broadopt.launchers.gpus import claim
+from broadopt.runs.begun import link_output
 
 LOCAL = ("-m", "hydra/launcher=local", "hydra.launcher.n_jobs=2")
 SWEEP = (*SMALL, "method=sgd,swa,asam", "budget=1", "seed=1")
@@ -99,8 +101,23 @@ def test_a_forced_run_that_did_not_begin_is_not_finished_by_its_old_result(tmp_p
     assert list(folder.glob("result.*.json")) == []
 
 
-def test_users_of_a_machine_share_the_claims_on_its_gpus() -> None:
+def test_a_runs_output_is_found_where_results_is_a_link_to_storage_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = tmp_path / "storage" / "of" / "mine"
+    (storage / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "results").symlink_to(storage)
+    (storage / "0.out").write_text("what it printed")
+    for output in (storage / "0.out", tmp_path / "results" / "0.out"):  # as Slurm's launcher and the local one name it
+        monkeypatch.setenv("BROADOPT_OUTPUT", str(output))
+        for root in (storage, tmp_path / "results"):
+            link_output(root / "runs" / "one")
+            assert (root / "runs" / "one" / "output.txt").read_text() == "what it printed"
+
+
+def test_users_of_a_machine_share_the_claims_on_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder as /tmp, where a file that a stricter umask has made is another user's."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o1777)
@@ -145,6 +162,37 @@ def test_a_gpu_is_claimed_by_one_run_and_free_again_when_it_has_died(tmp_path: P
     again, [descriptor] = claimed(tmp_path)
     assert again == 0
     os.close(descriptor)
+
+
+def test_what_a_run_waits_for_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpus, "MOMENT", 0.1)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    held = [claimed(tmp_path), claimed(tmp_path)]
+    assert capsys.readouterr().out == ""
+    assert claim([0, 1], folder=tmp_path, given_up=iter([False] * 4 + [True]).__next__) is None
+    line = f"waiting for a GPU: other runs hold {tmp_path}/broadopt-gpu-0.lock, {tmp_path}/broadopt-gpu-1.lock\n"
+    assert capsys.readouterr().out == line
+    for _, [descriptor] in held:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("per_gpu", [1, 2])
+def test_jobs_of_slurm_whose_gpus_have_the_same_numbers_do_not_wait_for_each_other(
+    per_gpu: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    for job in ("12", "13"):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        first, second = (claimed(tmp_path, per_gpu=per_gpu) for _ in range(2))
+        assert [first[0], second[0]] == [0, 1]
+        assert is_taken(tmp_path, per_gpu=1)  # within a job
+        held += [*first[1], *second[1]]
+    names = {"broadopt-gpu-job12-0.lock", "broadopt-gpu-job13-1.lock"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
+    for descriptor in held:
+        os.close(descriptor)
 
 
 def claimed(folder: Path, *, per_gpu: int = 1) -> tuple[int | str, list[int]]:

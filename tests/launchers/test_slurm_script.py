@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from command import until
 
 from broadopt.errors import InputError, RunFailed, Stopped
-from broadopt.launchers import slurm_queue
-from broadopt.launchers.slurm import SlurmLauncher
-from broadopt.launchers.slurm_queue import Task
-from broadopt.launchers.sweep import Ended, Planned, what_became
+from broadopt.launchers.ended import Ended, what_became
+from broadopt.launchers.slurm import queue
+from broadopt.launchers.slurm.launcher import SlurmLauncher
+from broadopt.launchers.slurm.queue import Task
+from broadopt.launchers.sweep import Planned
 
 SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("partition", "account", "qos")),
@@ -111,6 +113,78 @@ def test_a_run_that_crashed_has_ended(tmp_path: Path) -> None:
     assert (folder / "0.exit").read_text() == "1\n"
 
 
+@pytest.mark.parametrize("per_gpu", [1, 2])
+def test_a_node_on_which_a_command_cannot_be_started_leaves_its_code(per_gpu: int, tmp_path: Path) -> None:
+    folder = job(tmp_path, ["true"], prefix="no-such-container exec", per_gpu=per_gpu)
+    process = task(folder, 0)
+    process.communicate()
+    assert (process.returncode, (folder / "0.exit").read_text()) == (127, "127\n")
+
+
+@pytest.mark.parametrize("per_gpu", [1, 2])
+def test_a_folder_that_is_not_on_the_node_fails_the_runs_of_the_task(
+    per_gpu: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    folder = job(tmp_path, ["true"] * 3, per_gpu=per_gpu)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").rmdir()
+    process = task(folder, 1)
+    process.communicate()
+    assert process.returncode == 1
+    ended = [1] if per_gpu == 1 else [2]  # the last task has one run
+    assert {path.name: path.read_text() for path in folder.glob("*.exit")} == {f"{n}.exit": "1\n" for n in ended}
+    if per_gpu == 2:
+        assert (folder / "2.out").read_text() == f"the job ended ahead of its runs: see {folder}/task-1.out\n"
+
+
+def test_a_setup_that_ends_the_script_fails_the_run_unless_it_was_ended_from_outside(tmp_path: Path) -> None:
+    folder = job(tmp_path, ["true"], setup=["false || exit 4"])
+    task(folder, 0).communicate()
+    assert (folder / "0.exit").read_text() == "4\n"
+    killed = job(tmp_path / "killed", ["true"], setup=[f"touch {tmp_path}/there", "sleep 1"])
+    process = task(killed, 0)
+    until(lambda: (tmp_path / "there").exists())
+    process.terminate()
+    process.communicate()
+    assert process.returncode == 143
+    assert not (killed / "0.exit").exists()
+
+
+def test_a_signal_that_comes_during_the_setup_sends_the_job_back_into_the_queue(tmp_path: Path) -> None:
+    folder = job(tmp_path, ["true"], setup=[f"touch {tmp_path}/there", "sleep 1"])
+    process = task(folder, 0)
+    until(lambda: (tmp_path / "there").exists())
+    process.send_signal(signal.SIGUSR2)
+    process.communicate()
+    assert (process.returncode, (tmp_path / "asked").read_text()) == (0, "requeue 7_0\n")
+    assert not (folder / "0.exit").exists()
+
+
+def test_several_processes_have_until_the_time_limit_to_save(tmp_path: Path) -> None:
+    name = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    line = f"export {name}=${{{name}:-%d}}"
+    two, brief, one = (
+        script(tmp_path, 1, gpus=count, processes=count, signal_seconds=seconds).splitlines()
+        for count, seconds in ((2, 300), (2, 10), (1, 300))
+    )
+    assert line % 300 in two
+    assert line % 30 in brief  # never less than what torchrun gives by itself
+    assert not any(name in word for word in one)
+
+
+def test_torchrun_waits_for_its_processes_as_long_as_the_script_says(tmp_path: Path) -> None:
+    deaf = f"trap '' TERM; touch {tmp_path}/there; while true; do sleep 0.1; done"
+    torchrun = [sys.executable, "-m", "broadopt.devices.torchrun", "--standalone", "--nproc-per-node=1"]
+    environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    process = subprocess.Popen([*torchrun, "--no-python", "bash", "-c", deaf], env=environment, stderr=subprocess.PIPE)
+    until(lambda: (tmp_path / "there").exists())
+    process.terminate()
+    process.communicate(timeout=25)  # 30 seconds, but for the variable
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_a_crash_is_a_failure_and_what_was_killed_goes_on(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("Aborted\n")
     planned = Planned((), "", "auto", {}, "results")
@@ -159,12 +233,17 @@ def test_why_a_run_has_ended_is_its_own_last_line(output: list[str], line: str, 
             "expected hydra.launcher.gpus=4 (or 0 without GPUs), found 1",
         ),
         (
+            {"hours": 0.1, "signal_seconds": 360},
+            "hydra.launcher.signal_seconds=360: a run is told to save so long before its time limit; "
+            "expected less than the 360 seconds of hydra.launcher.hours=0.1",
+        ),
+        (
             {"per_gpu": 2, "memory": "a lot"},
             "hydra.launcher.memory=a lot: expected a whole number and K, M, G or T, as 32G",
         ),
     ],
 )
-def test_what_cannot_be_shared_is_refused_in_a_line(settings: dict[str, Any], line: str) -> None:
+def test_numbers_that_do_not_go_together_are_refused_in_a_line(settings: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError) as raised:
         SlurmLauncher(**{**SETTINGS, **settings})
     assert str(raised.value) == line
@@ -190,8 +269,8 @@ def test_what_is_no_list_of_a_jobs_runs_is_named_and_passed_over(
     for job, text in (("7", content), ("8", '{"runs": ["a", "b"], "together": 1}')):
         (tmp_path / "slurm" / job).mkdir(parents=True)
         (tmp_path / "slurm" / job / "runs.json").write_text(text)
-    monkeypatch.setattr(slurm_queue, "queue", lambda: {"7_0": "RUNNING", "8_1": "PENDING"})
-    assert list(slurm_queue.in_queue(tmp_path)) == ["b"]
+    monkeypatch.setattr(queue, "queue", lambda: {"7_0": "RUNNING", "8_1": "PENDING"})
+    assert list(queue.in_queue(tmp_path)) == ["b"]
     assert caplog.messages == [
         f"{tmp_path}/slurm/7/runs.json: no list of a job's runs; its runs are taken for none of this sweep"
     ]

@@ -1,7 +1,9 @@
 """Sweeps on a real Slurm: as array jobs, evicted, cancelled, requeued, with the controller restarted."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -66,6 +68,46 @@ def test_failures_of_jobs_come_back_to_the_command(slurm: Path, tmp_path: Path) 
     )
     assert both.returncode == 2, both.stderr
     assert "batch_size=1437: the last batch of an epoch has 1 images for 2 processes" in both.stderr
+
+
+def test_what_cannot_be_started_on_a_node_has_failed_and_says_why(slurm: Path, tmp_path: Path) -> None:
+    command = ("-m", *LAUNCHER, *SMALL, "budget=1", "seed=1")
+    done = run(*command, "hydra.launcher.prefix=no-such-container exec", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "the command could not be started, exit code 127: " in done.stderr
+    assert "no-such-container: command not found (see " in done.stderr
+    done = run(*command, "hydra.launcher.setup=['rm -r $folder','false || exit 4']", cwd=tmp_path)  # nor can it say so
+    assert done.returncode == 1, done.stderr
+    assert "exit code 4: Slurm says FAILED, exit code 4:0: nothing was printed to " in done.stderr
+
+
+def test_what_an_interrupted_submission_has_left_is_put_right(slurm: Path, tmp_path: Path) -> None:
+    command = ("-m", *LAUNCHER, *SMALL, "budget=1", "seed=1")
+    (tmp_path / "bin").mkdir()
+
+    def shadowed(name: str, shell: str) -> "subprocess.CompletedProcess[str]":
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{shell.format(real=shutil.which(name))}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+        try:
+            return run(*command, "hydra.launcher.wait=false", cwd=tmp_path, PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+        finally:
+            (tmp_path / "bin" / name).unlink()
+
+    unanswered = shadowed(
+        "sbatch", '{real} "$@" > /dev/null; echo "Socket timed out on send/recv operation" >&2; exit 1'
+    )
+    assert unanswered.returncode == 2
+    assert len(tasks("pending")) == 1
+    held = shadowed("scontrol", 'if [ "$1" = release ]; then exit 1; fi; exec {real} "$@"')
+    assert held.returncode == 0
+    assert re.search(r"cancelled: job \d+, held since its submission was interrupted", held.stdout)
+    assert "is still held: " in held.stderr
+    assert len(tasks("pending")) == 1
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "in the queue already, and left there: 1 runs" in done.stdout
+    (job,) = (tmp_path / "results/slurm").iterdir()
+    assert not (job / "held").exists()
 
 
 def test_bad_input_is_told_before_anything_is_submitted(slurm: Path, tmp_path: Path) -> None:

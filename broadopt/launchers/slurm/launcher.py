@@ -5,11 +5,11 @@ commands.txt as task k, and writes <k>.out and, at the run's own end, its exit c
 """
 
 import json
+import logging
 import os
 import re
 import shlex
-import time
-from collections import Counter
+import shutil
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,47 +17,14 @@ from typing import Any
 from broadopt.devices.sharing import PER_GPU
 from broadopt.errors import InputError, Interrupted
 from broadopt.files import write_text
+from broadopt.launchers.ended import CRASHES, Ended
 from broadopt.launchers.place import PLACE
-from broadopt.launchers.slurm_queue import Task, in_queue, queue, slurm
-from broadopt.launchers.sweep import CRASHES, Ended, Planned, SweepLauncher, quoted
+from broadopt.launchers.slurm.job import SCRIPT, TOLD, word
+from broadopt.launchers.slurm.queue import OUT_OF_REACH, UNANSWERED, Task, in_queue, new_draft, release, slurm
+from broadopt.launchers.slurm.waiting import ends, wait_for
+from broadopt.launchers.sweep import Planned, SweepLauncher, quoted
 
-SCRIPT = """#!/bin/bash
-{options}
-# Carries out its lines of commands.txt, {per_gpu} a task. Slurm sends {signal} ahead of a preemption and of the time
-# limit: the runs save their states and end, and the job goes back into the queue. A run killed without it goes on from
-# its checkpoint.
-cd {cwd} || exit 1
-folder={folder}
-task=$SLURM_ARRAY_TASK_ID
-{setup}
-asked= again= worst=0
-declare -A runs
-trap 'asked=yes; kill -{forwarded} "${{!runs[@]}}" 2>/dev/null; echo "{signal}: {saving}"' {signal}
-for ((number = task * {per_gpu}; number < (task + 1) * {per_gpu}; number++)); do
-  command=$(sed -n "$((number + 1))p" "$folder/commands.txt")
-  if [ -n "$asked" ]; then again=yes; continue; fi
-  if [ -z "$command" ] || [ -e "$folder/$number.exit" ]; then continue; fi
-  export BROADOPT_OUTPUT=$folder/$number.out
-  {prefix}bash -c "exec $command"{output} &
-  runs[$!]=$number
-done
-for run in "${{!runs[@]}}"; do
-  wait "$run"
-  code=$?
-  while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done
-  if [ "$code" != 0 ]; then worst=$code; fi
-  if [ -n "$asked" ] && [ "$code" != 0 ]; then again=yes; continue; fi
-  # A start after another: the lost node may still hold the run's lock.
-  if [ "$code" = 3 ] && [ "${{SLURM_RESTART_COUNT:-0}}" != 0 ]; then again=yes; continue; fi
-  case $code in {crashes}) code=1;; esac # a crash, which would come again
-  case $code in 0|1|2|3) echo "$code" > "$folder/${{runs[$run]}}.exit";; esac
-done
-if [ -n "$again" ]; then
-  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$task" && exit 0
-fi
-exit "$worst"
-"""
-
+log = logging.getLogger("broadopt")
 
 LIMITS: dict[str, tuple[float, float]] = {
     "gpus": (0, 1024),
@@ -85,7 +52,7 @@ class SlurmLauncher(SweepLauncher):
     the signal. setup: lines of shell ahead of each run. prefix: what the command is given to, a container for example.
     extra: further options of sbatch. processes: of one run, by torchrun. per_gpu: runs of one task, which share its GPU
     and have `cpus` and `memory` each. wait: stay until all have ended, looking every
-    `poll` seconds. Raises InputError for a number out of its LIMITS.
+    `poll` seconds. Raises InputError for a number out of its LIMITS, or numbers that do not go together.
     """
 
     def __init__(
@@ -112,6 +79,11 @@ class SlurmLauncher(SweepLauncher):
         numbers = {"gpus": gpus, "cpus": cpus, "hours": hours, "parallel": parallel, "signal_seconds": signal_seconds}
         for name, value in {**numbers, "processes": processes, "per_gpu": per_gpu, "poll": poll}.items():
             _check(name, value)
+        if signal_seconds >= 3600 * hours:
+            raise InputError(
+                f"hydra.launcher.signal_seconds={signal_seconds}: a run is told to save so long before its time limit; "
+                f"expected less than the {3600 * hours:g} seconds of hydra.launcher.hours={hours:g}"
+            )
         if per_gpu > 1 and (gpus != 1 or processes > 1):
             what = f"gpus={gpus}" if gpus != 1 else f"processes={processes}"
             raise InputError(
@@ -143,36 +115,57 @@ class SlurmLauncher(SweepLauncher):
         if tasks:
             jobs = ", ".join(sorted({task.folder.name for task in tasks.values()}))
             print(f"in the queue already, and left there: {len(tasks)} runs (job {jobs})", flush=True)
+        refused: InputError | None = None
+        submitted = 0
         most = LARGEST_ARRAY * self.per_gpu
         for first in range(0, len(new), most):
             part = new[first : first + most]
-            folder = self._submit(part, root)
+            try:
+                folder = self._submit(part, root)
+            except InputError as error:
+                if not submitted:
+                    raise
+                refused = error
+                break
             print(f"submitted: {len(part)} runs as job {folder.name}; what they print is in {folder}", flush=True)
             tasks |= {one.name: Task(folder, place, together=self.per_gpu) for place, one in enumerate(part)}
-        if not self.wait:
-            return []
+            submitted += len(part)
+        if refused is not None:
+            left = f"not submitted: {len(new) - submitted} runs: {refused}; the same command submits them"
+            if not self.wait:
+                raise InputError(left)
+            log.warning("%s", left)
+        return self._ends(planned, tasks) if self.wait else []
+
+    def _ends(self, planned: list[Planned], tasks: dict[str, Task]) -> list[Ended]:
+        """Wait for all that was submitted."""
         try:
-            self._wait_for(list(tasks.values()))
+            wait_for(list(tasks.values()), poll=self.poll)
+            ended = ends([(one, tasks[one.name]) for one in planned if one.name in tasks])
         except (Interrupted, KeyboardInterrupt):
             print("the jobs go on without this command; give it again to see how they stand", flush=True)
             raise
-        return [Ended(one, tasks[one.name].code(), tasks[one.name].output) for one in planned]
+        return ended + [Ended(one, None, None) for one in planned if one.name not in tasks]
 
     def _submit(self, planned: list[Planned], root: Path) -> Path:
         """Write the job's folder and hand it to sbatch; the folder is then called by the job's number."""
-        (root / "slurm").mkdir(parents=True, exist_ok=True)
-        draft = root / "slurm" / f".draft-{os.getpid()}-{time.time_ns()}"
-        draft.mkdir()
+        draft = new_draft(root / "slurm")
         commands = [quoted(["env", f"{PLACE}={one.place}", *one.command(processes=self.processes)]) for one in planned]
         write_text(draft / "commands.txt", "".join(f"{command}\n" for command in commands))
         names = {"together": self.per_gpu, "runs": [one.name for one in planned]}
         (draft / "runs.json").write_text(json.dumps(names))
         # Held until the folder has its name, which the script derives from the job's own number.
         write_text(draft / "job.sh", self._script(root, len(planned)))
-        job = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh")).split(";")[0].strip()
-        folder = root / "slurm" / job
+        try:
+            # Without an answer it is not given again: the job may be in the queue. The next command cancels it.
+            printed = slurm("sbatch", "--parsable", "--hold", str(draft / "job.sh"), again=OUT_OF_REACH)
+        except InputError as error:
+            if not re.search(UNANSWERED, str(error)):
+                shutil.rmtree(draft)
+            raise
+        folder = root / "slurm" / printed.split(";")[0].strip()
         draft.rename(folder)
-        slurm("scontrol", "release", job)
+        release(folder)
         return folder
 
     def _script(self, root: Path, runs: int) -> str:
@@ -190,13 +183,19 @@ class SlurmLauncher(SweepLauncher):
         }
         variables = [f"export OMP_NUM_THREADS={max(1, self.cpus // self.processes)}"]
         variables += [f"export {PER_GPU}={self.per_gpu}"] * (self.per_gpu > 1)
-        lines = [f"#SBATCH --{name}={_word(value)}" for name, value in options.items() if value is not None]
+        # torchrun kills its processes that long after it has passed the signal on; a version that knows no such
+        # variable (before --shutdown-timeout) does so after 30 seconds.
+        patience = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+        default = f"export {patience}=${{{patience}:-{max(30, self.signal_seconds)}}}"
+        variables += [default] * (self.processes > 1)
+        lines = [f"#SBATCH --{name}={word(value)}" for name, value in options.items() if value is not None]
         return SCRIPT.format(
             options="\n".join([*lines, "#SBATCH --requeue", *(f"#SBATCH {option}" for option in self.extra)]),
             signal="USR2",
             saving="the run saves its state" if self.per_gpu == 1 else "the runs save their states",
             per_gpu=self.per_gpu,
             output=' >> "$BROADOPT_OUTPUT" 2>&1' if self.per_gpu > 1 else "",
+            told=TOLD if self.per_gpu > 1 else "",
             forwarded="TERM" if self.processes > 1 else "USR2",  # torchrun passes on TERM alone
             cwd=shlex.quote(os.getcwd()),
             folder=f"{shlex.quote(str(root))}/slurm/$SLURM_ARRAY_JOB_ID",
@@ -204,31 +203,6 @@ class SlurmLauncher(SweepLauncher):
             prefix=f"{self.prefix} " if self.prefix else "",
             crashes="|".join(str(128 + number) for number in CRASHES),
         )
-
-    def _wait_for(self, tasks: list["Task"]) -> None:
-        """Until none of the tasks is in the queue any more; each change is a line."""
-        reported = ""
-        while True:
-            states = queue()
-            here = [states[task.name] for task in tasks if task.name in states and task.code() is None]
-            counts = Counter(state.lower() for state in here)
-            ended = len(tasks) - len(here)
-            line = ", ".join(
-                [f"{ended} of {len(tasks)} ended", *(f"{n} {state}" for state, n in sorted(counts.items()))]
-            )
-            if line != reported:
-                print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
-                reported = line
-            if not here:
-                return
-            time.sleep(self.poll)
-
-
-def _word(value: Any) -> str:
-    """A value as sbatch reads it in a script, by rules of its own: a backslash escapes inside of quotes as well."""
-    if re.fullmatch(r"[\w.,:/%@+=-]*", text := str(value), flags=re.ASCII):
-        return text
-    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def _check(name: str, value: Any) -> None:

@@ -1,0 +1,80 @@
+"""What has become of a run that was carried out elsewhere, by its exit code and by what it has printed."""
+
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
+
+if TYPE_CHECKING:
+    from broadopt.launchers.sweep import Planned
+
+CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+"""Signals that a process gets for what it does itself: given again, the command would end in the same way."""
+
+NOT_STARTED = (126, 127)
+"""Exit codes of a shell, and of env, for a command that cannot be executed, or is not there."""
+
+FROM_TORCHRUN = re.compile(r"(\[rank\d+\]: ?)?\[?[IWE]\d{4} \d\d:\d\d:")
+"""The beginning of a line in torch's own log."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What has become of a run that was carried out elsewhere: its exit code, and where its output is."""
+
+    planned: "Planned"
+    code: int | None
+    """None where it has not come to an end of its own."""
+    output: Path | None
+    """None where it was never handed over, as the launcher has said."""
+    said: str = ""
+    """What the scheduler says of its end."""
+
+    def last_line(self) -> str:
+        """Of what it wrote on stderr or stdout; nothing where that is nothing. What torchrun says last, that a process
+        has ended, counts only where the process has not said why.
+        """
+        text = self.output.read_text(errors="replace") if self.output and self.output.exists() else ""
+        last, *before = [*filter(str.strip, reversed(text.splitlines())), ""]
+        if FROM_TORCHRUN.match(last):
+            own = next((line for line in before if not FROM_TORCHRUN.match(line)), "")
+            return own if own.startswith("broadopt-run: ") else last
+        return last
+
+    def line(self) -> str:
+        """Why it has ended, as far as that is known, and where there is more; empty of a run never handed over."""
+        if self.output is None:
+            return ""
+        said = f"{self.said}: " * bool(self.said)
+        if not self.output.exists():
+            return f"{said}nothing was printed to {self.output}"
+        last = self.last_line()
+        return said + (f"{last.removeprefix('broadopt-run: ')} (see {self.output})" if last else f"see {self.output}")
+
+
+def goes_on(code: int | None) -> bool:
+    """Whether the same command goes on with a run of this exit code: it was interrupted, or ended by a signal from
+    outside, as a process or a shell reports one.
+    """
+    return code is None or code == 75 or (code < 0 and -code not in CRASHES) or 128 < code < 128 + signal.NSIG
+
+
+def what_became(ended: Ended | None) -> Exception:
+    """Of a run that has not finished, as the exception that it would have raised here."""
+    if ended is None:  # its result was there, and is there no more
+        return Stopped("its result has gone")
+    kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: InputError, 3: LeftToAnother}
+    if ended.code in kinds:
+        return kinds[ended.code](ended.line())
+    if ended.code is None or goes_on(ended.code):
+        return Stopped(ended.line())
+    if ended.code == 0:
+        return RunFailed(f"it has ended well, but the results folder of the sweep has no result of it: {ended.line()}")
+    if ended.code < 0:
+        return RunFailed(f"ended by {signal.Signals(-ended.code).name}: {ended.line()}")
+    could_not = "the command could not be started, " * (ended.code in NOT_STARTED)
+    return RunFailed(f"{could_not}exit code {ended.code}: {ended.line()}")
