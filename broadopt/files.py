@@ -50,10 +50,15 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     return content
 
 
+LONGEST_REASON = 1000
+"""Characters of a reason; the error may quote a field of a megabyte."""
+
+
 def reason(error: OSError | ValueError) -> str:
     """Why a file could not be used, in printable words without the path, which the message around them names."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return printable(" ".join(words.split()))
+    words = printable(" ".join(words.split()))
+    return words if len(words) <= LONGEST_REASON else f"{words[:LONGEST_REASON]}..."
 
 
 def read_json(path: Path, *, limit: int) -> Any:

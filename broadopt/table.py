@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -85,7 +86,7 @@ def per_run(request: Request) -> tuple[bytes, list[str]]:
     """A row a run and seed in the format asked for, and a line on all that is not in it, as `make`."""
     from broadopt.analysis.comparing import frame
 
-    results, remarks = _read(request)
+    results, remarks, _ = _read(request)
     table = frame.frame_of(result for result in results if result["state"] == "finished")
     wanted = list(request.comparison.columns) or list(table.columns)
     for name in wanted:
@@ -94,17 +95,20 @@ def per_run(request: Request) -> tuple[bytes, list[str]]:
     return frame.as_table(table[wanted], request.format), remarks
 
 
-def _read(request: Request) -> tuple[list[dict[str, Any]], list[str]]:
-    """The results that are asked for, and a line on each that is not counted or cannot be used."""
+def _read(request: Request) -> tuple[list[dict[str, Any]], list[str], set[str]]:
+    """The results that are asked for, and a line on each that is not counted or cannot be used; last the identities of
+    all that have figures, asked for or not.
+    """
     from broadopt.analysis.comparing import selection
 
     results, unusable = selection.read(request.results)
     if request.comparison.at_epoch is not None:
         results = selection.with_going_on(request.results, results)
     remarks = [line for root in request.results for line in remark(root, located(root))]
+    known = {result["identity"] for result in results}
     results = selection.select(results, selection.conditions(request.comparison.where))
     compared = ("interrupted", "running") if request.comparison.at_epoch is not None else ()
-    return results, remarks + _unfinished(results, compared) + [f"left out: {line}" for line in unusable]
+    return results, remarks + _unfinished(results, compared) + [f"left out: {line}" for line in unusable], known
 
 
 def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
@@ -113,11 +117,11 @@ def _table(request: Request, recipes: "Recipes") -> tuple[str, list[str]]:
     from broadopt.config.shipped import paper_dir
 
     asked = request.comparison
-    results, remarks = _read(request)
+    results, remarks, known = _read(request)
     if request.table == "runs":
         document, problems = _runs(results, recipes, asked)
         remarks += problems
-        remarks += _begun(request.results, results) if asked.at_epoch is not None else []
+        remarks += _begun(request, known) if asked.at_epoch is not None else []
     else:
         finished = [result for result in results if result["state"] == "finished"]
         context = Context(published.load(request.table, folder=paper_dir()), recipes)
@@ -204,12 +208,14 @@ def _absent(folder: Path) -> str:
     return "is not a folder" if os.path.lexists(folder) else "does not exist"
 
 
-def _begun(roots: Sequence[Path], known: Sequence[dict[str, Any]]) -> list[str]:
-    """A line on each run that is going on, or died, and has left no figures yet."""
+def _begun(request: Request, known: set[str]) -> list[str]:
+    """A line on each run that is asked for, is going on, or died, and has left no figures yet."""
+    from broadopt.analysis.comparing import selection
     from broadopt.analysis.status import state
 
-    seen = {result["identity"] for result in known}
-    return [line for root in roots for line in state.without_figures(state.look(located(root)), seen)]
+    is_wanted = partial(selection.fits, selection.conditions(request.comparison.where))
+    folders = [state.look(located(root)) for root in request.results]
+    return [line for folder in folders for line in state.without_figures(folder, known, is_wanted)]
 
 
 def _unfinished(results: Sequence[dict[str, Any]], compared: Sequence[str] = ()) -> list[str]:

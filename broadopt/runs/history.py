@@ -11,8 +11,11 @@ from broadopt.files import MEBIBYTE, read_bytes, replacing
 
 NAME = "history.csv"
 
-LIMIT = 64 * MEBIBYTE
+LIMIT = 16 * MEBIBYTE
 """Bytes of a history.csv, which has about a hundred an epoch."""
+
+COLUMNS = 100
+"""The most columns of one, which has a dozen: rows with more would take a hundred times the memory of the file."""
 
 LARGEST = 1e100
 """Of any figure: sums and squares of many stay finite. A loss in single precision is below 1e39."""
@@ -38,6 +41,8 @@ def read(folder: Path) -> list[dict[str, float]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     reader = csv.DictReader(io.StringIO(content.decode("utf-8")), strict=True)
+    if len(reader.fieldnames or ()) > COLUMNS:
+        raise ValueError(f"{len(reader.fieldnames or ())} columns; expected {COLUMNS} at most")
     try:  # what a row has more than there are names stands as a list under None, and is no number either
         rows = [{key: float(value) for key, value in row.items() if value} for row in reader]
     except (csv.Error, TypeError, ValueError) as error:

@@ -208,8 +208,10 @@ def _found(root: Path, folders: Sequence[Path] | None) -> tuple[list[Found], lis
 def unique(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
     """One result a run, with its "folder"; and a line on each of the files of a run that contradict each other."""
     by_identity: dict[str, dict[bytes, Found]] = defaultdict(dict)
+    copies: dict[str, list[Found]] = defaultdict(list)
     for one in found:
         by_identity[one.result["identity"]].setdefault(one.digest, one)
+        copies[one.result["identity"]].append(one)
     alone, left_out = [], []
     for identity, different in by_identity.items():
         finished = [one for one in different.values() if one.result["state"] == "finished"]
@@ -217,7 +219,7 @@ def unique(found: Sequence[Found]) -> tuple[list[dict[str, Any]], list[str]]:
         if not finished:
             counted = [max(different.values(), key=_progress)]  # the first of equals
         alone += counted
-        doubled = [one for one in found if one.result["identity"] == identity]
+        doubled = copies[identity]
         for one in doubled:
             if not counted:
                 others = sorted({other.folder for other in doubled} - {one.folder})

@@ -54,12 +54,12 @@ def _counted(root: Path, folders: Sequence[Path], left_out: list[str]) -> list[P
     for folder in folders:
         try:
             standing = _standing(folder)
+            digest = results.checksum(standing).encode() if standing is not None else b""  # a text may have no bytes
         except (OSError, ValueError):
             counted.append(folder)
             continue
         if standing is not None:
-            name, digest = folder.relative_to(root).as_posix(), results.checksum(standing).encode()
-            found.append(results.Found(name, standing, digest))
+            found.append(results.Found(folder.relative_to(root).as_posix(), standing, digest))
     one_each, lines = results.unique(found)
     left_out += lines
     return sorted([*counted, *(root / one["folder"] for one in one_each)])

@@ -155,6 +155,11 @@ def select(results: Sequence[Result], wanted: Sequence[Condition], *, option: st
     ]
 
 
+def fits(wanted: Sequence[Condition], config: Mapping[str, Any]) -> bool:
+    """Whether a recorded config fits every condition."""
+    return all(condition.fits(flat(config)) for condition in wanted)
+
+
 def check_key(key: str, configs: Iterable[Mapping[str, Any]], *, option: str) -> None:
     """Raise InputError, naming the nearest, for a key that none of some flat configs has."""
     known = {name for config in configs for name in config}

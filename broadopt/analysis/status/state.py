@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,14 @@ def run_of(folder: Folder, record: Record, identity: str) -> Run:
     return _without_figures(record, run_folder(folder.root, record))
 
 
-def without_figures(folder: Folder, known: Collection[str]) -> list[str]:
-    """A line on each run that has a heartbeat and whose identity is not among those with a result."""
+def without_figures(folder: Folder, known: Collection[str], is_wanted: Callable[[Record], bool]) -> list[str]:
+    """A line on each run that has a heartbeat and a config that is wanted, and whose identity is not among those with a
+    result or a history.
+    """
     runs = (
         (path.relative_to(folder.root), run_of(folder, progress["config"], identity))
         for identity, (path, progress) in sorted(folder.progress.items(), key=lambda item: item[1][0])
-        if identity not in known
+        if identity not in known and is_wanted(progress["config"])
     )
     return [f"not compared: {path} has no history yet ({run.state}: {run.words})" for path, run in runs]
 

@@ -98,7 +98,7 @@ def as_csv(document: Document) -> str:
     """One line a number, in full precision; empty where there is none."""
     text = io.StringIO()
     writer = csv.DictWriter(text, document.fields, lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: csv_text(name) for name in document.fields})
     writer.writerows({key: _csv(value) for key, value in record.items()} for record in document.records)
     return text.getvalue()
 

@@ -159,6 +159,8 @@ def test_what_cannot_be_trusted_is_left_out_with_a_warning(root: Path, tmp_path:
     (odd,) = (tmp_path / "damaged/runs/cifar100/resnet20/sam").glob("*/history.csv")
     for content, why in (
         ("epoch\n1\n1\n", "without a column epoch that ascends"),
+        (f"epoch{',a' * 100}\n1{',1' * 100}\n", "101 columns; expected 100 at most"),
+        (f"epoch\n{'x' * 100_000}\n", r"not a table of numbers \(could not convert .*: 'x{500,1000}\.\.\.$"),
         ("epoch\nx\n", "not a table of num"),
         ("epoch,test_accuracy\n1,100.1\n", "test_accuracy: expected a number from 0 to 100, found 100.1"),
         ("epoch,test_nll\n1,-1e308\n", "test_nll: expected a number from -1e\\+100 to 1e\\+100, found -1e\\+308"),

@@ -621,6 +621,7 @@ def test_a_run_without_figures_is_named_where_unfinished_runs_are_compared(costl
     out, _ = run("runs", "--results", tmp_path / "copy", "--at-epoch")
     assert f"not compared: {place} has no history yet (interrupted: died on " in out
     assert "not compared" not in run("runs", "--results", tmp_path / "copy")[0]
+    assert "not compared" not in run("runs", "--results", tmp_path / "copy", "--at-epoch", "--where", "method=sgd")[0]
 
 
 def test_runs_that_are_going_on_are_compared_by_the_epochs_behind_them(costly: Path, tmp_path: Path) -> None:
@@ -635,6 +636,8 @@ def test_runs_that_are_going_on_are_compared_by_the_epochs_behind_them(costly: P
         curves = broadopt.load_history(root, where={"method": "asam", "seed": 2})
         shutil.copy(folder / "progress.json", tmp_path)
     assert tables(out)[0][-1] == ["asam", "0", "", "", "53.00 ± 1.41 (2)"]  # with the 52 of the interrupted run
+    # One that is not asked for has a history all the same.
+    assert "not compared" not in run("runs", "--results", root, "--at-epoch", "--where", "method=sgd")[0]
     assert "not compared" not in out
     assert "not counted" not in out
     assert curves[["state", "epoch", "identity"]].values.tolist() == [

@@ -16,6 +16,7 @@ from stored import RESNET20, VGG16, record, run, store
 
 from broadopt import table as tables
 from broadopt.analysis.comparing.runs_table import build
+from broadopt.analysis.tables import formats
 from broadopt.analysis.tables.match import Recipes, differences
 from broadopt.analysis.tables.request import FORMATS, TABLES, parse
 from broadopt.config.compose import recipe_of
@@ -590,3 +591,9 @@ def test_each_file_is_opened_once_and_each_recipe_composed_once_however_many_see
     document = build(valid, recipes=Recipes(compose))
     assert len(composed) == 1
     assert [len(block.rows) for block in document.blocks if block.rows] == [2, 2, 2]
+
+
+def test_names_of_columns_are_no_formulas_either() -> None:
+    """They are keys of configs that files of anyone's hold."""
+    document = formats.Document(title="", blocks=(), records=({"=1+1": 2},), fields=("=1+1",))
+    assert formats.as_csv(document) == "'=1+1\n2\n"
