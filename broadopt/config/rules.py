@@ -34,6 +34,8 @@ class Rule:
             return [] if given == "none" else [given]
         if isinstance(given, bool) and self.kind is str and "true" in self.names:
             return str(given).lower()
+        if self.kind is float and given == "inf":
+            return math.inf  # as `checked` leaves it, and so a config that is kept
         return float(given) if self.kind is float and type(given) is int and _fits(given) else given
 
 

@@ -46,9 +46,12 @@ class DatasetConfig:
         return {**own, **self.target}
 
     def record(self) -> dict[str, Any]:
-        """The same as it is recorded: a file of labels is known by the fingerprint, wherever it lies."""
+        """The same as it is recorded: a file of labels is known by the fingerprint, wherever it lies; where no label is
+        replaced there is one kind of noise.
+        """
         kept = {key: value for key, value in self.values().items() if key not in LOCATION}
-        noise = self.noise if self.noise in KINDS_OF_NOISE else "file"
+        noise = self.noise if self.label_noise or self.noise not in KINDS_OF_NOISE else KINDS_OF_NOISE[0]
+        noise = noise if noise in KINDS_OF_NOISE else "file"
         return kept | {"noise": noise, "fingerprint": self.fingerprint}
 
 

@@ -17,7 +17,11 @@ def _tracking(model: nn.Module) -> list[_BatchNorm]:
 
 def statistics(model: nn.Module) -> list[Tensor]:
     """The running means and variances of a network, the tensors themselves."""
-    both = [tensor for layer in _tracking(model) for tensor in (layer.running_mean, layer.running_var)]
+    return _statistics(_tracking(model))
+
+
+def _statistics(layers: Iterable[_BatchNorm]) -> list[Tensor]:
+    both = [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var)]
     return [tensor for tensor in both if tensor is not None]
 
 
@@ -50,9 +54,10 @@ def reestimate(
     Batches are weighted by their size: after n images the momentum of the next b is b / (n + b), so the running
     variance is the mean of the batches' unbiased variances (SWA code, utils.py:107-135). Dropout stays active, as in
     training. Several processes each take every `count`-th batch, and the mean over all. No-op for a network without BN.
+    Of a network in training mode, layers that it keeps in evaluation mode are left alone, as its training leaves them.
     `autocast` is the context of each forward pass, and not of what makes the batches.
     """
-    layers = _tracking(model)
+    layers = [layer for layer in _tracking(model) if layer.training or not model.training]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -60,7 +65,7 @@ def reestimate(
         layer.reset_running_stats()
     seen = 0
     try:
-        with mode(model, training=True):
+        with nullcontext() if model.training else mode(model, training=True):
             for images in processes.dealt(batches):
                 seen += len(images)  # before the momenta: the first batch has b / b = 1 and replaces what was reset
                 for layer in layers:
@@ -70,4 +75,4 @@ def reestimate(
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    processes.average(statistics(model), weight=seen)
+    processes.average(_statistics(layers), weight=seen)

@@ -9,6 +9,8 @@ from broadopt.config.rules import NEEDED_BY_TAIL, TAKEN_BY_SHAPE
 from broadopt.errors import InputError, RunFailed, nearest, printable
 
 SHAPES = tuple(TAKEN_BY_SHAPE)
+FALLING = ("triangle", "sawtooth")
+"""Tails that fall from `high` to `low`."""
 NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)
 """What float() raises for None, an array or a tensor of several elements, and an integer that is too large."""
 
@@ -86,6 +88,8 @@ class Schedule:
             if not isinstance(value, (int, float)) or value <= 0:
                 found = "null" if value is None else value
                 raise InputError(f"schedule.{name}={found}: schedule.tail={self.tail} needs a number > 0")
+        if self.tail in FALLING and (self.low or 0.0) > (self.high or 0.0):
+            raise InputError(f"schedule.low={self.low:g}: expected at most schedule.high={self.high:g}")
 
     def __call__(self, epochs: float, *, step: float = 0.0) -> float:
         """The learning rate of the step that begins after `epochs` epochs (a fraction inside an epoch).

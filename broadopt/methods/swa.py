@@ -41,9 +41,11 @@ class WeightAverage:
         self.average: list[Tensor] = []
 
     def collection_points(self, budget: float) -> list[float]:
-        """Ends of epochs from `start` on, or of cycles; also the first evaluation point where none comes before it."""
+        """Ends of epochs from `start` on, that of the first at the earliest, or of cycles; also the first evaluation
+        point where none comes before it.
+        """
         start, end = round(self.start * budget, 9), round(self.budgets[-1] * budget, 9)  # 0.805 * 200 is 161
-        every, first = (1.0, float(math.ceil(start))) if self.cycle is None else (self.cycle * budget, start)
+        every, first = (1.0, float(max(1, math.ceil(start)))) if self.cycle is None else (self.cycle * budget, start)
         count = number_of_points(round((end - first) / every, 6) + 1)
         moments = [first + k * every for k in range(count)]
         earliest = round(self.budgets[0] * budget, 9)

@@ -23,7 +23,7 @@ from broadopt.methods.collect import Collector
 from broadopt.methods.schedule import learning_rate
 from broadopt.methods.step import Step
 from broadopt.methods.steps.occasions import Course, gradients_a_step
-from broadopt.methods.steps.optimizers import base_optimizer, is_fused
+from broadopt.methods.steps.optimizers import base_optimizer, is_fused, unheeded
 from broadopt.models.build import macs, network
 from broadopt.seeds import derive
 from broadopt.training.parts import Parts
@@ -61,6 +61,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     if second_order and execution.compile:
         raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
     optimizer = base_optimizer(recipe, model.parameters())
+    if left := unheeded(recipe):
+        log.warning("optimizer: %s takes no %s", recipe.optimizer["_target_"], ", ".join(left))
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
     course = _course(recipe, collectors.values(), images=data.train_size)
     recorded = _are_recorded(run, step, device, processes)
@@ -148,6 +150,8 @@ def _sharing(processes: Processes, run: RunConfig, data: Data, step: Step) -> Pr
         reason = f"step.chunk={chunk}: chunks are those of one device; expected null"
         if "perturbation" in run.recipe.step:
             reason += "; step.perturbation=share perturbs by each process's share"
+    if processes.count == 1 and run.recipe.step.get("perturbation") == "share":
+        raise InputError("step.perturbation=share: there is one process; expected global, or step.chunk=M")
     if processes.count > 1 and reason:
         raise InputError(f"{reason} ({processes.count} processes)")
     return processes

@@ -181,6 +181,8 @@ def train(
     try:
         sharing = Sharing(training, run, recipe, folder) if run.execution.trunk == "share" else None
         resumed = resume(training, folder, recipe, sharing)
+        if weights is not None:
+            _say_what_was_not_kept(training, folder)
         if first:
             record_changes(folder, code().changes, resumed=resumed)
         tracking.rows(training.progress.history)
@@ -252,6 +254,18 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
     except Interrupted:
         save()
         raise
+
+
+def _say_what_was_not_kept(training: Training, folder: Path) -> None:
+    """Say which snapshots there will not be: of what was trained before they were asked for, or of a trunk."""
+    kept, step = {file.step for file in snapshots.files(folder)}, training.progress.step
+    missing = [one for one in range(step) if (one == 0 or training.calendar.is_due(one)) and one not in kept]
+    if missing:
+        log.warning(
+            "keep=snapshots: %d of the moments up to epoch %g have none: they were trained without it",
+            len(missing),
+            step / training.calendar.steps_per_epoch,
+        )
 
 
 def opening(training: Training, run: RunConfig, folder: Path, sharing: Sharing | None = None) -> str:

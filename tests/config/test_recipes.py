@@ -414,7 +414,7 @@ LATER_KEYS = {
     "schedule.warmup": (["method=swa"], 0.025),
     "augmentation.border": (["method=sgd"], "mean"),
     "model.gamma": (["method=sam", "model=wrn28_2"], "uniform"),
-    "dataset.noise": (["dataset=cifar10"], "asymmetric"),
+    "dataset.noise": (["dataset=cifar10", "dataset.label_noise=0.2"], "asymmetric"),
     "dataset.coarse": (["dataset=cifar100"], True),
 }
 

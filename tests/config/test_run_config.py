@@ -37,6 +37,20 @@ def test_a_recipe_is_the_same_after_a_round_trip_through_its_record() -> None:
     assert recipe.record()["processes"] == 2
 
 
+def test_infinity_comes_back_from_a_config_that_is_kept() -> None:
+    run = run_config(compose(["experiment=quickstart", "method=sam", "step.p=inf"]))
+    assert RunConfig.of(yaml.safe_load(yaml.safe_dump(run.values()))) == run
+
+
+def test_where_no_label_is_replaced_there_is_one_kind_of_noise() -> None:
+    words = ("method=sgd", "dataset=cifar10")
+    clean, named, noisy = (
+        run_config(compose([*words, *more])).recipe.identity
+        for more in ((), ("dataset.noise=asymmetric",), ("dataset.noise=asymmetric", "dataset.label_noise=0.2"))
+    )
+    assert clean == named != noisy
+
+
 def test_a_config_of_a_former_version_is_the_same_run(tmp_path: Path) -> None:
     run, former = run_config(compose(SAM)), values()
     for key, first in {**AS_WITHOUT, **LATER}.items():

@@ -8,7 +8,7 @@ from torch import nn
 
 from broadopt.devices.modes import mode
 from broadopt.devices.probe import convolutions
-from broadopt.methods.batchnorm import reestimate
+from broadopt.methods.batchnorm import reestimate, statistics
 from broadopt.models.build import macs
 from broadopt.training.evaluate import log_probabilities
 
@@ -37,8 +37,20 @@ def test_what_a_constructor_has_frozen_stays_frozen() -> None:
     convolutions(model)
     autocast = torch.autocast("cpu", enabled=False)
     log_probabilities(model, [(images, torch.zeros(4))], autocast=autocast, before_batch=lambda: None)
+    assert modes(model) == before
+
+
+def test_statistics_of_a_frozen_part_are_not_estimated_anew() -> None:
+    """Its training has used them as they are. Of a network that is evaluated as a whole all are."""
+    model, images = Frozen(), torch.rand(4, 3, 32, 32)
+    before, (mean, variance) = modes(model), statistics(model)
     reestimate(model, [images])
     assert modes(model) == before
+    assert not mean.any()
+    assert (variance == 1).all()
+    reestimate(model.eval(), [images])
+    assert mean.all()
+    assert not any(modes(model))
 
 
 @pytest.mark.parametrize("training", [True, False])

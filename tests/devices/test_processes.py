@@ -145,7 +145,7 @@ def test_two_processes_compute_what_one_does_on_the_same_batches(method: str, tr
 def test_a_perturbation_of_each_share_is_m_sharpness(method: str, trained_by_two: Path) -> None:
     """Against one process that takes the same shares one after the other."""
     found = of_two(trained_by_two, *SHARING[method])
-    made = processes.training(*SHARING[method])
+    made = processes.training(*(word for word in SHARING[method] if word != "step.perturbation=share"))
     step, epsilon = made.parts.step, made.parts.step.epsilon
     chosen = [weight for weight in step.parameters if step.perturbed is None or weight in step.perturbed]
     for epoch in range(2):
@@ -284,6 +284,13 @@ def test_a_step_of_one_device_is_refused(overrides: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
         build(run, DIGITS, processes.CPU, Processes(0, 2))
     assert str(refused.value) == f"{message} (2 processes)"
+
+
+def test_shares_of_one_process_are_refused() -> None:
+    """It would be the perturbation of the whole batch, recorded as another recipe."""
+    run = run_config(compose([*processes.SMALL, NORMED, "precision=fp32", "method=sam", "step.perturbation=share"]))
+    with pytest.raises(InputError, match=r"^step\.perturbation=share: there is one process; expected global, or step"):
+        build(run, DIGITS, processes.CPU, Processes(0, 1))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError
 from broadopt.methods.sam import sam
 from broadopt.methods.step import Plain
-from broadopt.methods.steps.optimizers import base_optimizer, recordable
+from broadopt.methods.steps.optimizers import base_optimizer, recordable, unheeded
+from broadopt.methods.steps.optimizers import sgd as sgd_of
 from broadopt.methods.swa import WeightAverage
 from broadopt.training.loop import Training
 
@@ -58,6 +59,21 @@ def test_sgd_is_the_optimizer_of_the_papers_bit_for_bit(recipe: Recipe) -> None:
             step(closure(network, batch))
     assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
     assert steps[0].optimizer.defaults == steps[1].optimizer.defaults
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_weight_whose_first_gradient_comes_late_is_updated_as_by_torchs_loop(momentum: float) -> None:
+    """As of a layer that stochastic depth left out; torch's fused update takes momenta of all weights or of none."""
+    own, twin = ([nn.Parameter(torch.ones(3)) for _ in range(3)] for _ in range(2))
+    options = {"lr": 0.1, "momentum": momentum, "nesterov": False, "weight_decay": 0.01}
+    optimizers = sgd_of(own, **options), torch.optim.SGD(twin, foreach=False, fused=False, **options)
+    for present in ((0,), (0, 1), (1,), (0, 1)):
+        for optimizer, weights in zip(optimizers, (own, twin), strict=True):
+            optimizer.zero_grad()
+            for place in present:
+                weights[place].grad = torch.full((3,), 0.5 + place)
+            optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(own, twin, strict=True))
 
 
 def test_adamw_is_the_papers_formula() -> None:
@@ -114,6 +130,13 @@ def test_an_optimizer_of_ones_own_is_given_what_it_takes(recipe: Recipe) -> None
     assert isinstance(made, torch.optim.RMSprop)
     found = {key: made.defaults.get(key) for key in ("lr", "momentum", "weight_decay", "alpha")}
     assert found == {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "alpha": 0.5}
+
+
+def test_what_an_optimizer_has_no_argument_for_is_named(recipe: Recipe) -> None:
+    own = replace(recipe, optimizer={"_target_": "torch.optim.Rprop"})
+    assert unheeded(own) == ["momentum=0.9", "weight_decay=0.0005"]
+    assert unheeded(replace(own, momentum=0.0, weight_decay=0.0)) == []
+    assert unheeded(recipe) == []
 
 
 @pytest.mark.parametrize(

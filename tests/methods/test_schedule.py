@@ -413,6 +413,10 @@ def test_cycle_jumps_back_with_the_epoch_that_ends_it_in_spite_of_rounding(cycle
             "schedule.cycle=0: schedule.tail=sawtooth needs a number > 0",
         ),
         (
+            {"shape": "cosine", "tail": "sawtooth", "high": 3e-4, "low": 5e-4, "cycle": 0.1},
+            "schedule.low=0.0005: expected at most schedule.high=0.0003",
+        ),
+        (
             {"shape": "cosine", "tail": "replay", "cycle": 0.1},
             "schedule.replay_from=null: schedule.tail=replay needs a number > 0",
         ),

@@ -300,3 +300,9 @@ def test_a_training_that_ends_between_two_steps_is_planned_with_the_steps_that_i
     end = average.evaluation_points(3)["1.9"]
     assert end * 5 < 28.5
     assert calendar.total_steps == 29 == Course.of(images=5, batch_size=1, budget=3, epochs=end).steps
+
+
+def test_an_average_from_the_start_on_leaves_the_start_out() -> None:
+    """The authors' code averages at ends of epochs (`epoch + 1 >= swa_start`): the first weights never."""
+    assert WeightAverage(start=0.0).collection_points(2) == [1, 2, 3]
+    assert WeightAverage(start=0.25).collection_points(2) == [1, 2, 3]

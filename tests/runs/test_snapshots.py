@@ -73,6 +73,16 @@ def test_a_resumed_run_leaves_the_same_weights(undisturbed: Path, tmp_path: Path
     assert again.stdout.splitlines()[-1] == "  it has kept no snapshots: force=true runs it anew and keeps them"
 
 
+def test_weights_that_were_asked_for_late_are_said_to_be_missing(tmp_path: Path) -> None:
+    assert stopped(*SWA[:-1], cwd=tmp_path, at="train 100", by=signal.SIGTERM).returncode == 75
+    done = run(*SWA, cwd=tmp_path)
+    assert done.returncode == 0
+    (folder,) = folders(tmp_path)
+    kept = [snapshot.step for snapshot in snapshots.files(folder)]
+    assert kept == MOMENTS[2:]
+    assert "keep=snapshots: 2 of the moments up to epoch 2 have none: they were trained without it" in done.stderr
+
+
 def test_a_run_made_anew_keeps_no_weights_of_the_training_before(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed.parents[4], tmp_path / "results")
     (folder,) = folders(tmp_path)

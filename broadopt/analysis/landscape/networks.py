@@ -101,7 +101,16 @@ def member_moments(run: Run) -> list[tuple[int, float]]:
         raise InputError(f"{run.folder}: {run.recipe.method} averages in every step; expected a run of SWA or FGE")
     if not calendar.collection_points[""]:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    return [moment for moment in moments(run) if moment[0] in calendar.collection_points[""]]
+    found = [moment for moment in moments(run) if moment[0] in calendar.collection_points[""]]
+    last = max((step for step, _ in moments(run)), default=0)
+    due = [step for step in calendar.collection_points[""] if step <= last]
+    if len(found) < len(due):
+        what = "ensemble" if is_ensemble(run) else "average"
+        raise InputError(
+            f"{run.folder} has snapshots of {len(found)} members, its {what} has {len(due)}; "
+            f"{repeat_command(run, 'keep=snapshots')} keeps all"
+        )
+    return found
 
 
 def is_ensemble(run: Run) -> bool:

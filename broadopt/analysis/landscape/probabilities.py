@@ -22,7 +22,7 @@ from broadopt.analysis.landscape.networks import (
     reported,
     snapshot,
 )
-from broadopt.analysis.landscape.runs import Run, repeat_command
+from broadopt.analysis.landscape.runs import Run
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import reestimate, statistics
 from broadopt.seeds import derive
@@ -57,14 +57,8 @@ def of_run(run: Run, images: Tensor, *, memory_format: torch.memory_format = tor
             f"{run.folder}: {run.recipe.method} does not predict by the networks that it collected, so that it cannot "
             "be done anew from what is kept; expected a run of FGE, or one that reports a single network"
         )
-    steps, expected = [step for step, _ in member_moments(run)], round(run.reported.get("members", 0))
-    if len(steps) != expected:
-        raise InputError(
-            f"{run.folder} has snapshots of {len(steps)} members, its ensemble has {expected}; "
-            f"{repeat_command(run, 'keep=snapshots')} keeps all"
-        )
     # One by one: all networks at once need many times the memory of their predictions.
-    return ensemble([predicted(snapshot(run, step).model) for step in steps])
+    return ensemble([predicted(snapshot(run, step).model) for step, _ in member_moments(run)])
 
 
 def distance(first: Tensor, second: Tensor) -> float:

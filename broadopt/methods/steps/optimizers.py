@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from hydra.utils import get_object
@@ -26,13 +27,26 @@ def base_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
     node, taken = recipe.optimizer, _arguments(recipe.optimizer.get("_target_"))
     if "lr" in node and "lr" in taken:  # one that names no lr may need it, although nothing comes of it
         raise InputError("optimizer.lr: the schedule sets the learning rate of each step; expected lr= in its place")
-    options = {key: getattr(recipe, key) for key in FLAT if key in taken and key not in node}
-    made = instantiated("optimizer", node, list(parameters), **options)
+    made = instantiated("optimizer", node, list(parameters), **handed(recipe))
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"optimizer._target_={node['_target_']}: expected what makes a torch.optim.Optimizer")
     if recipe.clip is not None:
         bound_gradients(made, recipe.clip)
     return made
+
+
+def handed(recipe: Recipe) -> dict[str, Any]:
+    """The flat keys of a recipe that its optimizer is given: those that its signature names, unless its own node has
+    them.
+    """
+    taken = _arguments(recipe.optimizer.get("_target_"))
+    return {key: getattr(recipe, key) for key in FLAT if key in taken and key not in recipe.optimizer}
+
+
+def unheeded(recipe: Recipe) -> list[str]:
+    """Flat keys of a recipe, with values other than 0, that its optimizer has no argument for."""
+    known = {*handed(recipe), *recipe.optimizer, "lr"}
+    return [f"{key}={getattr(recipe, key)}" for key in FLAT if key not in known and getattr(recipe, key)]
 
 
 def bound_gradients(optimizer: torch.optim.Optimizer, bound: float) -> None:
@@ -79,9 +93,23 @@ def sgd(
     parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.SGD:
     """v <- momentum v + d, d = g + weight_decay w; w <- w - lr v, with nesterov w - lr (d + momentum v)."""
-    return torch.optim.SGD(
+    made = torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=True
     )
+    if momentum:
+        made.register_step_pre_hook(_begin_late)
+    return made
+
+
+def _begin_late(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """torch's fused update takes the momenta of all weights with gradients, or of none: one whose first gradient comes
+    later than others' (a layer that stochastic depth has left out) begins at 0, by which its first update is the same.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if 0 < len(optimizer.state) < len(weights):
+        for weight in weights:
+            if weight.grad is not None and weight not in optimizer.state:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def adamw(

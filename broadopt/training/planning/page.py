@@ -10,6 +10,7 @@ from broadopt.config.run_config import Recipe
 from broadopt.devices.rates import Duration, shown, total
 from broadopt.methods.collect import Collector, EverySteps
 from broadopt.methods.schedule import Schedule, learning_rate
+from broadopt.methods.steps.optimizers import handed, unheeded
 from broadopt.training.planning.price import Cost, Price
 
 UNCOUNTED = "operations could not be counted"
@@ -80,7 +81,9 @@ def page(
     if recipe.clip is not None:
         lines.append(f"  clip       norm of the gradient at most {recipe.clip:g}")
     if recipe.optimizer != AS_WITHOUT["optimizer"]:
-        lines.append(f"  optimizer  {_call(recipe.optimizer)}, weight_decay {recipe.weight_decay:g}")
+        decay = f", weight_decay {recipe.weight_decay:g}" if "weight_decay" in handed(recipe) else ""
+        unused = f"; it takes no {', '.join(unheeded(recipe))}" if unheeded(recipe) else ""
+        lines.append(f"  optimizer  {_call(recipe.optimizer)}{decay}{unused}")
     for name, collector in collectors.items():
         node = recipe.collect["also"][name] if name else recipe.collect
         lines += _collecting(name, node, collector, recipe.budget)
