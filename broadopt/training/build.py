@@ -55,14 +55,12 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     model = network(recipe.model, data.num_classes)
     model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     forward = macs(model, num_classes=data.num_classes)
-    _say_of_last_batch(model, data, recipe.batch_size)
+    _say_what_is_odd(recipe, model, data)
     if execution.compile:
         model.compile(dynamic=False)
     if second_order and execution.compile:
         raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
     optimizer = base_optimizer(recipe, model.parameters())
-    if left := unheeded(recipe):
-        log.warning("optimizer: %s takes no %s", recipe.optimizer["_target_"], ", ".join(left))
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
     course = _course(recipe, collectors.values(), images=data.train_size)
     recorded = _are_recorded(run, step, device, processes)
@@ -127,7 +125,11 @@ def _settings(run: RunConfig, processes: Processes, memory_format: torch.memory_
     }
 
 
-def _say_of_last_batch(model: nn.Module, data: Data, batch_size: int) -> None:
+def _say_what_is_odd(recipe: Recipe, model: nn.Module, data: Data) -> None:
+    """A warning on what a recipe may not mean."""
+    if left := unheeded(recipe):
+        log.warning("optimizer: %s takes no %s", recipe.optimizer["_target_"], ", ".join(left))
+    batch_size = recipe.batch_size
     if data.train_size % batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         log.warning(
             "batch_size=%d: the last batch of each epoch has a single image, by which BN normalises it (and fails "
