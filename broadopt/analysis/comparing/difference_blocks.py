@@ -18,15 +18,18 @@ from broadopt.errors import InputError, nearest
 from broadopt.runs.objective import evaluation_point
 
 
-def name_of(sweep: Sweep, line: Line) -> str:
-    """A line in a sentence, with its budget where that is not the table's."""
+def name_of(sweep: Sweep, line: Line, also: Sequence[str] = ()) -> str:
+    """A line in a sentence, with the keys in `also`, and its budget where that is not the table's."""
     budget = float(line.config["budget"])
-    return line.name(sweep.columns) + ("" if budget == sweep.budget else f", budget {budget:g}")
+    return line.name([*dict.fromkeys((*sweep.columns, *also))]) + (
+        "" if budget == sweep.budget else f", budget {budget:g}"
+    )
 
 
 def difference_block(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> Block:
     """The differences of one table of runs."""
-    several = sum(one.line.method == asked.against for one in compared) != 1
+    other = {id(one.baseline) for one in compared if one.baseline is not None}
+    several = len(other) > 1 or sum(one.line.method == asked.against for one in compared) != 1
     which = asked.metric or "what each method reports (collected after the most budgets, else last)"
     header = [
         "method",
@@ -60,7 +63,7 @@ def _row(sweep: Sweep, one: Compared, asked: Comparison, several: bool) -> list[
     if asked.detect:
         cells.append("" if one.seeds is None else str(one.seeds))
     if several:
-        cells.append("" if one.baseline is None else name_of(sweep, one.baseline))
+        cells.append("" if one.baseline is None else name_of(sweep, one.baseline, one.named_by))
     return cells
 
 
@@ -88,6 +91,7 @@ def _notes(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> lis
     return [
         test_note([one.difference for one in compared]),
         *without_interval([(name_of(sweep, one.line), one.difference) for one in compared]),
+        *without_baseline(sweep, compared, asked),
         *_left_out(sweep, compared),
         *_not_compared(sweep, compared, asked),
         *power_note(asked),
@@ -110,6 +114,17 @@ def without_interval(rows: Sequence[tuple[str, Difference | None]]) -> list[str]
         if found is not None and found.why_not:
             reasons.setdefault(found.why_not, []).append(name)
     return [f"{'; '.join(names)}: {why}." for why, names in reasons.items()]
+
+
+def without_baseline(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> list[str]:
+    """The line on runs for which there is nothing to compare with."""
+    lacking = [one.line for one in compared if one.baseline is None and one.line.method != asked.against]
+    names = "; ".join(name_of(sweep, line) for line in lacking)
+    return (
+        [f"No run of {asked.against} of the same data, network and precision to compare with: {names}."]
+        if lacking
+        else []
+    )
 
 
 def power_note(asked: Comparison) -> list[str]:
@@ -150,7 +165,7 @@ def difference_record(sweep: Sweep, one: Compared | None, asked: Comparison) -> 
     """The same for a CSV."""
     if one is None or one.difference is None or one.baseline is None:
         return []
-    other = name_of(sweep, one.baseline)
+    other = name_of(sweep, one.baseline, one.named_by)
     record = _numbers(one.difference, one.baseline.method, asked.metric or "reported", compared_with=other)
     return [{**record, "seeds_needed": one.seeds}]
 

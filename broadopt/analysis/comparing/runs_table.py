@@ -1,7 +1,7 @@
 """All runs of a folder, side by side where they share data set, network and budget."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from broadopt.analysis.comparing import costs, difference_blocks
 from broadopt.analysis.comparing.against import Compared, compare
 from broadopt.analysis.comparing.costs import AlongTraining, History, asked_columns, asked_records
-from broadopt.analysis.comparing.difference_blocks import difference_block, difference_record, name_of
+from broadopt.analysis.comparing.difference_blocks import difference_block, difference_record, name_of, without_baseline
 from broadopt.analysis.comparing.keys import ABSENT, label
 from broadopt.analysis.comparing.lines import HELD_OUT, held_out
 from broadopt.analysis.comparing.statistics import has_diverged
@@ -64,9 +64,9 @@ def build(
     of_costs: dict[str, None] = {}  # said once, below all tables
     for sweep, differences in zip(found, compared, strict=True):
         extra = AlongTraining(sweep, asked, histories)
-        alone = () if differences or not asked.against else (f"No run of {asked.against} here to compare with.",)
-        blocks += [_accuracies(sweep, extra, alone)]
-        if differences and any(one.baseline for one in differences):
+        several = any(one.baseline for one in differences or ())
+        blocks += [_accuracies(sweep, extra, () if several else _alone(sweep, differences, asked))]
+        if differences and several:
             blocks.append(difference_block(sweep, differences, asked))
         costs_block = _costs(sweep, extra)
         blocks += [_calibration(sweep), replace(costs_block, notes=())]
@@ -78,6 +78,15 @@ def build(
     keys = dict.fromkeys(key for sweep in found for key in sweep.columns if key not in FIELDS)
     more = difference_blocks.FIELDS if asked.against else ()
     return Document(title="Runs", blocks=(*blocks, closing), records=tuple(records), fields=(*FIELDS, *more, *keys))
+
+
+def _alone(sweep: Sweep, differences: Sequence[Compared] | None, asked: Comparison) -> tuple[str, ...]:
+    """The line on a table without any difference."""
+    if asked.against is None:
+        return ()
+    if differences is None:
+        return (f"No run of {asked.against} here to compare with.",)
+    return tuple(without_baseline(sweep, differences, asked))
 
 
 def _labels(sweep: Sweep, line: Line) -> tuple[str, ...]:

@@ -371,6 +371,51 @@ def test_a_baseline_of_another_budget_is_taken_where_a_table_has_none_and_named(
     assert out.count("No run of sgd here to compare with.") == 1
 
 
+def test_a_baseline_of_another_budget_has_the_same_data(tmp_path: Path) -> None:
+    for noise, last in ((0, 75.0), (0.4, 60.0)):
+        store(tmp_path, record(RESNET20, "method=sgd", f"dataset.label_noise={noise}"), last=last)  # 400 epochs
+    store(tmp_path, record(RESNET20, "method=sam", "dataset.label_noise=0.4"), last=66.0)
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    (differences,) = (table for table in tables(out) if "Δ to sgd" in table[0])
+    assert [[row[0], row[3], row[-1]] for row in differences[1:]] == [
+        ["sam", "+6.00", "sgd, dataset.label_noise 0.4, budget 400"]
+    ]
+
+
+@pytest.mark.parametrize("setting", ["dataset.label_noise=0.4", "model.depth=32", "dataset.coarse=true", "precision"])
+def test_runs_on_other_data_are_no_baseline(tmp_path: Path, setting: str) -> None:
+    other = {"precision": "bf16"} if setting == "precision" else {}
+    overrides = () if other else (setting,)
+    store(tmp_path, record(RESNET20, "method=sgd"), last=75.0)
+    store(tmp_path, record(RESNET20, "method=sam", *overrides, **other), last=66.0)
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    assert "Δ to sgd" not in out
+    assert out.count("No run of sgd here to compare with.") == 1
+    store(tmp_path, record(RESNET20, "method=sgd", "budget=200"), last=74.0)
+    store(tmp_path, record(RESNET20, "method=asam"), last=76.0)
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    (differences,) = (table for table in tables(out) if "Δ to sgd" in table[0])
+    place = differences[0].index("Δ to sgd")
+    assert [[row[0], row[place]] for row in differences[1:]] == [["sgd", ""], ["sam", ""], ["asam", "+2.00"]]
+    assert "No run of sgd of the same data, network and precision to compare with: sam, " in words(out)
+    shutil.rmtree(tmp_path / "runs/cifar100/resnet20/asam")
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    assert "Δ to sgd" not in out
+    assert "No run of sgd of the same data, network and precision to compare with: sam, " in words(out)
+
+
+def test_settings_in_which_a_baseline_of_another_budget_differs_are_named(tmp_path: Path) -> None:
+    """The best of those of the same settings is taken, and of all where none has them."""
+    store(tmp_path, record(RESNET20, "method=sgd", "batch_size=64"), last=70.0)
+    store(tmp_path, record(RESNET20, "method=sam"), last=72.0)
+    for last, compared_with in ((70.0, "sgd, batch_size 64, budget 400"), (69.0, "sgd, batch_size 128, budget 400")):
+        out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+        (differences,) = (table for table in tables(out) if "Δ to sgd" in table[0])
+        assert [[row[3], row[-1]] for row in differences[1:]] == [[f"+{72 - last:.2f}", compared_with]]
+        if last == 70.0:
+            store(tmp_path, record(RESNET20, "method=sgd"), last=69.0)
+
+
 def test_a_papers_table_against_a_method(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         store(tmp_path, record(RESNET20, "method=sgd", seed=seed), best=70.0 + seed)
