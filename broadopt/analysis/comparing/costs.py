@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from broadopt.analysis.comparing.against import by_seed
 from broadopt.analysis.comparing.lines import Line
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.match import Result, precision
@@ -92,6 +93,21 @@ def time_ratio(runs: Iterable[Result], baseline: Iterable[Result]) -> float | No
     return statistics.median(ratios) if ratios else None
 
 
+def baseline_runs(sweep: Sweep, line: Line, asked: Comparison, *, method: str) -> tuple[Result, ...]:
+    """The finished runs of the line of `method` that has the settings of `line`, of several that with the highest
+    accuracy; none where there is no such line. Those of other settings, as of another batch size, cost something else.
+    """
+
+    def mean(other: Line) -> float:
+        values = by_seed(other.finished, asked.metric).values()
+        return statistics.fmean(values) if values else 0.0
+
+    alike = [
+        other for other in sweep.lines if other.method == method and other.finished and other.settings == line.settings
+    ]
+    return max(alike, key=mean).finished if alike else ()
+
+
 class AlongTraining:
     """The columns that are worked out from histories: at an epoch, to an accuracy, at an equal cost."""
 
@@ -106,7 +122,7 @@ class AlongTraining:
         self.against = asked.against or "sgd"
         self.quantity = "train_seconds" if asked.equal_cost == "seconds" else "gradient_evaluations"
         """Of which accuracies at an equal cost have spent as much."""
-        self._baseline = [run for line in sweep.lines if line.method == self.against for run in line.finished]
+        self._sweep = sweep
 
     def at_epoch(self, line: Line) -> list[float | None]:
         """Accuracy of each run of a line, finished or not, at the epoch asked for."""
@@ -124,10 +140,11 @@ class AlongTraining:
     def at_equal_cost(self, line: Line) -> list[float | None]:
         """Accuracy of each finished run when it had cost what the baseline's median run cost in all."""
         quantity, found = self.quantity, list[float | None]()
+        baseline = baseline_runs(self._sweep, line, self.asked, method=self.against)
         for run in line.finished:
-            like = self._baseline
+            like = baseline
             if quantity == "train_seconds":  # seconds of another machine are no measure
-                like = [one for one in like if machine(one) == machine(run) is not None]
+                like = tuple(one for one in like if machine(one) == machine(run) is not None)
             known = [value for one in like if (value := spent(one, quantity))]
             by = spent_by(run, quantity) if known else None
             history = self._of[run["identity"]]
@@ -156,7 +173,8 @@ def asked_columns(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], l
         cells = [[text(summarise(extra.at_equal_cost(line)), n=len(line.finished))] for line in sweep.lines]
         note = (
             f"{title}: test accuracy of the plain weights at the last evaluated epoch by which no more was spent than "
-            f"by the median run of {extra.against} in all; a schedule made for that budget would end lower."
+            f"by the median run of {extra.against} with the same settings in all, empty where there is none; a "
+            "schedule made for that budget would end lower."
         ) + _over_time(sweep, extra.quantity)
         found.append(([title], cells, note))
     return found

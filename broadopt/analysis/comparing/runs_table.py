@@ -35,7 +35,10 @@ FURTHER = (
     "coll. with a name: what that collector predicts on the same run; the run reports what the first of its collectors "
     "predicts, without a name."
 )
-RATIO = "x sgd: the median run's seconds over those of SGD in the same table, on the same device."
+RATIO = (
+    "x sgd: the median run's seconds over those of SGD with the same settings (all that the method does not choose) in "
+    "the same table, on the same device; empty where there is none."
+)
 
 
 def build(
@@ -152,7 +155,7 @@ def _calibration(sweep: Sweep) -> Block:
 
 
 def _costs(sweep: Sweep, extra: AlongTraining) -> Block:
-    ratios = [_ratio(sweep, line) for line in sweep.lines]
+    ratios = [_ratio(sweep, line, extra.asked) for line in sweep.lines]
     header = ["epochs", "gradients", "img/s", "seconds"]
     rows = []
     for line in sweep.lines:
@@ -178,9 +181,8 @@ def _costs(sweep: Sweep, extra: AlongTraining) -> Block:
     )
 
 
-def _ratio(sweep: Sweep, line: Line) -> float | None:
-    baseline = [run for other in sweep.lines if other.method == "sgd" for run in other.finished]
-    return costs.time_ratio(line.finished, baseline)
+def _ratio(sweep: Sweep, line: Line, asked: Comparison) -> float | None:
+    return costs.time_ratio(line.finished, costs.baseline_runs(sweep, line, asked, method="sgd"))
 
 
 def _cell(line: Line, metric: str, key: str | None, quantity: str = "test_accuracy") -> str:
@@ -219,6 +221,8 @@ def _records(sweep: Sweep, line: Line, compared: Compared | None, extra: AlongTr
         records.append({**shared, "metric": "held out", **figures(held, quantity="validation_accuracy")})
     for quantity in ("images_per_second", "train_seconds", "gradient_evaluations"):
         records.append({**shared, **figures(summarise(cost(run, quantity) for run in runs), quantity=quantity)})
-    records += [{**shared, "quantity": "time_ratio", "mean": ratio} for ratio in [_ratio(sweep, line)] if ratio]
+    records += [
+        {**shared, "quantity": "time_ratio", "mean": ratio} for ratio in [_ratio(sweep, line, extra.asked)] if ratio
+    ]
     records += [{**shared, **record} for record in asked_records(line, extra)]
     return records + [{**shared, **record} for record in difference_record(sweep, compared, extra.asked)]

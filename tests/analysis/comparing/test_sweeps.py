@@ -584,6 +584,29 @@ def test_accuracy_at_an_equal_cost(costly: Path) -> None:
     assert [row[6] for row in costs[1:]] == ["69.33 ± 1.15", "61.00 ± 1.41 (2)"]
 
 
+def test_cost_is_that_of_sgd_with_the_same_settings(tmp_path: Path) -> None:
+    """SGD at two batch sizes, one twice as dear as the other; SAM at these and at a third that SGD was not run at."""
+    rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}
+    for method, batch_size, cost in (("sgd", 64, 200), ("sgd", 128, 100), ("sam", 64, 400), ("sam", 128, 250)):
+        figures = {"gradient_evaluations": cost, "train_seconds": float(cost)}
+        recorded = record(*SHORT, f"method={method}", f"batch_size={batch_size}")
+        store(tmp_path, recorded, device="H100", cost=figures, history=rising)
+    figures = {"gradient_evaluations": 300, "train_seconds": 300.0}
+    store(tmp_path, record(*SHORT, "method=sam", "batch_size=32"), device="H100", cost=figures, history=rising)
+    for quantity in ("gradients", "seconds"):
+        out, _ = run("runs", "--results", tmp_path, "--equal-cost", quantity)
+        # 200 of 400: 5 epochs; 100 of 250: 4
+        assert [[*row[:2], *row[-2:]] for row in tables(out)[-1]] == [
+            ["method", "batch_size", "x sgd", f"at sgd's {quantity}"],
+            ["sgd", "64", "1.00", "70.00"],
+            ["sgd", "128", "1.00", "70.00"],
+            ["sam", "32", "", ""],
+            ["sam", "64", "2.00", "60.00"],
+            ["sam", "128", "2.50", "58.00"],
+        ]
+    assert "with the same settings" in words(out)
+
+
 def test_a_step_that_is_plain_at_first_has_spent_less_by_then(tmp_path: Path) -> None:
     """Late SAM takes one gradient a step in 43 % of its epochs and two in the others: 1.57 in the mean. By epoch 7 of
     10 it has taken 4.3 + 2 x 2.7 = 9.7 of SGD's 10, and by epoch 8 more; by epoch 5, 5.7 of its own 15.7.
