@@ -18,6 +18,12 @@ from broadopt.methods.recorded import OVER_TIME, share_by
 
 History = Sequence[Mapping[str, float]]
 
+COSTS_NOTHING = {
+    *("protocol", "lr", "momentum", "nesterov", "weight_decay", "label_smoothing", "evaluate_every"),
+    *("augmentation.mean", "augmentation.std"),
+}
+"""Settings on which neither the seconds nor the gradients of a training depend."""
+
 UNKNOWN = " Not known of a step of your own with step.from or step.until: only its code says when it costs how much."
 
 
@@ -94,18 +100,21 @@ def time_ratio(runs: Iterable[Result], baseline: Iterable[Result]) -> float | No
 
 
 def baseline_runs(sweep: Sweep, line: Line, asked: Comparison, *, method: str) -> tuple[Result, ...]:
-    """The finished runs of the line of `method` that has the settings of `line`, of several that with the highest
-    accuracy; none where there is no such line. Those of other settings, as of another batch size, cost something else.
+    """The finished runs of the line of `method` that has the settings of `line`, or else those on which cost depends;
+    of several that with the highest accuracy. None where there is no such line: runs of another batch size cost
+    something else.
     """
 
     def mean(other: Line) -> float:
         values = by_seed(other.finished, asked.metric).values()
         return statistics.fmean(values) if values else 0.0
 
-    alike = [
-        other for other in sweep.lines if other.method == method and other.finished and other.settings == line.settings
+    known = [other for other in sweep.lines if other.method == method and other.finished]
+    alike = [other for other in known if other.settings == line.settings]
+    as_dear = alike or [
+        other for other in known if not {key for key, _ in other.settings ^ line.settings} - COSTS_NOTHING
     ]
-    return max(alike, key=mean).finished if alike else ()
+    return max(as_dear, key=mean).finished if as_dear else ()
 
 
 class AlongTraining:
@@ -173,8 +182,8 @@ def asked_columns(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], l
         cells = [[text(summarise(extra.at_equal_cost(line)), n=len(line.finished))] for line in sweep.lines]
         note = (
             f"{title}: test accuracy of the plain weights at the last evaluated epoch by which no more was spent than "
-            f"by the median run of {extra.against} with the same settings in all, empty where there is none; a "
-            "schedule made for that budget would end lower."
+            f"by the median run of {extra.against} in all, if there is one with the same settings (but for "
+            "lr, label smoothing and the like, which cost nothing); a schedule made for that budget would end lower."
         ) + _over_time(sweep, extra.quantity)
         found.append(([title], cells, note))
     return found

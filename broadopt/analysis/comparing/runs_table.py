@@ -36,8 +36,8 @@ FURTHER = (
     "predicts, without a name."
 )
 RATIO = (
-    "x sgd: the median run's seconds over those of SGD with the same settings (all that the method does not choose) in "
-    "the same table, on the same device; empty where there is none."
+    "x sgd: the median run's seconds over those of SGD in the same table, on the same device, with the same settings "
+    "but for lr, label smoothing and the like, which cost nothing; empty where there is none."
 )
 
 

@@ -593,16 +593,19 @@ def test_cost_is_that_of_sgd_with_the_same_settings(tmp_path: Path) -> None:
         store(tmp_path, recorded, device="H100", cost=figures, history=rising)
     figures = {"gradient_evaluations": 300, "train_seconds": 300.0}
     store(tmp_path, record(*SHORT, "method=sam", "batch_size=32"), device="H100", cost=figures, history=rising)
+    free = record(*SHORT, "method=sam", "lr=0.2", "label_smoothing=0", "batch_size=64")
+    store(tmp_path, free, device="H100", cost={"gradient_evaluations": 400, "train_seconds": 400.0}, history=rising)
     for quantity in ("gradients", "seconds"):
         out, _ = run("runs", "--results", tmp_path, "--equal-cost", quantity)
         # 200 of 400: 5 epochs; 100 of 250: 4
-        assert [[*row[:2], *row[-2:]] for row in tables(out)[-1]] == [
-            ["method", "batch_size", "x sgd", f"at sgd's {quantity}"],
-            ["sgd", "64", "1.00", "70.00"],
-            ["sgd", "128", "1.00", "70.00"],
-            ["sam", "32", "", ""],
-            ["sam", "64", "2.00", "60.00"],
-            ["sam", "128", "2.50", "58.00"],
+        assert [[*row[:3], *row[-2:]] for row in tables(out)[-1]] == [
+            ["method", "batch_size", "label_smoothing", "x sgd", f"at sgd's {quantity}"],
+            ["sgd", "64", "0.1", "1.00", "70.00"],
+            ["sgd", "128", "0.1", "1.00", "70.00"],
+            ["sam", "32", "0.1", "", ""],
+            ["sam", "64", "0", "2.00", "60.00"],
+            ["sam", "64", "0.1", "2.00", "60.00"],
+            ["sam", "128", "0.1", "2.50", "58.00"],
         ]
     assert "with the same settings" in words(out)
 
