@@ -138,9 +138,12 @@ class AlongTraining:
         return [evaluated(self._of[run["identity"]]).get(self.epoch or 0.0) for run in line.group.runs]
 
     def to_reach(self, line: Line) -> list[tuple[float, float | None] | None]:
-        """Epochs and seconds of each finished run to the accuracy asked for; None where it was not reached."""
+        """Epochs and seconds of each finished run with a history to the accuracy asked for; None where it was not
+        reached.
+        """
         found: list[tuple[float, float | None] | None] = []
-        for run in line.finished:
+        known = [run for run in line.finished if evaluated(self._of[run["identity"]])]
+        for run in known:
             epochs = epochs_to(self._of[run["identity"]], self.asked.reach or 0.0)
             seconds = spent_by(run, "train_seconds")
             found.append(None if epochs is None else (epochs, None if seconds is None else seconds(epochs)))
@@ -167,14 +170,15 @@ def asked_columns(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], l
     if extra.asked.reach is not None:
         target, cells = f"{extra.asked.reach:g}", []
         for line in sweep.lines:
-            reached = [one for one in extra.to_reach(line) if one]
+            known = extra.to_reach(line)
+            reached = [one for one in known if one]
             epochs = f"{statistics.median(one[0] for one in reached):g}" if reached else ""
             seconds = [one[1] for one in reached if one[1] is not None]
-            words = f"{len(reached)} of {len(line.finished)}"
+            words = f"{len(reached)} of {len(known)}" if known else ""
             cells.append([words, epochs, f"{statistics.median(seconds):.0f}" if seconds else ""])
         note = (
-            f"reach {target}: runs with an evaluated epoch of at least {target} %, chosen on the test set; "
-            "epochs and seconds to the first such epoch: medians of those runs."
+            f"reach {target}: of the runs with a history, those with an evaluated epoch of at least {target} %, chosen "
+            "on the test set; epochs and seconds to the first such epoch: medians of those runs."
         ) + _over_time(sweep, "train_seconds")
         found.append(([f"reach {target}", f"epochs to {target}", f"seconds to {target}"], cells, note))
     if extra.asked.equal_cost is not None:

@@ -82,11 +82,17 @@ def load_history(
 
 
 def read_history(result: Result) -> tuple[list[dict[str, float]], str]:
-    """The history of a result that `selection.read` has read, and why it cannot be used, if so."""
+    """The history of a result that `selection.read` has read, and why it cannot be used, if so: that of a finished run
+    is there and has epochs.
+    """
+    place = f"left out: {result['folder']}/{history.NAME}"
     try:
-        return history.read(Path(result["path"])), ""
+        rows = history.read(Path(result["path"]))
     except (OSError, ValueError) as error:
-        return [], f"left out: {result['folder']}/{history.NAME}: {reason(error)}"
+        return [], f"{place}: {reason(error)}"
+    return rows, "" if rows or result[
+        "state"
+    ] != "finished" else f"{place}: missing or empty, though the run is finished"
 
 
 def _selected(

@@ -270,8 +270,10 @@ def test_texts_of_others_do_no_harm_in_a_csv_or_json(tmp_path: Path) -> None:
     assert json.loads(out)[0]["model.odd\x1b"] == "=1+1\u202e"
 
 
-def test_no_warning_where_all_is_well(root: Path) -> None:
+def test_no_warning_where_all_is_well(tmp_path: Path) -> None:
+    store(tmp_path, record(RESNET20, "method=sgd"), history={1: 40.0})
+    store(tmp_path, record(RESNET20, "method=sgd", seed=2), state="failed")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        broadopt.load_results(root)
-        broadopt.load_history(root)
+        broadopt.load_results(tmp_path)
+        broadopt.load_history(tmp_path)

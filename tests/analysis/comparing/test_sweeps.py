@@ -770,8 +770,26 @@ def test_a_history_that_cannot_be_read_is_named(costly: Path, tmp_path: Path, co
     odd.write_bytes(content)
     out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "60", "--strict", expect=1)
     assert f"left out: {odd.relative_to(tmp_path / 'copy')}: " in out
-    assert [row[6] for row in tables(out)[-1][1:]] == ["3 of 3", "2 of 3"]
+    assert [row[6] for row in tables(out)[-1][1:]] == ["3 of 3", "2 of 2"]
     run("runs", "--results", tmp_path / "copy", "--reach", "60", "--equal-cost", "--at-epoch", "--strict", expect=1)
+
+
+def test_a_finished_run_without_a_history_is_named_and_not_counted(costly: Path, tmp_path: Path) -> None:
+    shutil.copytree(costly, tmp_path / "copy")
+    (gone,) = (tmp_path / "copy/runs/cifar100/resnet20/sam").glob("seed1-*/history.csv")
+    (empty,) = (tmp_path / "copy/runs/cifar100/resnet20/sgd").glob("seed1-*/history.csv")
+    gone.unlink()
+    empty.write_text("epoch,test_accuracy\n")
+    out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "71", "--strict", expect=1)
+    for path in (gone, empty):
+        assert f"left out: {path.relative_to(tmp_path / 'copy')}: missing or empty, though the run is finished" in out
+    assert [row[6] for row in tables(out)[-1][1:]] == ["0 of 2", "2 of 2"]
+    with pytest.warns(UserWarning, match="missing or empty, though the run is finished"):
+        assert set(broadopt.load_history(tmp_path / "copy", where={"method": "sam"})["seed"]) == {2, 3}
+    for path in (tmp_path / "copy/runs/cifar100/resnet20/sgd").glob("*/history.csv"):
+        path.unlink()
+    out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "71", "--strict", expect=1)
+    assert [row[6] for row in tables(out)[-1][1:]] == ["", "2 of 2"]
 
 
 @pytest.mark.parametrize(
