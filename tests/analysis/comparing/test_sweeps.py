@@ -133,6 +133,26 @@ def test_a_table_of_several_protocols_says_so_and_what_they_differ_in(tmp_path: 
     assert "mixes protocols" not in run("runs", "--results", tmp_path)[0]
 
 
+@pytest.mark.parametrize(
+    ("typed", "columns"),
+    [
+        ("dataset.label_noise=0.4", ["0", "0.4"]),
+        ("model.depth=32", ["20", "32"]),
+        ("lr=0.3", ["0.1", "0.3"]),
+    ],
+)
+def test_what_was_typed_is_not_explained_as_of_the_protocol(tmp_path: Path, typed: str, columns: list[str]) -> None:
+    base = ("model=resnet20", "dataset=cifar10", "budget=10")
+    store(tmp_path, record(*base, "method=sgd"))
+    store(tmp_path, record(*base, "method=sam", typed))
+    out, _ = run("runs", "--results", tmp_path)
+    key, (header, *rows) = typed.partition("=")[0], tables(out)[0]
+    note = words(out).partition("This table mixes protocols")[2].partition("One protocol= for all")[0]
+    assert "label_smoothing 0 and 0.1" in note
+    assert key not in note
+    assert [row[header.index(key)] for row in rows] == columns
+
+
 def test_options_of_the_methods_are_said_below_and_are_columns_where_they_are_not_the_recipes(tmp_path: Path) -> None:
     store(tmp_path, record(*SHORT, "method=sgd"))
     store(tmp_path, record(*SHORT, "method=sam"))
