@@ -15,7 +15,7 @@ from broadopt.analysis.comparing.lines import HELD_OUT, held_out
 from broadopt.analysis.comparing.statistics import has_diverged
 from broadopt.analysis.comparing.sweep import Line, Sweep, sweeps
 from broadopt.analysis.tables.formats import FIELDS, Block, Document
-from broadopt.analysis.tables.match import Recipes, Result
+from broadopt.analysis.tables.match import Recipes, Result, whole
 from broadopt.analysis.tables.off_recipe import figures, place
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.summary import collected_keys, cost, longest_key, reading, summarise, text
@@ -202,7 +202,7 @@ def _records(sweep: Sweep, line: Line, compared: Compared | None, extra: AlongTr
     runs = line.finished
     values = {key: line.value(key) for key in sweep.columns if key not in FIELDS}
     keys = {
-        key: label(value) if isinstance(value, (list, tuple)) else value
+        key: whole(value) if isinstance(value, (list, tuple)) else value
         for key, value in values.items()
         if value is not ABSENT
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from printed import tables
 from stored import RESNET20, VGG16, record, run, store
 
 import broadopt
@@ -268,6 +269,24 @@ def test_texts_of_others_do_no_harm_in_a_csv_or_json(tmp_path: Path) -> None:
     out, _ = run("runs", "--per-run", "--format", "json", "--results", tmp_path)
     assert out.isascii()
     assert json.loads(out)[0]["model.odd\x1b"] == "=1+1\u202e"
+
+
+def test_long_lists_that_differ_at_their_end_are_two(tmp_path: Path) -> None:
+    """Two networks whose lists begin alike for longer than a table shows."""
+    recorded = record(RESNET20, "method=sgd")
+    widths = [[*range(100), last] for last in (7, 8)]
+    for width in widths:
+        store(tmp_path, {**recorded, "model": {**recorded["model"], "widths": width}})
+    found = broadopt.load_results(tmp_path)["model.widths"].tolist()
+    assert found == [str(width) for width in widths]
+    out, _ = run("runs", "--results", tmp_path, "--format", "csv")
+    records = csv.DictReader(io.StringIO(out))
+    assert {row["model.widths"] for row in records} == {str(width) for width in widths}
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    assert [row[:2] for row in tables(out)[0]] == [
+        ["method", "model.widths"],
+        *(["sgd", f"{str(width)[:197]}..."] for width in widths),
+    ]
 
 
 def test_no_warning_where_all_is_well(tmp_path: Path) -> None:
