@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from broadopt.analysis.comparing.against import CONFIDENCE, Compared, baseline_column, cell_by_seed, cell_count
+from broadopt.analysis.comparing.against import CONFIDENCE, Compared
 from broadopt.analysis.comparing.keys import label
 from broadopt.analysis.comparing.lines import Line
+from broadopt.analysis.comparing.paper_columns import baseline_column, cell_by_seed, cell_count, compared_columns
 from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.cells import Cells
@@ -31,18 +32,7 @@ def difference_block(sweep: Sweep, compared: Sequence[Compared], asked: Comparis
     other = {id(one.baseline) for one in compared if one.baseline is not None}
     several = len(other) > 1 or sum(one.line.method == asked.against for one in compared) != 1
     which = asked.metric or "what each method reports (collected after the most budgets, else last)"
-    header = [
-        "method",
-        *sweep.columns,
-        "n",
-        "accuracy",
-        f"Δ to {asked.against}",
-        "95 % interval",
-        "p",
-        "p (Holm)",
-        "test",
-    ]
-    header += [f"seeds for {asked.detect:g}"] if asked.detect else []
+    header = ["method", *sweep.columns, "n", "accuracy", *titles(asked)]
     header += ["compared with"] if several else []
     return Block(
         heading="",
@@ -191,18 +181,14 @@ def paper_block(
     if against not in table.methods:
         known = ", ".join(table.methods)
         raise InputError(f"--against {against}: expected one of {known}{nearest(against, table.methods)}")
-    baselines = {column: baseline_column(table, column, against) for column in table.columns}
+    places = [(row, column) for row in table.rows for column in compared_columns(table, asked)]
+    baselines = {place: baseline_column(table, *place, cells, asked) for place in places}
     rows: dict[tuple[Row, Column], tuple[Mapping[int, float], Mapping[int, float]]] = {
-        (row, column): (
-            cell_by_seed(row, column, cells, asked),
-            cell_by_seed(row, baselines[column], cells, asked),
-        )
-        for row in table.rows
-        for column in table.columns
-        if column.method != against
+        place: (cell_by_seed(*place, cells, asked), cell_by_seed(place[0], baselines[place], cells, asked))
+        for place in places
     }
     found = differences(rows, confidence=CONFIDENCE)
-    compared_with = {baselines[column].title for _, column in found or rows}
+    compared_with = {baselines[place].title for place in found or rows}
     differ = len(compared_with) > 1
     name = against if differ else compared_with.pop()
     several = len({row.dataset for row in table.rows}) > 1
@@ -210,7 +196,7 @@ def paper_block(
     lines = [
         (
             *_paper_row(*place, rows[place], one, asked, count=counts[place], several=several),
-            *((baselines[place[1]].title,) if differ else ()),
+            *((baselines[place].title,) if differ else ()),
         )
         for place, one in found.items()
     ]
@@ -234,7 +220,7 @@ def paper_block(
         if lines
         else (),
     )
-    return block, [_paper_record(table, *place, baselines[place[1]], one, asked) for place, one in found.items()]
+    return block, [_paper_record(table, *place, baselines[place], one, asked) for place, one in found.items()]
 
 
 def _paper_record(

@@ -492,6 +492,17 @@ def test_rows_that_are_compared_with_different_columns_each_name_theirs(tmp_path
     ]
 
 
+@pytest.mark.parametrize("metric", ["last", "best"])
+def test_by_one_metric_the_baseline_is_the_column_that_has_it(tmp_path: Path, metric: str) -> None:
+    """The last weights of SWA stand in the column of the budgets that the run has spent."""
+    store(tmp_path, record(VGG16, "method=swa"), last=60.0, collected={"1": 73.0, "1.25": 74.0, "1.5": 75.0})
+    store(tmp_path, record(VGG16, "method=fge"), last=61.0, collected={"1": 73.5})
+    store(tmp_path, record(VGG16, "method=sgd"), last=72.0)
+    out, _ = run("table1", "--results", tmp_path, "--against", "swa", "--metric", metric)
+    assert "**Differences to SWA 1.5**" in out
+    assert [[row[2], row[5]] for row in tables(out)[-1][1:]] == [["SGD", "+12.00"], ["FGE 1", "+1.00"]]
+
+
 def test_runs_that_failed_or_ended_at_chance_are_counted_in_a_papers_table(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         store(tmp_path, record(RESNET20, "method=sgd", seed=seed), best=70.0 + seed)
