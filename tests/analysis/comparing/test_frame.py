@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pandas
 import pytest
 from printed import tables
@@ -269,6 +272,12 @@ def test_texts_of_others_do_no_harm_in_a_csv_or_json(tmp_path: Path) -> None:
     out, _ = run("runs", "--per-run", "--format", "json", "--results", tmp_path)
     assert out.isascii()
     assert json.loads(out)[0]["model.odd\x1b"] == "=1+1\u202e"
+
+
+@pytest.mark.parametrize("several", [numpy.array, pandas.Series, pandas.Index])
+def test_values_may_be_those_of_an_array(root: Path, several: Callable[[list[int]], Any]) -> None:
+    assert broadopt.load_results(root, where={"seed": several([1, 2])})["seed"].tolist() == [1, 1, 1, 2, 1]
+    assert broadopt.load_results(root, where={"seed": several([1, 2])[0]})["seed"].tolist() == [1, 1, 1, 1]
 
 
 def test_long_lists_that_differ_at_their_end_are_two(tmp_path: Path) -> None:

@@ -749,6 +749,17 @@ def test_runs_that_are_going_on_are_compared_by_the_epochs_behind_them(costly: P
     assert tables(run("runs", "--results", root)[0]) == tables(run("runs", "--results", costly)[0])
 
 
+def test_an_interrupted_run_that_goes_on_is_running_ahead_of_its_first_new_epoch(tmp_path: Path) -> None:
+    recorded = record(*SHORT, "method=asam")
+    folder = store(tmp_path, recorded, state="interrupted", history={epoch: 40.0 + epoch for epoch in range(1, 11)})
+    for roots in ([tmp_path], [tmp_path, tmp_path / "other"]):
+        (roots[-1] / "runs").mkdir(parents=True, exist_ok=True)
+        assert set(broadopt.load_history(*roots)["state"]) == {"interrupted"}
+        with Heartbeat(folder, recorded, device="a device"), only_writer(folder, wait=False, stop=Stop()):
+            found = broadopt.load_history(*roots)
+        assert (set(found["state"]), len(found)) == ({"running"}, 10)
+
+
 def test_of_copies_that_are_going_on_the_one_with_the_most_epochs_is_compared(tmp_path: Path) -> None:
     """An interrupted run in one results folder, and its copies that went on in others until they were killed."""
     recorded = record(*SHORT, "method=asam")
