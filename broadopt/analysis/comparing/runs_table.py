@@ -36,8 +36,9 @@ FURTHER = (
     "predicts, without a name."
 )
 RATIO = (
-    "x sgd: the median run's seconds over those of SGD in the same table, on the same device, with the same settings "
-    "but for lr, label smoothing and the like, which cost nothing; empty where there is none."
+    "x sgd: the median run's seconds over those of SGD in the same table, on the same device, in the same precision, "
+    "with as many threads and processes, the same compile, deterministic and graphs, and the same settings but for lr, "
+    "label smoothing and the like, which cost nothing; empty where there is none."
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import section
 from printed import tables, words
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from stored import RESNET20, VGG16, record, run, store
@@ -613,6 +614,22 @@ def test_accuracy_at_an_equal_cost(costly: Path) -> None:
     costs = tables(run("runs", "--results", costly, "--equal-cost", "seconds")[0])[-1]
     # 110 s of 22 s an epoch: 5 epochs; 300 s of 63: 4; SGD's own runs had 110 s of 10 and 12: 10 and 9 epochs
     assert [row[6] for row in costs[1:]] == ["69.33 ± 1.15", "61.00 ± 1.41 (2)"]
+
+
+@pytest.mark.parametrize("name", ["threads", "processes", "compile", "deterministic", "graphs"])
+def test_what_times_are_compared_by_is_said(tmp_path: Path, name: str) -> None:
+    """Two values of what makes a step slower or faster are no ratio; the note and the reference name it."""
+    for method in ("sgd", "sam"):
+        store(tmp_path, record(*SHORT, f"method={method}"), device="H100")
+    out, _ = run("runs", "--results", tmp_path)
+    assert [row[-1] for row in tables(out)[-1]] == ["x sgd", "1.00", "1.00"]
+    assert name in words(out).partition("x sgd: ")[2]
+    assert name in section("docs/reference.md", "broadopt-table").partition("**Cost.**")[2]
+    (folder,) = (tmp_path / "runs/cifar100/resnet20/sam").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    result["environment"][name] = 2
+    write(folder, {key: result[key] for key in result if key != "checksum"})
+    assert [row[-1] for row in tables(run("runs", "--results", tmp_path)[0])[-1]] == ["x sgd", "1.00", ""]
 
 
 def test_cost_is_that_of_sgd_with_the_same_settings(tmp_path: Path) -> None:
