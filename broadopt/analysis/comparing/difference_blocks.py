@@ -3,10 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from broadopt.analysis.comparing.against import CONFIDENCE, Compared
+from broadopt.analysis.comparing.against import (
+    CONFIDENCE,
+    Compared,
+    baseline_column,
+    cell_by_seed,
+    cell_count,
+    compared_columns,
+)
 from broadopt.analysis.comparing.keys import label
 from broadopt.analysis.comparing.lines import Line
-from broadopt.analysis.comparing.paper_columns import baseline_column, cell_by_seed, cell_count, compared_columns
 from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.cells import Cells
