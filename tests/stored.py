@@ -53,8 +53,8 @@ def store(
 ):
     """Write the result file of one run; NLL and ECE are made up from the accuracy so that they can be told apart.
 
-    `history`: test accuracy by epoch, for history.csv; `cost` replaces figures of the made-up ones; `held_out`: the
-    last accuracy on held-out images, of which what was collected has one more.
+    `history`: test accuracy by epoch, for history.csv, None of one that was not evaluated; `cost` replaces figures of
+    the made-up ones; `held_out`: the last accuracy on held-out images, of which what was collected has one more.
     """
 
     def figures(accuracy):
@@ -102,7 +102,10 @@ def store(
     if device is not None:
         result["environment"]["device"] = device
     if history is not None:
-        rows = [{"epoch": float(epoch), "lr": 0.1, **figures(accuracy)} for epoch, accuracy in history.items()]
+        rows = [
+            {"epoch": float(epoch), "lr": 0.1, **({} if accuracy is None else figures(accuracy))}
+            for epoch, accuracy in history.items()
+        ]
         histories.write(folder, rows)
     results.write(folder, result)
     return folder

@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from broadopt.analysis.comparing.keys import label
-from broadopt.analysis.comparing.lines import OF_THE_METHOD, Line, protocol_of
+from broadopt.analysis.comparing.lines import (
+    OF_THE_METHOD,
+    Line,
+    completed_lines,
+    differing_keys,
+    follows,
+    group_of,
+    protocol_of,
+)
 from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.cells import Cells
@@ -24,12 +32,14 @@ class Compared:
 
     line: Line
     baseline: Line | None
-    """None where there is none, or where the line is the baseline itself."""
+    """None where there is none of the same data, network and precision, or where the line is the baseline itself."""
     values: Mapping[int, float]
     """By seed, of the runs that did not diverge."""
     difference: Difference | None
     seeds: int | None
     """That it takes to see the difference asked for."""
+    named_by: tuple[str, ...] = ()
+    """Keys of the config that tell the baseline from others, besides the columns of the table."""
 
 
 def reported(result: Result, metric: str | None) -> float | None:
@@ -60,72 +70,126 @@ def compare(found: Sequence[Sweep], asked: Comparison) -> list[list[Compared] | 
     if against not in methods:
         there = f"; there are {', '.join(methods)}{nearest(against, methods)}" if methods else ""
         raise InputError(f"--against {against}: no finished run of this method{there}")
-    return [_compared(sweep, _rivals(sweep, found, against), asked) for sweep in found]
+    return [_compared(sweep, found, asked, against) for sweep in found]
 
 
-def _rivals(sweep: Sweep, found: Sequence[Sweep], against: str) -> list[Line]:
-    """The lines of the baseline in a table; where it has none, those of the same data, network and protocol at another
-    budget: the ASAM paper gives SGD twice the epochs, so that it costs as much.
-    """
-    own = [line for line in sweep.lines if line.method == against]
-    protocols = {protocol_of(line) for line in sweep.lines}
-    return own or [
-        line
-        for other in found
-        if (other.dataset, other.model) == (sweep.dataset, sweep.model)
-        for line in other.lines
-        if line.method == against and protocol_of(line) in protocols
-    ]
-
-
-def _compared(sweep: Sweep, rivals: Sequence[Line], asked: Comparison) -> list[Compared] | None:
-    values = {id(line): by_seed(line.group.runs, asked.metric) for line in (*sweep.lines, *rivals)}
-    rivals = [line for line in rivals if values[id(line)]]
-    if not rivals:
+def _compared(sweep: Sweep, found: Sequence[Sweep], asked: Comparison, against: str) -> list[Compared] | None:
+    rivals = _Rivals(sweep, found, asked, against)
+    chosen = [rivals.baseline(index) for index in range(len(sweep.lines))]
+    if not any(chosen) and not rivals.own:
         return None
-    baselines = {id(line): _baseline(sweep, line, rivals, values) for line in sweep.lines}
     rows = {
-        id(line): (values[id(line)], values[id(other)])
-        for line in sweep.lines
-        if (other := baselines[id(line)]) is not None
+        index: (rivals.values(line), rivals.values(best[0]))
+        for index, (line, best) in enumerate(zip(sweep.lines, chosen, strict=True))
+        if best is not None
     }
     tested = differences(rows, confidence=CONFIDENCE)
     return [
         Compared(
             line,
-            baselines[id(line)],
-            values[id(line)],
-            tested.get(id(line)),
-            seeds_needed(*rows[id(line)], detect=asked.detect) if asked.detect and id(line) in rows else None,
+            best[0] if best else None,
+            rivals.values(line),
+            tested.get(index),
+            seeds_needed(*rows[index], detect=asked.detect) if asked.detect and index in rows else None,
+            named_by=best[1] if best else (),
         )
-        for line in sweep.lines
+        for index, (line, best) in enumerate(zip(sweep.lines, chosen, strict=True))
     ]
 
 
-def _baseline(
-    sweep: Sweep, line: Line, rivals: Sequence[Line], values: Mapping[int, Mapping[int, float]]
-) -> Line | None:
-    """The best of the baseline's lines that agree with a line in all that is not the method's own, or of all of them
-    where none does; None where that is the line itself.
+class _Rivals:
+    """The lines of the baseline that those of a table can be compared with: of the same data, network and precision,
+    in the table; where it has none, of the same protocol too at another budget: the ASAM paper gives SGD twice the
+    epochs, so that it costs as much.
     """
-    # Not the columns: which of them are shown must not change what is compared.
-    keys = [key for key in sweep.differing if key.split(".")[0] not in OF_THE_METHOD]
-    alike = [other for other in rivals if all(label(other.value(key)) == label(line.value(key)) for key in keys)]
 
-    def mean(other: Line) -> float:
-        found = values[id(other)].values()
+    def __init__(self, sweep: Sweep, found: Sequence[Sweep], asked: Comparison, against: str) -> None:
+        near = [other for other in found if (other.dataset, other.model) == (sweep.dataset, sweep.model)]
+        elsewhere = [line for other in near if other is not sweep for line in other.lines if line.method == against]
+        # Together: a key that only another table records counts here at the value it has without being recorded.
+        lines = completed_lines([*sweep.lines, *elsewhere])
+        self._lines = lines[: len(sweep.lines)]
+        self._against, self._metric = against, asked.metric
+        self._values: dict[str, dict[int, float]] = {}
+        own = [line for line in self._lines if line.method == against]
+        self.own = [line for line in own if self.values(line)]
+        """Those of the table itself that have values."""
+        self._pools = {"": own}  # those elsewhere by their protocol
+        for line in lines[len(sweep.lines) :]:
+            self._pools.setdefault(protocol_of(line), []).append(line)
+        self._apart = {place: differing_keys(pool) for place, pool in self._pools.items()}
+        self._by_data: dict[Any, list[Line]] = {}
+        for place, pool in self._pools.items():
+            for line in pool:
+                self._by_data.setdefault((place, line.data), []).append(line)
+
+    def values(self, line: Line) -> dict[int, float]:
+        """The accuracies of a line by seed."""
+        first = line.group.runs[0]["identity"]
+        if first not in self._values:
+            self._values[first] = by_seed(line.group.runs, self._metric)
+        return self._values[first]
+
+    def baseline(self, index: int) -> tuple[Line, tuple[str, ...]] | None:
+        """The best of the lines that agree with one of the table in all that is not the method's own, or of all that
+        can be compared where none does, and the keys that it is named by; None where that is the line itself, or where
+        there is none.
+        """
+        line = self._lines[index]
+        place = ""
+        if (place, line.data) not in self._by_data and line.method != self._against:
+            place = protocol_of(line)
+        known = [other for other in self._by_data.get((place, line.data), []) if self.values(other)]
+        alike = [other for other in known if other.settings == line.settings]
+        best = max(alike or known, key=self._mean, default=None)
+        return None if best is None or best is line else (best, self._named_by(line, best, place))
+
+    def _mean(self, line: Line) -> float:
+        found = self.values(line).values()
         return sum(found) / len(found)
 
-    best = max(alike or rivals, key=mean)
-    return None if best is line else best
+    def _named_by(self, line: Line, best: Line, place: str) -> tuple[str, ...]:
+        """The keys in which the lines that there were to choose from differ, and the settings in which the best of
+        them differs from the line, but for those that the protocol's name stands for.
+        """
+        together = [line, *self._pools[place]]
+        settings = [key for key in differing_keys([line, best]) if group_of(key) not in OF_THE_METHOD]
+        keys = dict.fromkeys([*self._apart[place], *settings])
+        several = len({protocol_of(other) for other in together}) > 1
+        return tuple(
+            key
+            for key in keys
+            if not key.endswith("_target_") and not (several and follows(key, together, protocol_of))
+        )
 
 
-def baseline_column(table: PaperTable, column: Column, against: str) -> Column:
-    """The column of the baseline that `column` is compared with: one that reads the same accuracy, where there is any;
-    last and best are not compared where the paper has both.
+def compared_columns(table: PaperTable, asked: Comparison) -> list[Column]:
+    """The columns of all methods but the baseline. With `asked.metric`, which is read in all of them, one of those that
+    the paper gives of the same runs, as SAM's last and best: the one of this metric, where there is any.
     """
-    columns = [one for one in table.columns if one.method == against]
-    return next((one for one in columns if one.metric == column.metric), columns[-1])
+    columns = [column for column in table.columns if column.method != asked.against]
+    if asked.metric is None:
+        return columns
+    chosen: dict[tuple[str, str | None], Column] = {}
+    for column in columns:
+        place = (column.method, column.key)
+        if place not in chosen or (column.metric == asked.metric != chosen[place].metric):
+            chosen[place] = column
+    return [column for column in columns if column is chosen[column.method, column.key]]
+
+
+def baseline_column(table: PaperTable, row: Row, column: Column, cells: Cells, asked: Comparison) -> Column:
+    """The column of the baseline that `column` is compared with: one that reads the same accuracy, where there is any;
+    last and best are not compared where the paper has both. Of a run with several columns (SWA's budgets) last and best
+    stand in the one whose budgets it spent.
+    """
+    columns = [one for one in table.columns if one.method == asked.against]
+    wanted = asked.metric or column.metric
+    usual = next((one for one in columns if one.metric == column.metric), columns[-1])
+    if asked.metric is None or wanted == "collected":
+        return usual
+    same = [one for one in columns if one.metric == wanted]
+    return next((one for one in (*same, usual, *columns) if cell_by_seed(row, one, cells, asked)), (*same, usual)[0])
 
 
 def cell_by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[int, float]:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from broadopt.analysis.comparing.against import by_seed
 from broadopt.analysis.comparing.lines import Line
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.match import Result, precision
@@ -16,6 +17,12 @@ from broadopt.analysis.tables.summary import summarise, text
 from broadopt.methods.recorded import OVER_TIME, share_by
 
 History = Sequence[Mapping[str, float]]
+
+COSTS_NOTHING = {
+    *("protocol", "lr", "momentum", "nesterov", "weight_decay", "label_smoothing", "evaluate_every"),
+    *("augmentation.mean", "augmentation.std"),
+}
+"""Settings on which neither the seconds nor the gradients of a training depend."""
 
 UNKNOWN = " Not known of a step of your own with step.from or step.until: only its code says when it costs how much."
 
@@ -92,6 +99,24 @@ def time_ratio(runs: Iterable[Result], baseline: Iterable[Result]) -> float | No
     return statistics.median(ratios) if ratios else None
 
 
+def baseline_runs(sweep: Sweep, line: Line, asked: Comparison, *, method: str) -> tuple[Result, ...]:
+    """The finished runs of the line of `method` that has the settings of `line`, or else those on which cost depends;
+    of several that with the highest accuracy. None where there is no such line: runs of another batch size cost
+    something else.
+    """
+
+    def mean(other: Line) -> float:
+        values = by_seed(other.finished, asked.metric).values()
+        return statistics.fmean(values) if values else 0.0
+
+    known = [other for other in sweep.lines if other.method == method and other.finished]
+    alike = [other for other in known if other.settings == line.settings]
+    as_dear = alike or [
+        other for other in known if not {key for key, _ in other.settings ^ line.settings} - COSTS_NOTHING
+    ]
+    return max(as_dear, key=mean).finished if as_dear else ()
+
+
 class AlongTraining:
     """The columns that are worked out from histories: at an epoch, to an accuracy, at an equal cost."""
 
@@ -106,16 +131,19 @@ class AlongTraining:
         self.against = asked.against or "sgd"
         self.quantity = "train_seconds" if asked.equal_cost == "seconds" else "gradient_evaluations"
         """Of which accuracies at an equal cost have spent as much."""
-        self._baseline = [run for line in sweep.lines if line.method == self.against for run in line.finished]
+        self._sweep = sweep
 
     def at_epoch(self, line: Line) -> list[float | None]:
         """Accuracy of each run of a line, finished or not, at the epoch asked for."""
         return [evaluated(self._of[run["identity"]]).get(self.epoch or 0.0) for run in line.group.runs]
 
     def to_reach(self, line: Line) -> list[tuple[float, float | None] | None]:
-        """Epochs and seconds of each finished run to the accuracy asked for; None where it was not reached."""
+        """Epochs and seconds of each finished run with a history to the accuracy asked for; None where it was not
+        reached.
+        """
         found: list[tuple[float, float | None] | None] = []
-        for run in line.finished:
+        known = [run for run in line.finished if evaluated(self._of[run["identity"]])]
+        for run in known:
             epochs = epochs_to(self._of[run["identity"]], self.asked.reach or 0.0)
             seconds = spent_by(run, "train_seconds")
             found.append(None if epochs is None else (epochs, None if seconds is None else seconds(epochs)))
@@ -124,10 +152,11 @@ class AlongTraining:
     def at_equal_cost(self, line: Line) -> list[float | None]:
         """Accuracy of each finished run when it had cost what the baseline's median run cost in all."""
         quantity, found = self.quantity, list[float | None]()
+        baseline = baseline_runs(self._sweep, line, self.asked, method=self.against)
         for run in line.finished:
-            like = self._baseline
+            like = baseline
             if quantity == "train_seconds":  # seconds of another machine are no measure
-                like = [one for one in like if machine(one) == machine(run) is not None]
+                like = tuple(one for one in like if machine(one) == machine(run) is not None)
             known = [value for one in like if (value := spent(one, quantity))]
             by = spent_by(run, quantity) if known else None
             history = self._of[run["identity"]]
@@ -141,14 +170,15 @@ def asked_columns(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], l
     if extra.asked.reach is not None:
         target, cells = f"{extra.asked.reach:g}", []
         for line in sweep.lines:
-            reached = [one for one in extra.to_reach(line) if one]
+            known = extra.to_reach(line)
+            reached = [one for one in known if one]
             epochs = f"{statistics.median(one[0] for one in reached):g}" if reached else ""
             seconds = [one[1] for one in reached if one[1] is not None]
-            words = f"{len(reached)} of {len(line.finished)}"
+            words = f"{len(reached)} of {len(known)}" if known else ""
             cells.append([words, epochs, f"{statistics.median(seconds):.0f}" if seconds else ""])
         note = (
-            f"reach {target}: runs with an evaluated epoch of at least {target} %, chosen on the test set; "
-            "epochs and seconds to the first such epoch: medians of those runs."
+            f"reach {target}: of the runs with a history, those with an evaluated epoch of at least {target} %, chosen "
+            "on the test set; epochs and seconds to the first such epoch: medians of those runs."
         ) + _over_time(sweep, "train_seconds")
         found.append(([f"reach {target}", f"epochs to {target}", f"seconds to {target}"], cells, note))
     if extra.asked.equal_cost is not None:
@@ -156,7 +186,8 @@ def asked_columns(sweep: Sweep, extra: AlongTraining) -> list[tuple[list[str], l
         cells = [[text(summarise(extra.at_equal_cost(line)), n=len(line.finished))] for line in sweep.lines]
         note = (
             f"{title}: test accuracy of the plain weights at the last evaluated epoch by which no more was spent than "
-            f"by the median run of {extra.against} in all; a schedule made for that budget would end lower."
+            f"by the median run of {extra.against} in all, if there is one with the same settings (but for "
+            "lr, label smoothing and the like, which cost nothing); a schedule made for that budget would end lower."
         ) + _over_time(sweep, extra.quantity)
         found.append(([title], cells, note))
     return found

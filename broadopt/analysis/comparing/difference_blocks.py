@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from broadopt.analysis.comparing.against import CONFIDENCE, Compared, baseline_column, cell_by_seed, cell_count
+from broadopt.analysis.comparing.against import (
+    CONFIDENCE,
+    Compared,
+    baseline_column,
+    cell_by_seed,
+    cell_count,
+    compared_columns,
+)
 from broadopt.analysis.comparing.keys import label
 from broadopt.analysis.comparing.lines import Line
 from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
@@ -18,28 +25,20 @@ from broadopt.errors import InputError, nearest
 from broadopt.runs.objective import evaluation_point
 
 
-def name_of(sweep: Sweep, line: Line) -> str:
-    """A line in a sentence, with its budget where that is not the table's."""
+def name_of(sweep: Sweep, line: Line, also: Sequence[str] = ()) -> str:
+    """A line in a sentence, with the keys in `also`, and its budget where that is not the table's."""
     budget = float(line.config["budget"])
-    return line.name(sweep.columns) + ("" if budget == sweep.budget else f", budget {budget:g}")
+    return line.name([*dict.fromkeys((*sweep.columns, *also))]) + (
+        "" if budget == sweep.budget else f", budget {budget:g}"
+    )
 
 
 def difference_block(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> Block:
     """The differences of one table of runs."""
-    several = sum(one.line.method == asked.against for one in compared) != 1
+    other = {id(one.baseline) for one in compared if one.baseline is not None}
+    several = len(other) > 1 or sum(one.line.method == asked.against for one in compared) != 1
     which = asked.metric or "what each method reports (collected after the most budgets, else last)"
-    header = [
-        "method",
-        *sweep.columns,
-        "n",
-        "accuracy",
-        f"Δ to {asked.against}",
-        "95 % interval",
-        "p",
-        "p (Holm)",
-        "test",
-    ]
-    header += [f"seeds for {asked.detect:g}"] if asked.detect else []
+    header = ["method", *sweep.columns, "n", "accuracy", *titles(asked)]
     header += ["compared with"] if several else []
     return Block(
         heading="",
@@ -60,7 +59,7 @@ def _row(sweep: Sweep, one: Compared, asked: Comparison, several: bool) -> list[
     if asked.detect:
         cells.append("" if one.seeds is None else str(one.seeds))
     if several:
-        cells.append("" if one.baseline is None else name_of(sweep, one.baseline))
+        cells.append("" if one.baseline is None else name_of(sweep, one.baseline, one.named_by))
     return cells
 
 
@@ -88,6 +87,7 @@ def _notes(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> lis
     return [
         test_note([one.difference for one in compared]),
         *without_interval([(name_of(sweep, one.line), one.difference) for one in compared]),
+        *without_baseline(sweep, compared, asked),
         *_left_out(sweep, compared),
         *_not_compared(sweep, compared, asked),
         *power_note(asked),
@@ -110,6 +110,17 @@ def without_interval(rows: Sequence[tuple[str, Difference | None]]) -> list[str]
         if found is not None and found.why_not:
             reasons.setdefault(found.why_not, []).append(name)
     return [f"{'; '.join(names)}: {why}." for why, names in reasons.items()]
+
+
+def without_baseline(sweep: Sweep, compared: Sequence[Compared], asked: Comparison) -> list[str]:
+    """The line on runs for which there is nothing to compare with."""
+    lacking = [one.line for one in compared if one.baseline is None and one.line.method != asked.against]
+    names = "; ".join(name_of(sweep, line) for line in lacking)
+    return (
+        [f"No run of {asked.against} of the same data, network and precision to compare with: {names}."]
+        if lacking
+        else []
+    )
 
 
 def power_note(asked: Comparison) -> list[str]:
@@ -150,7 +161,7 @@ def difference_record(sweep: Sweep, one: Compared | None, asked: Comparison) -> 
     """The same for a CSV."""
     if one is None or one.difference is None or one.baseline is None:
         return []
-    other = name_of(sweep, one.baseline)
+    other = name_of(sweep, one.baseline, one.named_by)
     record = _numbers(one.difference, one.baseline.method, asked.metric or "reported", compared_with=other)
     return [{**record, "seeds_needed": one.seeds}]
 
@@ -176,18 +187,14 @@ def paper_block(
     if against not in table.methods:
         known = ", ".join(table.methods)
         raise InputError(f"--against {against}: expected one of {known}{nearest(against, table.methods)}")
-    baselines = {column: baseline_column(table, column, against) for column in table.columns}
+    places = [(row, column) for row in table.rows for column in compared_columns(table, asked)]
+    baselines = {place: baseline_column(table, *place, cells, asked) for place in places}
     rows: dict[tuple[Row, Column], tuple[Mapping[int, float], Mapping[int, float]]] = {
-        (row, column): (
-            cell_by_seed(row, column, cells, asked),
-            cell_by_seed(row, baselines[column], cells, asked),
-        )
-        for row in table.rows
-        for column in table.columns
-        if column.method != against
+        place: (cell_by_seed(*place, cells, asked), cell_by_seed(place[0], baselines[place], cells, asked))
+        for place in places
     }
     found = differences(rows, confidence=CONFIDENCE)
-    compared_with = {baselines[column].title for _, column in found or rows}
+    compared_with = {baselines[place].title for place in found or rows}
     differ = len(compared_with) > 1
     name = against if differ else compared_with.pop()
     several = len({row.dataset for row in table.rows}) > 1
@@ -195,7 +202,7 @@ def paper_block(
     lines = [
         (
             *_paper_row(*place, rows[place], one, asked, count=counts[place], several=several),
-            *((baselines[place[1]].title,) if differ else ()),
+            *((baselines[place].title,) if differ else ()),
         )
         for place, one in found.items()
     ]
@@ -219,7 +226,7 @@ def paper_block(
         if lines
         else (),
     )
-    return block, [_paper_record(table, *place, baselines[place[1]], one, asked) for place, one in found.items()]
+    return block, [_paper_record(table, *place, baselines[place], one, asked) for place, one in found.items()]
 
 
 def _paper_record(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from broadopt.analysis.comparing.keys import completed, flat, order, recipe_id
 from broadopt.analysis.comparing.selection import given, read, select, with_going_on
 from broadopt.analysis.tables.formats import csv_text
-from broadopt.analysis.tables.match import Result, precision, rank, show
+from broadopt.analysis.tables.match import Result, precision, rank, whole
 from broadopt.errors import InputError, nearest, printable
 from broadopt.files import reason
 from broadopt.runs import history
@@ -82,11 +82,17 @@ def load_history(
 
 
 def read_history(result: Result) -> tuple[list[dict[str, float]], str]:
-    """The history of a result that `selection.read` has read, and why it cannot be used, if so."""
+    """The history of a result that `selection.read` has read, and why it cannot be used, if so: that of a finished run
+    is there and has epochs.
+    """
+    place = f"left out: {result['folder']}/{history.NAME}"
     try:
-        return history.read(Path(result["path"])), ""
+        rows = history.read(Path(result["path"]))
     except (OSError, ValueError) as error:
-        return [], f"left out: {result['folder']}/{history.NAME}: {reason(error)}"
+        return [], f"{place}: {reason(error)}"
+    return rows, "" if rows or result[
+        "state"
+    ] != "finished" else f"{place}: missing or empty, though the run is finished"
 
 
 def _selected(
@@ -151,7 +157,7 @@ def _lead(result: Result) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A value that a cell can hold and rows can be grouped by: a list as Hydra's command line takes it."""
-    return show(value) if isinstance(value, (list, tuple)) else value
+    return whole(value) if isinstance(value, (list, tuple)) else value
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], first: Sequence[str]) -> list[str]:

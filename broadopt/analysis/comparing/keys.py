@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from broadopt.analysis.tables.match import show
+from broadopt.analysis.tables.match import show, whole
 from broadopt.config.identity import AS_WITHOUT, came_later, identity_of
 
 ABSENT = object()
@@ -74,7 +74,7 @@ def comparable(value: Any) -> Any:
     """What is equal for equal values, and can be put into a set whatever a file of others holds: 200 is 200.0, true is
     not 1.
     """
-    return label(value) if isinstance(value, (bool, list, tuple)) else value
+    return whole(value) if isinstance(value, (bool, list, tuple)) else value
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

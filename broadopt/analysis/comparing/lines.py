@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from broadopt.analysis.comparing.keys import ABSENT, comparable, completed, distinct, flat, label
@@ -13,6 +14,9 @@ OF_THE_METHOD = ("step", "collect", "schedule", "code")
 
 NAMED = ("seed", "budget", "method", "dataset.name", "model.name")
 """Keys that are the name of a table or of a line already."""
+
+OF_THE_DATA = ("dataset", "model", "precision")
+"""Config groups in which two runs have to agree for their accuracies to be compared."""
 
 MOST_KEYS = 200
 """Keys that are looked at: a file of others may have thousands, a recipe has fewer than a hundred."""
@@ -45,6 +49,17 @@ class Line:
         """How many of its runs have finished or failed: those that will not go on."""
         return sum(run["state"] in ("finished", "failed") for run in self.group.runs)
 
+    @cached_property
+    def settings(self) -> frozenset[tuple[str, Any]]:
+        """All of its config that is neither seed nor budget nor chosen by the method."""
+        kept = {key: value for key, value in self.config.items() if key not in ("seed", "budget", "method")}
+        return frozenset((key, comparable(value)) for key, value in kept.items() if group_of(key) not in OF_THE_METHOD)
+
+    @cached_property
+    def data(self) -> frozenset[tuple[str, Any]]:
+        """Its settings of data, network and precision."""
+        return frozenset((key, value) for key, value in self.settings if group_of(key) in OF_THE_DATA)
+
     def value(self, key: str) -> Any:
         """The value of a dotted key, ABSENT where the recipe has none."""
         return self.config.get(key, ABSENT)
@@ -57,6 +72,11 @@ class Line:
     def summary(self, metric: str, key: str | None = None, *, quantity: str = "test_accuracy") -> Summary | None:
         """Mean, deviation and count of a figure of its finished runs."""
         return summarise(reading(run, metric=metric, key=key, quantity=quantity) for run in self.finished)
+
+
+def group_of(key: str) -> str:
+    """The config group of a dotted key, or the key itself."""
+    return key.partition(".")[0]
 
 
 def line_of(group: Group, recipes: Recipes) -> Line:

@@ -1,7 +1,7 @@
 """All runs of a folder, side by side where they share data set, network and budget."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import repeat
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 from broadopt.analysis.comparing import costs, difference_blocks
 from broadopt.analysis.comparing.against import Compared, compare
 from broadopt.analysis.comparing.costs import AlongTraining, History, asked_columns, asked_records
-from broadopt.analysis.comparing.difference_blocks import difference_block, difference_record, name_of
+from broadopt.analysis.comparing.difference_blocks import difference_block, difference_record, name_of, without_baseline
 from broadopt.analysis.comparing.keys import ABSENT, label
 from broadopt.analysis.comparing.lines import HELD_OUT, held_out
 from broadopt.analysis.comparing.statistics import has_diverged
 from broadopt.analysis.comparing.sweep import Line, Sweep, sweeps
 from broadopt.analysis.tables.formats import FIELDS, Block, Document
-from broadopt.analysis.tables.match import Recipes, Result
+from broadopt.analysis.tables.match import Recipes, Result, whole
 from broadopt.analysis.tables.off_recipe import figures, place
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.summary import collected_keys, cost, longest_key, reading, summarise, text
@@ -35,7 +35,11 @@ FURTHER = (
     "coll. with a name: what that collector predicts on the same run; the run reports what the first of its collectors "
     "predicts, without a name."
 )
-RATIO = "x sgd: the median run's seconds over those of SGD in the same table, on the same device."
+RATIO = (
+    "x sgd: the median run's seconds over those of SGD in the same table, on the same device, in the same precision, "
+    "with as many threads and processes, the same compile, deterministic and graphs, and the same settings but for lr, "
+    "label smoothing and the like, which cost nothing; empty where there is none."
+)
 
 
 def build(
@@ -64,9 +68,9 @@ def build(
     of_costs: dict[str, None] = {}  # said once, below all tables
     for sweep, differences in zip(found, compared, strict=True):
         extra = AlongTraining(sweep, asked, histories)
-        alone = () if differences or not asked.against else (f"No run of {asked.against} here to compare with.",)
-        blocks += [_accuracies(sweep, extra, alone)]
-        if differences and any(one.baseline for one in differences):
+        several = any(one.baseline for one in differences or ())
+        blocks += [_accuracies(sweep, extra, () if several else _alone(sweep, differences, asked))]
+        if differences and several:
             blocks.append(difference_block(sweep, differences, asked))
         costs_block = _costs(sweep, extra)
         blocks += [_calibration(sweep), replace(costs_block, notes=())]
@@ -78,6 +82,15 @@ def build(
     keys = dict.fromkeys(key for sweep in found for key in sweep.columns if key not in FIELDS)
     more = difference_blocks.FIELDS if asked.against else ()
     return Document(title="Runs", blocks=(*blocks, closing), records=tuple(records), fields=(*FIELDS, *more, *keys))
+
+
+def _alone(sweep: Sweep, differences: Sequence[Compared] | None, asked: Comparison) -> tuple[str, ...]:
+    """The line on a table without any difference."""
+    if asked.against is None:
+        return ()
+    if differences is None:
+        return (f"No run of {asked.against} here to compare with.",)
+    return tuple(without_baseline(sweep, differences, asked))
 
 
 def _labels(sweep: Sweep, line: Line) -> tuple[str, ...]:
@@ -143,7 +156,7 @@ def _calibration(sweep: Sweep) -> Block:
 
 
 def _costs(sweep: Sweep, extra: AlongTraining) -> Block:
-    ratios = [_ratio(sweep, line) for line in sweep.lines]
+    ratios = [_ratio(sweep, line, extra.asked) for line in sweep.lines]
     header = ["epochs", "gradients", "img/s", "seconds"]
     rows = []
     for line in sweep.lines:
@@ -169,9 +182,8 @@ def _costs(sweep: Sweep, extra: AlongTraining) -> Block:
     )
 
 
-def _ratio(sweep: Sweep, line: Line) -> float | None:
-    baseline = [run for other in sweep.lines if other.method == "sgd" for run in other.finished]
-    return costs.time_ratio(line.finished, baseline)
+def _ratio(sweep: Sweep, line: Line, asked: Comparison) -> float | None:
+    return costs.time_ratio(line.finished, costs.baseline_runs(sweep, line, asked, method="sgd"))
 
 
 def _cell(line: Line, metric: str, key: str | None, quantity: str = "test_accuracy") -> str:
@@ -191,7 +203,7 @@ def _records(sweep: Sweep, line: Line, compared: Compared | None, extra: AlongTr
     runs = line.finished
     values = {key: line.value(key) for key in sweep.columns if key not in FIELDS}
     keys = {
-        key: label(value) if isinstance(value, (list, tuple)) else value
+        key: whole(value) if isinstance(value, (list, tuple)) else value
         for key, value in values.items()
         if value is not ABSENT
     }
@@ -210,6 +222,8 @@ def _records(sweep: Sweep, line: Line, compared: Compared | None, extra: AlongTr
         records.append({**shared, "metric": "held out", **figures(held, quantity="validation_accuracy")})
     for quantity in ("images_per_second", "train_seconds", "gradient_evaluations"):
         records.append({**shared, **figures(summarise(cost(run, quantity) for run in runs), quantity=quantity)})
-    records += [{**shared, "quantity": "time_ratio", "mean": ratio} for ratio in [_ratio(sweep, line)] if ratio]
+    records += [
+        {**shared, "quantity": "time_ratio", "mean": ratio} for ratio in [_ratio(sweep, line, extra.asked)] if ratio
+    ]
     records += [{**shared, **record} for record in asked_records(line, extra)]
     return records + [{**shared, **record} for record in difference_record(sweep, compared, extra.asked)]

@@ -39,7 +39,10 @@ def with_going_on(folders: Sequence[Path], results: Sequence[Result]) -> list[Re
     found = {result["identity"]: result for result in results}
     finished = {identity for identity, result in found.items() if result["state"] == "finished"}
     for one in going_on(folders, finished):
-        if one["epochs"] > found.get(one["identity"], {"epochs": 0.0})["epochs"]:
+        known = found.get(one["identity"])
+        # An interrupted run that goes on has no new epoch for a while.
+        goes_on = known is not None and one["state"] == "running" and one["path"] == known.get("path")
+        if known is None or goes_on or one["epochs"] > known["epochs"]:
             found[one["identity"]] = one
     return list(found.values())
 
@@ -118,8 +121,8 @@ def conditions(words: Sequence[str], *, option: str = "--where ") -> tuple[Condi
 
 
 def given(where: Mapping[str, Any] | Sequence[str] | None) -> tuple[Condition, ...]:
-    """The same from Python: words as above, or `{"step.rho": [0.05, 0.5], "method": "sam"}`, in which a list names
-    several values.
+    """The same from Python: words as above, or `{"step.rho": [0.05, 0.5], "method": "sam"}`, in which a list, or an
+    array of numpy or pandas, names several values.
     """
     if where is None:
         return ()
@@ -127,10 +130,14 @@ def given(where: Mapping[str, Any] | Sequence[str] | None) -> tuple[Condition, .
         return conditions(where.split())
     if not isinstance(where, Mapping):
         return conditions(where)
-    return tuple(
-        Condition(ALIASES.get(key, key), tuple(value) if isinstance(value, (list, set, tuple, range)) else (value,))
-        for key, value in where.items()
-    )
+    return tuple(Condition(ALIASES.get(key, key), _several(value)) for key, value in where.items())
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """The values that a value from Python names; a number of numpy or torch is one, an array of theirs several."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(value) if isinstance(value, (list, set, tuple, range)) else (value,)
 
 
 def select(results: Sequence[Result], wanted: Sequence[Condition], *, option: str = "--where ") -> list[Result]:

@@ -163,13 +163,12 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
 
     Doubled until it is, then searched below: the solver of statsmodels fails for few seeds.
     """
-    most = 2
+    least, most = 2, 2
     while not enough(most):
-        most *= 2
-        if most > MOST_SEEDS:
+        if most == MOST_SEEDS:
             return None
-    least = most // 2 + 1
-    return least + bisect.bisect_left(range(least, most + 1), True, key=enough) if most > 2 else 2
+        least, most = most + 1, min(2 * most, MOST_SEEDS)
+    return least + bisect.bisect_left(range(least, most + 1), True, key=enough)
 
 
 def _statsmodels(module: str) -> Any:

@@ -10,6 +10,7 @@ from broadopt.analysis.comparing.lines import (
     completed_lines,
     differing_keys,
     follows,
+    group_of,
     is_of_the_method,
     line_of,
     protocol_of,
@@ -98,7 +99,7 @@ def _check_is_one(key: str, found: Sequence[Sweep]) -> None:
 def _sweep(place: tuple[str, str, float], lines: Sequence[Line], columns: Sequence[str], sort: Sequence[str]) -> Sweep:
     differ = differing_keys(lines)
     # What only steps and collectors have is chosen by the method, even where each protocol has methods of its own.
-    by_protocol = [key for key in differ if key.split(".")[0] not in OF_A_METHOD and follows(key, lines, protocol_of)]
+    by_protocol = [key for key in differ if _is_of_the_protocol(key, lines)]
     by_method = [key for key in differ if key not in by_protocol and is_of_the_method(key, lines)]
     shown = [key for key in differ if key not in (*by_protocol, *by_method)]
     chosen = tuple(columns or shown[:MOST_COLUMNS])
@@ -114,6 +115,16 @@ def _sweep(place: tuple[str, str, float], lines: Sequence[Line], columns: Sequen
         shared=_shared(lines, {*shown, *by_protocol, *by_method}),
         notes=tuple(notes),
     )
+
+
+def _is_of_the_protocol(key: str, lines: Sequence[Line]) -> bool:
+    """Whether a key says no more than the name of the protocol does: not what is other data, another network, or
+    another value than the protocol's own.
+    """
+    if group_of(key) in (*OF_A_METHOD, "dataset", "model"):
+        return False
+    typed = {name for line in lines for name in line.differs or {} if name}
+    return not any(key == name or key.startswith(f"{name}.") for name in typed) and follows(key, lines, protocol_of)
 
 
 def _protocols(lines: Sequence[Line], keys: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from broadopt.analysis.comparing import selection
-from broadopt.analysis.comparing.keys import ABSENT, completed, flat, label
+from broadopt.analysis.comparing.keys import ABSENT, completed, distinct, flat, label
 from broadopt.config.identity import identity_of
 from broadopt.config.rules import expanded
 from broadopt.config.run_config import Recipe
@@ -186,7 +186,7 @@ def _differing(config: Mapping[str, Any], all_: Sequence[Mapping[str, Any]]) -> 
     return [
         key
         for key in config
-        if not key.endswith("_target_") and len({label(other.get(key, ABSENT)) for other in same}) > 1
+        if not key.endswith("_target_") and len(distinct(other.get(key, ABSENT) for other in same)) > 1
     ]
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from broadopt.analysis.comparing.costs import evaluated
-from broadopt.analysis.comparing.keys import label
+from broadopt.analysis.comparing.keys import distinct
 from broadopt.analysis.comparing.sweep import Line as Recipe
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.reporting.gathered import Histories
@@ -78,7 +78,7 @@ def _chosen(lines: Sequence[Recipe]) -> list[Recipe]:
 
 def _names(sweep: Sweep, lines: Sequence[Recipe]) -> list[str]:
     """What tells the lines that are drawn apart: the method alone where that does."""
-    columns = [key for key in sweep.columns if len({label(line.value(key)) for line in lines}) > 1]
+    columns = [key for key in sweep.columns if len(distinct(line.value(key) for line in lines)) > 1]
     methods = [line.method for line in lines]
     short = len(set(methods)) == len(methods)
     return [line.method if short else line.name(columns) for line in lines]

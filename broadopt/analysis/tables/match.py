@@ -81,14 +81,15 @@ def show(value: Any) -> str:
     """A config value as people write it: none, true, 5 for 5.0; an object by its class and arguments; cut short where
     it is longer than a line has room for.
     """
-    return _clipped(_show(value))
+    return _clipped(whole(value))
 
 
 def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def _show(value: Any) -> str:
+def whole(value: Any) -> str:
+    """As `show`, of any length: what two values are told apart by."""
     if value is _NOTHING:
         return "nothing"
     if value is None or isinstance(value, bool):
@@ -96,9 +97,9 @@ def _show(value: Any) -> str:
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_show, value))}]"
+        return f"[{', '.join(map(whole, value))}]"
     if isinstance(value, Mapping):
-        arguments = ", ".join(f"{key} {_show(inner)}" for key, inner in value.items() if not key.startswith("_"))
+        arguments = ", ".join(f"{key} {whole(inner)}" for key, inner in value.items() if not key.startswith("_"))
         return f"{str(value.get('_target_', '')).rpartition('.')[2]}({arguments})"
     return str(value)
 

@@ -8,10 +8,14 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pandas
 import pytest
+from printed import tables
 from stored import RESNET20, VGG16, record, run, store
 
 import broadopt
@@ -272,8 +276,34 @@ def test_texts_of_others_do_no_harm_in_a_csv_or_json(tmp_path: Path) -> None:
     assert json.loads(out)[0]["model.odd\x1b"] == "=1+1\u202e"
 
 
-def test_no_warning_where_all_is_well(root: Path) -> None:
+@pytest.mark.parametrize("several", [numpy.array, pandas.Series, pandas.Index])
+def test_values_may_be_those_of_an_array(root: Path, several: Callable[[list[int]], Any]) -> None:
+    assert broadopt.load_results(root, where={"seed": several([1, 2])})["seed"].tolist() == [1, 1, 1, 2, 1]
+    assert broadopt.load_results(root, where={"seed": several([1, 2])[0]})["seed"].tolist() == [1, 1, 1, 1]
+
+
+def test_long_lists_that_differ_at_their_end_are_two(tmp_path: Path) -> None:
+    """Two networks whose lists begin alike for longer than a table shows."""
+    recorded = record(RESNET20, "method=sgd")
+    widths = [[*range(100), last] for last in (7, 8)]
+    for width in widths:
+        store(tmp_path, {**recorded, "model": {**recorded["model"], "widths": width}})
+    found = broadopt.load_results(tmp_path)["model.widths"].tolist()
+    assert found == [str(width) for width in widths]
+    out, _ = run("runs", "--results", tmp_path, "--format", "csv")
+    records = csv.DictReader(io.StringIO(out))
+    assert {row["model.widths"] for row in records} == {str(width) for width in widths}
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    assert [row[:2] for row in tables(out)[0]] == [
+        ["method", "model.widths"],
+        *(["sgd", f"{str(width)[:197]}..."] for width in widths),
+    ]
+
+
+def test_no_warning_where_all_is_well(tmp_path: Path) -> None:
+    store(tmp_path, record(RESNET20, "method=sgd"), history={1: 40.0})
+    store(tmp_path, record(RESNET20, "method=sgd", seed=2), state="failed")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        broadopt.load_results(root)
-        broadopt.load_history(root)
+        broadopt.load_results(tmp_path)
+        broadopt.load_history(tmp_path)

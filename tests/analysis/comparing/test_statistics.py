@@ -9,7 +9,9 @@ from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from broadopt.analysis.comparing.statistics import (
+    MOST_SEEDS,
     Difference,
+    _fewest,
     difference,
     differences,
     has_diverged,
@@ -140,6 +142,18 @@ def test_seeds_needed_are_unknown_without_spread_or_beyond_any_number_of_seeds()
     assert seeds_needed({1: 70.0}, SGD, detect=1.0) is None
     assert seeds_needed({1: 70.0, 2: 70.0}, {3: 70.0, 4: 70.0}, detect=1.0) is None
     assert seeds_needed(spread(50.0, first=7), spread(50.0), detect=0.01) is None
+
+
+@pytest.mark.parametrize("fewest", [2, 3, 4, 5, 65_536, 65_537, MOST_SEEDS - 1, MOST_SEEDS, MOST_SEEDS + 1])
+def test_the_fewest_seeds_are_searched_up_to_the_most(fewest: int) -> None:
+    asked: list[int] = []
+
+    def enough(seeds: int) -> bool:
+        asked.append(seeds)
+        return seeds >= fewest
+
+    assert _fewest(enough) == (fewest if fewest <= MOST_SEEDS else None)
+    assert max(asked) <= MOST_SEEDS
 
 
 @pytest.mark.parametrize(

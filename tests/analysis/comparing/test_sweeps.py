@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import section
 from printed import tables, words
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from stored import RESNET20, VGG16, record, run, store
@@ -131,6 +132,26 @@ def test_a_table_of_several_protocols_says_so_and_what_they_differ_in(tmp_path: 
     ) in words(out)
     shutil.rmtree(tmp_path / "runs/cifar10/resnet20/sam")
     assert "mixes protocols" not in run("runs", "--results", tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "columns"),
+    [
+        ("dataset.label_noise=0.4", ["0", "0.4"]),
+        ("model.depth=32", ["20", "32"]),
+        ("lr=0.3", ["0.1", "0.3"]),
+    ],
+)
+def test_what_was_typed_is_not_explained_as_of_the_protocol(tmp_path: Path, typed: str, columns: list[str]) -> None:
+    base = ("model=resnet20", "dataset=cifar10", "budget=10")
+    store(tmp_path, record(*base, "method=sgd"))
+    store(tmp_path, record(*base, "method=sam", typed))
+    out, _ = run("runs", "--results", tmp_path)
+    key, (header, *rows) = typed.partition("=")[0], tables(out)[0]
+    note = words(out).partition("This table mixes protocols")[2].partition("One protocol= for all")[0]
+    assert "label_smoothing 0 and 0.1" in note
+    assert key not in note
+    assert [row[header.index(key)] for row in rows] == columns
 
 
 def test_options_of_the_methods_are_said_below_and_are_columns_where_they_are_not_the_recipes(tmp_path: Path) -> None:
@@ -371,6 +392,51 @@ def test_a_baseline_of_another_budget_is_taken_where_a_table_has_none_and_named(
     assert out.count("No run of sgd here to compare with.") == 1
 
 
+def test_a_baseline_of_another_budget_has_the_same_data(tmp_path: Path) -> None:
+    for noise, last in ((0, 75.0), (0.4, 60.0)):
+        store(tmp_path, record(RESNET20, "method=sgd", f"dataset.label_noise={noise}"), last=last)  # 400 epochs
+    store(tmp_path, record(RESNET20, "method=sam", "dataset.label_noise=0.4"), last=66.0)
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    (differences,) = (table for table in tables(out) if "Δ to sgd" in table[0])
+    assert [[row[0], row[3], row[-1]] for row in differences[1:]] == [
+        ["sam", "+6.00", "sgd, dataset.label_noise 0.4, budget 400"]
+    ]
+
+
+@pytest.mark.parametrize("setting", ["dataset.label_noise=0.4", "model.depth=32", "dataset.coarse=true", "precision"])
+def test_runs_on_other_data_are_no_baseline(tmp_path: Path, setting: str) -> None:
+    other = {"precision": "bf16"} if setting == "precision" else {}
+    overrides = () if other else (setting,)
+    store(tmp_path, record(RESNET20, "method=sgd"), last=75.0)
+    store(tmp_path, record(RESNET20, "method=sam", *overrides, **other), last=66.0)
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    assert "Δ to sgd" not in out
+    assert out.count("No run of sgd here to compare with.") == 1
+    store(tmp_path, record(RESNET20, "method=sgd", "budget=200"), last=74.0)
+    store(tmp_path, record(RESNET20, "method=asam"), last=76.0)
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    (differences,) = (table for table in tables(out) if "Δ to sgd" in table[0])
+    place = differences[0].index("Δ to sgd")
+    assert [[row[0], row[place]] for row in differences[1:]] == [["sgd", ""], ["sam", ""], ["asam", "+2.00"]]
+    assert "No run of sgd of the same data, network and precision to compare with: sam, " in words(out)
+    shutil.rmtree(tmp_path / "runs/cifar100/resnet20/asam")
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    assert "Δ to sgd" not in out
+    assert "No run of sgd of the same data, network and precision to compare with: sam, " in words(out)
+
+
+def test_settings_in_which_a_baseline_of_another_budget_differs_are_named(tmp_path: Path) -> None:
+    """The best of those of the same settings is taken, and of all where none has them."""
+    store(tmp_path, record(RESNET20, "method=sgd", "batch_size=64"), last=70.0)
+    store(tmp_path, record(RESNET20, "method=sam"), last=72.0)
+    for last, compared_with in ((70.0, "sgd, batch_size 64, budget 400"), (69.0, "sgd, batch_size 128, budget 400")):
+        out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+        (differences,) = (table for table in tables(out) if "Δ to sgd" in table[0])
+        assert [[row[3], row[-1]] for row in differences[1:]] == [[f"+{72 - last:.2f}", compared_with]]
+        if last == 70.0:
+            store(tmp_path, record(RESNET20, "method=sgd"), last=69.0)
+
+
 def test_a_papers_table_against_a_method(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         store(tmp_path, record(RESNET20, "method=sgd", seed=seed), best=70.0 + seed)
@@ -425,6 +491,17 @@ def test_rows_that_are_compared_with_different_columns_each_name_theirs(tmp_path
         ("SGD", "swa", "SWA 1.5", "-3"),
         ("FGE 1", "swa", "SWA 1", "0.5"),
     ]
+
+
+@pytest.mark.parametrize("metric", ["last", "best"])
+def test_by_one_metric_the_baseline_is_the_column_that_has_it(tmp_path: Path, metric: str) -> None:
+    """The last weights of SWA stand in the column of the budgets that the run has spent."""
+    store(tmp_path, record(VGG16, "method=swa"), last=60.0, collected={"1": 73.0, "1.25": 74.0, "1.5": 75.0})
+    store(tmp_path, record(VGG16, "method=fge"), last=61.0, collected={"1": 73.5})
+    store(tmp_path, record(VGG16, "method=sgd"), last=72.0)
+    out, _ = run("table1", "--results", tmp_path, "--against", "swa", "--metric", metric)
+    assert "**Differences to SWA 1.5**" in out
+    assert [[row[2], row[5]] for row in tables(out)[-1][1:]] == [["SGD", "+12.00"], ["FGE 1", "+1.00"]]
 
 
 def test_runs_that_failed_or_ended_at_chance_are_counted_in_a_papers_table(tmp_path: Path) -> None:
@@ -539,6 +616,48 @@ def test_accuracy_at_an_equal_cost(costly: Path) -> None:
     assert [row[6] for row in costs[1:]] == ["69.33 ± 1.15", "61.00 ± 1.41 (2)"]
 
 
+@pytest.mark.parametrize("name", ["threads", "processes", "compile", "deterministic", "graphs"])
+def test_what_times_are_compared_by_is_said(tmp_path: Path, name: str) -> None:
+    """Two values of what makes a step slower or faster are no ratio; the note and the reference name it."""
+    for method in ("sgd", "sam"):
+        store(tmp_path, record(*SHORT, f"method={method}"), device="H100")
+    out, _ = run("runs", "--results", tmp_path)
+    assert [row[-1] for row in tables(out)[-1]] == ["x sgd", "1.00", "1.00"]
+    assert name in words(out).partition("x sgd: ")[2]
+    assert name in section("docs/reference.md", "broadopt-table").partition("**Cost.**")[2]
+    (folder,) = (tmp_path / "runs/cifar100/resnet20/sam").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    result["environment"][name] = 2
+    write(folder, {key: result[key] for key in result if key != "checksum"})
+    assert [row[-1] for row in tables(run("runs", "--results", tmp_path)[0])[-1]] == ["x sgd", "1.00", ""]
+
+
+def test_cost_is_that_of_sgd_with_the_same_settings(tmp_path: Path) -> None:
+    """SGD at two batch sizes, one twice as dear as the other; SAM at these and at a third that SGD was not run at."""
+    rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}
+    for method, batch_size, cost in (("sgd", 64, 200), ("sgd", 128, 100), ("sam", 64, 400), ("sam", 128, 250)):
+        figures = {"gradient_evaluations": cost, "train_seconds": float(cost)}
+        recorded = record(*SHORT, f"method={method}", f"batch_size={batch_size}")
+        store(tmp_path, recorded, device="H100", cost=figures, history=rising)
+    figures = {"gradient_evaluations": 300, "train_seconds": 300.0}
+    store(tmp_path, record(*SHORT, "method=sam", "batch_size=32"), device="H100", cost=figures, history=rising)
+    free = record(*SHORT, "method=sam", "lr=0.2", "label_smoothing=0", "batch_size=64")
+    store(tmp_path, free, device="H100", cost={"gradient_evaluations": 400, "train_seconds": 400.0}, history=rising)
+    for quantity in ("gradients", "seconds"):
+        out, _ = run("runs", "--results", tmp_path, "--equal-cost", quantity)
+        # 200 of 400: 5 epochs; 100 of 250: 4
+        assert [[*row[:3], *row[-2:]] for row in tables(out)[-1]] == [
+            ["method", "batch_size", "label_smoothing", "x sgd", f"at sgd's {quantity}"],
+            ["sgd", "64", "0.1", "1.00", "70.00"],
+            ["sgd", "128", "0.1", "1.00", "70.00"],
+            ["sam", "32", "0.1", "", ""],
+            ["sam", "64", "0", "2.00", "60.00"],
+            ["sam", "64", "0.1", "2.00", "60.00"],
+            ["sam", "128", "0.1", "2.50", "58.00"],
+        ]
+    assert "with the same settings" in words(out)
+
+
 def test_a_step_that_is_plain_at_first_has_spent_less_by_then(tmp_path: Path) -> None:
     """Late SAM takes one gradient a step in 43 % of its epochs and two in the others: 1.57 in the mean. By epoch 7 of
     10 it has taken 4.3 + 2 x 2.7 = 9.7 of SGD's 10, and by epoch 8 more; by epoch 5, 5.7 of its own 15.7.
@@ -650,6 +769,17 @@ def test_runs_that_are_going_on_are_compared_by_the_epochs_behind_them(costly: P
     assert tables(run("runs", "--results", root)[0]) == tables(run("runs", "--results", costly)[0])
 
 
+def test_an_interrupted_run_that_goes_on_is_running_ahead_of_its_first_new_epoch(tmp_path: Path) -> None:
+    recorded = record(*SHORT, "method=asam")
+    folder = store(tmp_path, recorded, state="interrupted", history={epoch: 40.0 + epoch for epoch in range(1, 11)})
+    for roots in ([tmp_path], [tmp_path, tmp_path / "other"]):
+        (roots[-1] / "runs").mkdir(parents=True, exist_ok=True)
+        assert set(broadopt.load_history(*roots)["state"]) == {"interrupted"}
+        with Heartbeat(folder, recorded, device="a device"), only_writer(folder, wait=False, stop=Stop()):
+            found = broadopt.load_history(*roots)
+        assert (set(found["state"]), len(found)) == ({"running"}, 10)
+
+
 def test_of_copies_that_are_going_on_the_one_with_the_most_epochs_is_compared(tmp_path: Path) -> None:
     """An interrupted run in one results folder, and its copies that went on in others until they were killed."""
     recorded = record(*SHORT, "method=asam")
@@ -702,8 +832,26 @@ def test_a_history_that_cannot_be_read_is_named(costly: Path, tmp_path: Path, co
     odd.write_bytes(content)
     out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "60", "--strict", expect=1)
     assert f"left out: {odd.relative_to(tmp_path / 'copy')}: " in out
-    assert [row[6] for row in tables(out)[-1][1:]] == ["3 of 3", "2 of 3"]
+    assert [row[6] for row in tables(out)[-1][1:]] == ["3 of 3", "2 of 2"]
     run("runs", "--results", tmp_path / "copy", "--reach", "60", "--equal-cost", "--at-epoch", "--strict", expect=1)
+
+
+def test_a_finished_run_without_a_history_is_named_and_not_counted(costly: Path, tmp_path: Path) -> None:
+    shutil.copytree(costly, tmp_path / "copy")
+    (gone,) = (tmp_path / "copy/runs/cifar100/resnet20/sam").glob("seed1-*/history.csv")
+    (empty,) = (tmp_path / "copy/runs/cifar100/resnet20/sgd").glob("seed1-*/history.csv")
+    gone.unlink()
+    empty.write_text("epoch,test_accuracy\n")
+    out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "71", "--strict", expect=1)
+    for path in (gone, empty):
+        assert f"left out: {path.relative_to(tmp_path / 'copy')}: missing or empty, though the run is finished" in out
+    assert [row[6] for row in tables(out)[-1][1:]] == ["0 of 2", "2 of 2"]
+    with pytest.warns(UserWarning, match="missing or empty, though the run is finished"):
+        assert set(broadopt.load_history(tmp_path / "copy", where={"method": "sam"})["seed"]) == {2, 3}
+    for path in (tmp_path / "copy/runs/cifar100/resnet20/sgd").glob("*/history.csv"):
+        path.unlink()
+    out, _ = run("runs", "--results", tmp_path / "copy", "--reach", "71", "--strict", expect=1)
+    assert [row[6] for row in tables(out)[-1][1:]] == ["", "2 of 2"]
 
 
 @pytest.mark.parametrize(

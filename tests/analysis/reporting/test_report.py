@@ -45,15 +45,19 @@ def edited(folder: Path, **values: object) -> None:
     results.write(folder, {**{key: value for key, value in found.items() if key != "checksum"}, **values})
 
 
+END = {10: None}
+"""The history of a run of which no epoch was evaluated."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cells of both tables, a sweep over rho, runs that failed, were interrupted and are running; images."""
     root = tmp_path_factory.mktemp("report") / "results"
     for seed, last in ((1, 69.0), (2, 69.5), (3, 71.0)):
-        store(root, record(RESNET20, "method=sgd", seed=seed), last=last)
-        store(root, record(RESNET20, "method=sam", seed=seed), last=last + 1)
-    store(root, record(RESNET20, "method=asam", seed=1), last=72.0)
-    store(root, record(VGG16, "method=swa"), last=70.0, collected={"1": 73.0, "1.25": 74.0, "1.5": 75.0})
+        store(root, record(RESNET20, "method=sgd", seed=seed), last=last, history=END)
+        store(root, record(RESNET20, "method=sam", seed=seed), last=last + 1, history=END)
+    store(root, record(RESNET20, "method=asam", seed=1), last=72.0, history=END)
+    store(root, record(VGG16, "method=swa"), last=70.0, collected={"1": 73.0, "1.25": 74.0, "1.5": 75.0}, history=END)
     for seed in (1, 2):
         cost = {"macs": 40_000_000, "passes": 1, "images_per_epoch": 50_000, "train_seconds": 100.0}
         history = {epoch: 20.0 + 5 * epoch + seed for epoch in range(1, 11)}
@@ -61,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rho in (0.05, 0.5):
             slow = {"passes": 2, "train_seconds": 210.0}
             recorded = record(*SHORT, "method=sam", f"step.rho={rho}", seed=seed)
-            store(root, recorded, last=72 + rho + seed**2, device="H100", cost=cost | slow)
+            store(root, recorded, last=72 + rho + seed**2, device="H100", cost=cost | slow, history=END)
     failed = store(root, record(*SHORT, "method=asam", seed=3), state="failed")
     edited(failed, failure={"reason": REASON, "epoch": 3})
     store(root, record(*SHORT, "method=asam", seed=4), state="interrupted")
@@ -576,7 +580,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (cwd / "empty").mkdir()
     for name in ("a", "b"):
         (cwd / "two" / name / "runs").mkdir(parents=True)
-    store(cwd / "one", record(*SHORT, "method=sgd"))
+    store(cwd / "one", record(*SHORT, "method=sgd"), history=END)
     return cwd
 
 
@@ -599,7 +603,7 @@ def test_the_command_is_installed_and_writes_report_html(bad: Path, tmp_path: Pa
 
 
 def test_a_file_that_is_left_out_is_named_and_strict_ends_with_1(tmp_path: Path) -> None:
-    store(tmp_path, record(*SHORT, "method=sgd", seed=1))
+    store(tmp_path, record(*SHORT, "method=sgd", seed=1), history=END)
     damaged = store(tmp_path, record(*SHORT, "method=sgd", seed=2))
     (damaged / "result.json").write_text("{}")
     line = f"left out: {damaged.relative_to(tmp_path)}: not of schema 1"

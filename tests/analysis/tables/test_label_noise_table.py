@@ -57,6 +57,16 @@ def test_last_is_compared_with_last_and_best_with_best(runs: Path) -> None:
     assert re.findall(r"\| SAM (last|best) .* SGD (last|best) +\|\n", page) == [("last", "last"), ("best", "best")]
 
 
+@pytest.mark.parametrize(("metric", "difference"), [("last", 10.0), ("best", 2.0)])
+def test_by_one_metric_each_pair_is_tested_once(runs: Path, metric: str, difference: float) -> None:
+    """The columns of last and best are of the same runs; a second test of them would count in Holm's correction."""
+    table = rows(runs, "--against", "sgd", "--metric", metric)
+    found = table[table["quantity"] == "difference"]
+    assert found[["row", "column", "compared_with", "mean"]].values.tolist() == [
+        ["ResNet-32, 20 %", f"SAM {metric}", f"SGD {metric}", difference]
+    ]
+
+
 def test_what_is_missing_is_one_command_a_cell(runs: Path) -> None:
     out, _ = run("label_noise", "--missing", "--seeds", "1", "--results", runs)
     lines = [line.partition(" seed=")[0] for line in out.splitlines()]
