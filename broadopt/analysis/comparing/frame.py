@@ -77,7 +77,8 @@ def load_history(
         epochs, problem = read_history(result)
         if problem:
             warnings.warn(printable(problem), stacklevel=2)
-        rows += [{**_lead(result), **row} for row in epochs]
+        lead = _lead(result)
+        rows += [{**lead, **row, **lead} for row in epochs]  # a column of the file takes no place of the run's own
     return pandas.DataFrame(rows, columns=_columns(rows, PLACE + RESULTS))
 
 

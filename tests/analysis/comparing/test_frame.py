@@ -190,6 +190,13 @@ def test_no_key_of_a_recorded_config_takes_the_place_of_what_a_result_says(tmp_p
     assert "metrics.last.x" not in row
 
 
+def test_no_column_of_a_history_takes_the_place_of_what_a_result_says(tmp_path: Path) -> None:
+    folder = store(tmp_path, record(RESNET20, "method=sgd", seed=3), history={1: 50.0})
+    (folder / "history.csv").write_text("epoch,seed,budget\n1.0,7,8\n")
+    (row,) = broadopt.load_history(tmp_path).to_dict("records")
+    assert (row["epoch"], row["seed"], row["budget"]) == (1.0, 3, 400.0)
+
+
 def test_an_empty_folder_is_an_empty_data_frame(tmp_path: Path) -> None:
     frame = broadopt.load_results(tmp_path)
     assert (len(frame), list(frame.columns[:3])) == (0, ["dataset", "model", "method"])
