@@ -84,7 +84,7 @@ def test_howto(folder: Path) -> None:
     assert "best of 6 by validation accuracy: " in output_of(ran, "hydra/sweeper=optuna").splitlines()[-1]
     assert "finished: again/runs/digits/resnet20/sgd/seed1-b1a30e55" in output_of(ran, "repeat=")
     assert output_of(ran, "hydra/launcher=local").rstrip().splitlines()[-1].startswith("4 runs, ")
-    assert "asam on pyramidnet272_shakedrop" in output_of(ran, "^torchrun")
+    assert "asam on wrn28_10" in output_of(ran, "^torchrun")
     assert "Table 3" in output_of(ran, "--watch")
     assert "trunk=share: trains 519 of 700 epochs" in output_of(ran, "trunk=share plan=true")
     assert (
