@@ -224,8 +224,8 @@ def test_symmetric_noise_and_fine_labels_are_not_recorded() -> None:
     assert not {"noise", "coarse"} & set(record)
     plain = recipe_of("dataset=cifar100").identity
     assert recipe_of("dataset=cifar100", "dataset.noise=symmetric", "dataset.coarse=false").identity == plain
-    others = ("dataset.noise=asymmetric", "dataset.coarse=true", "dataset.noise=labels.pt")
-    found = [recipe_of("dataset=cifar100", one) for one in others]
+    others = ("dataset.noise=asymmetric dataset.label_noise=0.2", "dataset.coarse=true", "dataset.noise=labels.pt")
+    found = [recipe_of("dataset=cifar100", *one.split()) for one in others]
     assert len({plain, *(recipe.identity for recipe in found)}) == 4
     for recipe in found:
         assert Recipe.of_record(recipe.record()).identity == recipe.identity
