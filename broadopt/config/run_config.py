@@ -50,8 +50,9 @@ class DatasetConfig:
         replaced there is one kind of noise.
         """
         kept = {key: value for key, value in self.values().items() if key not in LOCATION}
-        noise = self.noise if self.label_noise or self.noise not in KINDS_OF_NOISE else KINDS_OF_NOISE[0]
-        noise = noise if noise in KINDS_OF_NOISE else "file"
+        noise = "file"
+        if self.noise in KINDS_OF_NOISE:
+            noise = self.noise if self.label_noise else KINDS_OF_NOISE[0]
         return kept | {"noise": noise, "fingerprint": self.fingerprint}
 
 

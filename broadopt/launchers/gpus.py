@@ -106,6 +106,7 @@ def _opened(path: Path) -> int:
 
 
 def let_go_of(descriptors: Sequence[int]) -> None:
+    """Close the lock files of a claimed GPU, which frees it for other runs."""
     for descriptor in descriptors:
         os.close(descriptor)
 

@@ -91,9 +91,9 @@ def read_history(result: Result) -> tuple[list[dict[str, float]], str]:
         rows = history.read(Path(result["path"]))
     except (OSError, ValueError) as error:
         return [], f"{place}: {reason(error)}"
-    return rows, "" if rows or result[
-        "state"
-    ] != "finished" else f"{place}: missing or empty, though the run is finished"
+    if not rows and result["state"] == "finished":
+        return [], f"{place}: missing or empty, though the run is finished"
+    return rows, ""
 
 
 def _selected(

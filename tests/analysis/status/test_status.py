@@ -599,6 +599,15 @@ def test_watch_clears_the_terminal_before_each_look(tmp_path: Path) -> None:
 # ---- the parts
 
 
+def with_heartbeat(root: Path) -> tuple[dict, Path, dict]:
+    """A recorded config, its run folder, and the heartbeat of a process that has left it."""
+    recorded = record(RESNET20, "method=sgd")
+    folder = results.run_folder(root, recorded)
+    folder.mkdir(parents=True)
+    with heartbeat.Heartbeat(folder, recorded, device="a device"):
+        return recorded, folder, json.loads((folder / "progress.json").read_text())
+
+
 def test_hours_are_those_of_all_devices_of_a_run_and_its_rate_that_of_one(tmp_path: Path) -> None:
     alone = record(RESNET20, "method=sgd")
     together = alone | {"processes": 4}
@@ -612,11 +621,7 @@ def test_hours_are_those_of_all_devices_of_a_run_and_its_rate_that_of_one(tmp_pa
 def test_a_run_that_is_on_has_not_spent_the_epochs_of_its_trunk(
     figures: dict[str, int], seconds: float, tmp_path: Path
 ) -> None:
-    recorded = record(RESNET20, "method=sgd")
-    folder = results.run_folder(tmp_path, recorded)
-    folder.mkdir(parents=True)
-    with heartbeat.Heartbeat(folder, recorded, device="a device"):
-        progress = json.loads((folder / "progress.json").read_text())
+    recorded, folder, progress = with_heartbeat(tmp_path)
     where = {"epoch": 151, "epochs": 400.0, "images_per_epoch": 50_000, "images_per_second": 5000.0}
     (folder / "progress.json").write_text(json.dumps(progress | where | figures))
     assert standing.run_of(look(tmp_path), recorded, identity_of(recorded)).seconds == seconds
@@ -647,11 +652,7 @@ def test_a_checkpoint_whose_epoch_is_not_known_is_no_start_from_scratch(tmp_path
 def test_on_another_machine_the_age_of_the_sign_of_life_decides(
     tmp_path: Path, own: int, server: int, state: str
 ) -> None:
-    recorded = record(RESNET20, "method=sgd")
-    folder = results.run_folder(tmp_path, recorded)
-    folder.mkdir(parents=True)
-    with heartbeat.Heartbeat(folder, recorded, device="a device"):
-        progress = json.loads((folder / "progress.json").read_text())
+    recorded, folder, progress = with_heartbeat(tmp_path)
     now = time.time()
     (folder / "progress.json").write_text(json.dumps(progress | {"machine": "another", "time": now + own}))
     os.utime(folder / "progress.json", (now + server, now + server))
