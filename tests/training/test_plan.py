@@ -5,9 +5,10 @@ made.
 from collections import Counter
 from pathlib import Path
 
+import command
 import pytest
 import torch
-from command import OWN, folders, result, run
+from command import folders, result, run
 
 from broadopt.analysis.status.estimate import Estimates
 from broadopt.analysis.status.state import look
@@ -26,25 +27,29 @@ from broadopt.training.progress import EpochLines
 
 CPU = torch.device("cpu")
 SMALL = ("experiment=quickstart", "model=resnet20", "model.depth=8", "batch_size=359", "precision=fp32", "lr=0.01")
+OWN = "model.name=mine model._target_=own_network.Small ~model.depth +model.batch_norm"
+"""A smaller network: what is passed over does not depend on it, but for its having BN."""
 TRAININGS = (
-    "method=sgd budget=3 evaluate_every=2",
-    "method=sgd budget=1.3",
-    "method=swa budget=2",
-    "method=fge budget=2 collect.start=0.5 collect.cycle=0.125",
-    "collect=ema budget=2",
-    "collect=ema collect.bn=own budget=2",
-    "collect=lawa budget=2",
-    "collect=swag collect.samples=3 collect.budgets=[1,1.5] budget=2",
-    "method=sam collect=swa+ema+lawa+swag collect.also.swag.samples=2 budget=2 dataset.validation=100",
-    "method=swa budget=2 model.name=mine model._target_=own_network.Small ~model.depth +model.batch_norm=false",
+    ("", "method=sgd budget=1.3"),
+    (f"{OWN}=true", "method=sgd budget=3 evaluate_every=2"),
+    (f"{OWN}=true", "method=swa budget=2"),
+    (f"{OWN}=false", "method=swa budget=2"),
+    (f"{OWN}=true", "method=fge budget=2 collect.start=0.5 collect.cycle=0.125"),
+    (f"{OWN}=true", "collect=ema budget=2"),
+    (f"{OWN}=true", "collect=ema collect.bn=own budget=2"),
+    (f"{OWN}=true", "collect=lawa budget=2"),
+    (f"{OWN}=true", "collect=swag collect.samples=3 collect.budgets=[1,1.5] budget=2"),
+    (f"{OWN}=true", "method=sam collect=swa+ema+lawa+swag collect.also.swag.samples=2 budget=2 dataset.validation=100"),
 )
 
 
-@pytest.mark.parametrize("overrides", TRAININGS)
-def test_a_plan_counts_the_passes_that_the_run_makes(overrides: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("network", "overrides"), TRAININGS)
+def test_a_plan_counts_the_passes_that_the_run_makes(
+    network: str, overrides: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the images that the network sees outside its steps, in evaluation mode and not."""
-    monkeypatch.syspath_prepend(str(OWN))
-    config = run_config(compose([*SMALL, *overrides.split()]))
+    monkeypatch.syspath_prepend(str(command.OWN))
+    config = run_config(compose([*SMALL, *network.split(), *overrides.split()]))
     parts = build(config, read(config.recipe.dataset), CPU)
     training, seen, evaluating = Training(parts, stop=Stop(), reporter=EpochLines()), Counter(), []
     for name in ("predict", "reestimate"):
