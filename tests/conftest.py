@@ -1,3 +1,4 @@
+import gc
 import os
 import pickle
 import signal
@@ -21,14 +22,23 @@ kept_configs.install()
 
 LONGEST = (
     *("training/test_rows.py", "test_docs.py", "test_streams.py", "launchers/test_ecosystem.py"),
-    *("devices/test_processes.py", "launchers/test_local_launcher.py", "reliability/test_exact_resume.py"),
-    *("runs/test_trust.py", "test_gpu_check.py", "config/test_newcomer.py", "test_fork_server.py"),
-    *("trackers/test_trackers.py", "runs/test_hostile_folder.py", "config/test_bad_input.py"),
-    *("models/test_model_runs.py", "analysis/status/test_status.py", "reliability/test_reproducible.py"),
-    *("config/test_recipes.py", "runs/test_resume.py", "reliability/test_many_writers.py"),
-    *("training/test_trunks.py", "launchers/test_sweeper.py", "reliability/test_killed.py"),
-    *("reliability/test_repeated.py", "training/test_speed.py", "test_run.py", "analysis/comparing/test_sweeps.py"),
-    *("analysis/reporting/test_report.py", "analysis/figures/test_averages.py"),
+    *(
+        "devices/test_processes.py",
+        "test_reference.py",
+        "launchers/test_local_launcher.py",
+        "models/test_model_runs.py",
+    ),
+    *("runs/test_trust.py", "test_reproduce.py", "test_fork_server.py", "methods/test_schedule.py"),
+    *("runs/test_hostile_folder.py", "analysis/figures/test_planes.py", "analysis/status/test_status.py"),
+    *("training/test_speed.py", "config/test_recipes.py", "trackers/test_trackers.py"),
+    *("reliability/test_exact_resume.py", "data/test_hostile_data.py", "config/test_bad_input.py"),
+    *("data/test_datasets.py", "reliability/test_reproducible.py", "training/test_loop.py"),
+    *("reliability/test_sharing.py", "analysis/comparing/test_sweeps.py", "test_wheel.py"),
+    *("analysis/figures/test_curvature.py", "config/test_newcomer.py", "training/test_plan.py"),
+    *("reliability/test_odd_command_lines.py", "analysis/figures/test_averages.py", "models/test_vgg.py"),
+    *("training/test_trunks.py", "runs/test_resume.py", "runs/test_snapshots.py", "reliability/test_repeated.py"),
+    *("test_run.py", "reliability/test_full_disk.py", "launchers/test_sweeper.py", "test_gpu_check.py"),
+    *("analysis/reporting/test_report.py", "reliability/test_killed.py", "reliability/test_many_writers.py"),
 )
 """Files of the tests that take longest: they begin first, so that the workers of make test, each of which takes file
 after file (what a file's tests share is made once), end together.
@@ -49,6 +59,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that is there by now is looked at when a run in this process has the collector go through all objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_cifar(

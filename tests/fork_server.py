@@ -162,6 +162,7 @@ def is_like(environment: Mapping[str, str], that_of_server: Mapping[str, str]) -
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, object]:
     found = {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
     path = found.pop("PYTHONPATH", "")
+    found.pop("CUDA_VISIBLE_DEVICES", "")  # read when CUDA is first called, which the server never does
     found.pop("TORCHINDUCTOR_CACHE_DIR", "")  # torch itself sets it when it is first used, in the process of the tests
     if found.get("OMP_NUM_THREADS") == "1":  # one thread waits for none, so how they would wait does not matter
         found = {name: value for name, value in found.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}

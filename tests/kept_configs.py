@@ -2,7 +2,8 @@
 
 Hydra reads a dozen files for every config that it composes, and most of the time goes into their YAML. Here what
 OmegaConf.load gives for a text is kept, pickled, so that whoever asks for the same text again has an object of his own
-that is equal to the first. FORK_SERVER=no leaves OmegaConf and Hydra as they are.
+that is equal to the first; the tree that OmegaConf parses an interpolation into, which nobody changes, is kept as it
+is. FORK_SERVER=no leaves OmegaConf and Hydra as they are.
 
 Hydra also composes the config of every command once ahead, for the one key hydra.mode. Where no file but the shipped
 ones and those of tests/own can have set it, and no override does, it is None, as Hydra would find it.
@@ -11,9 +12,11 @@ ones and those of tests/own can have set it, and no override does, it is None, a
 import os
 import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import omegaconf
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -33,6 +36,7 @@ def install() -> None:
     """Keep what is loaded from now on in this process."""
     if is_installed():
         OmegaConf.load = staticmethod(_keeping(OmegaConf.load))  # type: ignore[method-assign]
+        omegaconf.base.parse = omegaconf._utils.parse = cache(omegaconf.base.parse)
         # Hydra copies the store of all registered configs for each that it composes, and copies again what it takes.
         ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
         Hydra.get_mode = _looking_first(Hydra.get_mode)  # type: ignore[method-assign]

@@ -100,7 +100,8 @@ def test_what_is_read_at_the_start_of_a_process_gets_a_new_one() -> None:
     assert takes(usual | {"OMP_WAIT_POLICY": "PASSIVE"})
     assert not takes(usual | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2"})
     assert not takes(usual | {"FORK_SERVER": "no"})
-    for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"):
+    assert takes(usual | {"CUDA_VISIBLE_DEVICES": "2"})
+    for name in ("OMP_NUM_THREADS", "OMP_PROC_BIND", "PYTHONHASHSEED", "CUDA_LAUNCH_BLOCKING"):
         assert not takes(usual | {name: "2"})
 
 

@@ -1,8 +1,10 @@
 """The scripts that make a whole table."""
 
 import os
+import re
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,19 @@ def reproduce(table: str, *arguments: str, cwd: Path) -> "subprocess.CompletedPr
 
 @pytest.mark.parametrize("table", ["table1", "table3"])
 def test_exactly_the_runs_that_the_paper_has_values_for_are_made(table: str, tmp_path: Path) -> None:
-    """As broadopt-table names them."""
+    """As broadopt-table names them; each sweep is planned in one command, with the hours of its runs and their sum."""
     planned = reproduce(table, "plan=true", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
-    made = [tuple(line.split()[:3]) for line in planned.stdout.splitlines() if " seed " in line]
+    assert not list(tmp_path.rglob("result.json"))
+    runs = [line for line in planned.stdout.splitlines() if " seed " in line]
+    made = [tuple(line.split()[:3]) for line in runs]
+    assert all(re.search(r"about [\d.,]+ h \((derived|by measured rate)\)", line) for line in runs)
+    sums = re.findall(r"^(\d+) runs, about .* (\S+) PFLOPs$", planned.stdout, flags=re.MULTILINE)
+    assert [int(count) for count, _ in sums] == {"table1": [16, 6], "table3": [24]}[table]
+    figures = iter(float(line.split()[-2].replace(",", "")) for line in runs)
+    for count, total in sums:
+        of_sweep = sum(islice(figures, int(count)))
+        assert float(total.replace(",", "")) == pytest.approx(of_sweep, rel=1e-3)
     missing = subprocess.run(
         [Path(sys.executable).parent / "broadopt-table", table, "--missing", "--seeds", "1"],
         cwd=tmp_path,

@@ -2,12 +2,11 @@
 
 import gc
 import subprocess
-import sys
 import weakref
 from pathlib import Path
 
 import pytest
-from command import folders, result
+from command import finish, folders, result, start
 
 from broadopt.errors import RunFailed
 from broadopt.launchers.session import let_go
@@ -51,6 +50,12 @@ def test_an_error_that_is_kept_holds_nothing_of_its_run(by: type[Exception]) -> 
     let_go(None)
 
 
+def carried_out(script: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """A script in a process of its own, from beginning to end."""
+    (cwd / "script.py").write_text(script)
+    return finish(start(program=str(cwd / "script.py"), cwd=cwd))
+
+
 SWEEP = """
 import gc, sys
 from broadopt import run
@@ -70,7 +75,7 @@ except SystemExit as end:
 
 
 def test_no_training_of_a_sweep_is_held_after_it_has_failed(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", SWEEP], cwd=tmp_path, capture_output=True, text=True)
+    done = carried_out(SWEEP, tmp_path)
     assert done.stdout.splitlines()[-1] == "1 0", done.stderr
     assert done.stderr.count("RuntimeError: forced") >= 2
 
@@ -98,7 +103,7 @@ run.main()
 
 
 def test_a_sweep_whose_gpu_is_lost_leaves_the_runs_after_it_to_the_next_process(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LOST], cwd=tmp_path, capture_output=True, text=True)
+    done = carried_out(LOST, tmp_path)
     assert done.returncode == 75, done.stderr
     first, *_, last = done.stderr.splitlines()
     assert first.startswith("broadopt-run: experiment=quickstart method=sgd seed=1 budget=0.1: RuntimeError: CUDA ")

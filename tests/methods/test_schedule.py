@@ -4,7 +4,7 @@ The oracles: the formulas of the papers and the loops of their authors' code, ea
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy
 import pytest
@@ -42,6 +42,12 @@ def exactly(value: float) -> object:
 def assert_once_an_epoch(schedule: Schedule, epoch: int, expected: float) -> None:
     for iteration in WITHIN_AN_EPOCH:
         assert lr(schedule, epoch * STEPS + iteration) == exactly(expected), (epoch, iteration)
+
+
+def assert_each_step(schedule: Schedule, expected: Sequence[float], *, first: int = 0) -> None:
+    """At all steps from `first` on; as `exactly`, for tens of thousands."""
+    found = [lr(schedule, iteration) for iteration in range(first, first + len(expected))]
+    numpy.testing.assert_allclose(found, expected, rtol=1e-12, atol=0)
 
 
 # The oracle: the published formulas, transcribed apart from broadopt's. e: index of the epoch from 0, E: the number of
@@ -137,12 +143,10 @@ def test_fge_of_table_1_is_its_authors_two_loops(row: str) -> None:
     begin, c, members, high, low = FGE[row.removeprefix("table1/").rpartition("_")[0]]
     schedule = of_row(row, "fge")
     collected = SnapshotEnsemble(**arguments("collect", f"experiment={row}", "method=fge")).collection_points(budget)
-    taken = []
-    loops = fge_loops(E=budget, lr=start, start=begin, c=c, high=high, low=low)
-    for iteration, (expected, is_taken) in enumerate(loops):
-        assert lr(schedule, iteration) == exactly(expected), iteration
-        taken += [iteration + 1] * is_taken
-    assert iteration == budget * STEPS - 1
+    loops = list(fge_loops(E=budget, lr=start, start=begin, c=c, high=high, low=low))
+    assert_each_step(schedule, [expected for expected, _ in loops])
+    taken = [iteration + 1 for iteration, (_, is_taken) in enumerate(loops) if is_taken]
+    assert len(loops) == budget * STEPS
     assert [round(point * STEPS) for point in collected] == taken
     assert len(taken) == members
 
@@ -164,8 +168,7 @@ def test_fge_as_in_its_readme_is_one_command_line(row: str, others: tuple[str, .
     schedule = Schedule(**arguments("schedule", *overrides))
     collected = SnapshotEnsemble(**arguments("collect", *overrides)).collection_points(schedule.budget)
     loops = fge_loops(E=200, lr=start, start=160, c=2, high=high, low=0.01)
-    for iteration, (expected, _) in enumerate(loops):
-        assert lr(schedule, iteration) == exactly(expected), iteration
+    assert_each_step(schedule, [expected for expected, _ in loops])
     assert [round(point, 9) for point in collected] == list(range(161, 201, 2))
 
 
@@ -186,8 +189,8 @@ def test_pyramidnet_of_table_1_takes_the_steps_of_its_code_and_then_swas_cycles_
         expected = pyramidnet_code(e, E=budget, lr=0.5)
         assert_once_an_epoch(plain, e, expected)
         assert_once_an_epoch(averaging, e, expected)
-    for i in range(1, 150 * STEPS + 1):
-        assert lr(averaging, budget * STEPS + i - 1) == exactly(alpha(i, c=c, high=0.05, low=0.001)), i
+    cycles = [alpha(i, c=c, high=0.05, low=0.001) for i in range(1, 150 * STEPS + 1)]
+    assert_each_step(averaging, cycles, first=budget * STEPS)
 
 
 def nearly(value: float) -> object:

@@ -21,7 +21,7 @@ from broadopt.predictor import load
 from broadopt.runs.repeat import repeated
 
 HOWTO = (Path(__file__).parents[2] / "docs/howto.md").read_text()
-QUICK = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=1", "collect.budgets=[1]")
+QUICK = ("experiment=quickstart", "model=resnet20", "model.depth=8", "budget=0.2", "collect.budgets=[1]")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command import BIN, SMALL, folders, go_on, halted, has_died, history, result, run, same_outcome, stopped, until
+from in_process import said
 from stored import RESNET20, record
 from tracked import EACH, INSTALLED, Held, Value, held_by
 
@@ -79,8 +80,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
         before = expected(folder, finished=False)
         with halted(*RUN, trackers, cwd=cwd, at="train 10") as process:
             for tracker in INSTALLED:
-                exported = export(tracker, place, "--output", str(cwd / "elsewhere"))
-                assert exported.stdout == f"{tracker}: 1 run (1 running)\n", exported.stderr
+                exported = said("broadopt-export", tracker, str(place), "--output", str(cwd / "elsewhere"), cwd=cwd)
+                assert exported[1] == f"{tracker}: 1 run (1 running)\n", exported
             running = {tracker: held_by(tracker, cwd / "elsewhere") for tracker in INSTALLED}
             go_on(cwd)
             output, errors = process.communicate()
@@ -129,10 +130,11 @@ def test_the_history_of_a_running_run_is_exported(tracker: str, story: Story) ->
 
 @pytest.mark.parametrize("tracker", EACH)
 def test_exported_twice_is_exported_once(tracker: str, story: Story) -> None:
-    elsewhere = story.place.parent / "elsewhere"  # where it was exported as it ran
+    cwd = story.place.parent
+    elsewhere = cwd / "elsewhere"  # where it was exported as it ran
     for _ in range(2):
-        exported = export(tracker, story.place, "--output", str(elsewhere))
-        assert (exported.returncode, exported.stdout, exported.stderr) == (0, f"{tracker}: 1 run (1 finished)\n", "")
+        exported = said("broadopt-export", tracker, str(story.place), "--output", str(elsewhere), cwd=cwd, **OFFLINE)
+        assert exported == (0, f"{tracker}: 1 run (1 finished)\n", "")
         held = held_by(tracker, elsewhere)
         assert same(held, expected(story.tracked), tracker), held.values
     assert held.name == f"{NAME}/{story.tracked.name}"

@@ -1,6 +1,5 @@
 """Every row of both tables, through the real command: it composes, plans, and trains two steps with each method."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,19 +43,6 @@ def test_a_row_trains_two_steps_with_each_method(
 
 def test_there_are_eight_rows_a_table() -> None:
     assert [sum(row.startswith(table) for row in ROWS) for table in TABLES] == [8, 8]
-
-
-@pytest.mark.parametrize(("table", "methods"), TABLES.items())
-def test_the_whole_table_is_planned_in_one_command(table: str, methods: tuple[str, ...], tmp_path: Path) -> None:
-    done = run("-m", f"experiment=glob({table}/*)", f"method={','.join(methods)}", "plan=true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    *runs, total = done.stdout.splitlines()
-    assert len(runs) == 8 * 3
-    figures = [float(line.split()[-2].replace(",", "")) for line in runs]
-    assert total.startswith("24 runs, about ")
-    assert all(re.search(r"about [\d.,]+ h \((derived|by measured rate)\)", line) for line in runs)
-    assert float(total.split()[-2].replace(",", "")) == pytest.approx(sum(figures), rel=1e-3)
-    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_a_plan_shows_the_recipe_and_where_it_comes_from(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command import folders
+from command import OWN, folders
+from command import SMALL as SMALL_NETWORK
 from in_process import read_csv, said
 from safetensors.torch import load_file
 
@@ -20,8 +21,16 @@ from broadopt.runs import results
 
 Runs = dict[str, Path]
 
-SMALL = ("experiment=quickstart", "model.depth=8", "batch_size=128", "device=cpu", "precision=fp32")
-"""A network of broadopt's own, since no other is built from a file of weights."""
+SMALL = (*SMALL_NETWORK, "batch_size=128")
+TRUST = "trust=own_network"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_network() -> Iterator[None]:
+    """The network of the runs can be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(OWN))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def drawn(figure: str, *words: str, cwd: Path, **environment: str) -> str:
     device = ("--device", "cpu") if "--device" in FIGURES[figure].reads else ()
-    arguments = (figure, *words, "--format", "png", *device)
+    arguments = (figure, *words, TRUST, "--format", "png", *device)
     code, output, errors = said("broadopt-figure", *arguments, cwd=cwd, **environment)
     assert code == 0, errors
     assert (cwd / f"{figure}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -85,7 +94,7 @@ def test_few_test_images_may_be_classified_otherwise_than_in_the_training(
     reached = stored["metrics"]["last"]["test_accuracy"]
     stored["metrics"]["last"]["test_accuracy"] -= 100 * images / 359
     results.write(folder, {key: value for key, value in stored.items() if key != "checksum"})
-    code, _, errors = said("broadopt-figure", "calibration", str(folder), "--device", "cpu", cwd=tmp_path)
+    code, _, errors = said("broadopt-figure", "calibration", str(folder), TRUST, "--device", "cpu", cwd=tmp_path)
     assert code == (0 if is_taken else 2), errors
     assert is_taken or errors.startswith(
         f"broadopt-figure: {folder}: what it has kept reaches {reached:.2f} % on the test set, its result says "
@@ -109,7 +118,7 @@ def test_calibration_counts_the_test_images_of_each_data_set(
 
 @pytest.mark.parametrize("figure", ["calibration", "trajectory"])
 def test_a_run_that_is_named_twice_is_refused(runs: Runs, tmp_path: Path, figure: str) -> None:
-    code, output, errors = said("broadopt-figure", figure, str(runs["swa"]), str(runs["swa"]), cwd=tmp_path)
+    code, output, errors = said("broadopt-figure", figure, str(runs["swa"]), str(runs["swa"]), TRUST, cwd=tmp_path)
     assert (code, output) == (2, "")
     assert errors == f"broadopt-figure: {figure}: a run was named twice; expected different runs\n"
 
@@ -150,7 +159,7 @@ def test_a_collector_that_begins_with_the_training_has_all_of_it_drawn(tmp_path:
         cwd.mkdir()
         code, _, errors = said("broadopt-run", *SMALL, *words, f"collect={collect}", cwd=cwd)
         assert code == 0, errors
-        code, _, errors = said("broadopt-figure", "trajectory", str(*folders(cwd)), "--format", "png", cwd=cwd)
+        code, _, errors = said("broadopt-figure", "trajectory", str(*folders(cwd)), TRUST, "--format", "png", cwd=cwd)
         assert (code, line in errors) == (2 if line else 0, True), errors
     assert read_csv(tmp_path / "ema/trajectory.csv")["epoch"].tolist() == [0, 1, 2]
 
@@ -183,7 +192,8 @@ def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs
             "trajectory",
             "sgd",
             (),
-            "{0} has kept no snapshots; broadopt-run repeat={0} results_dir={1} keep=snapshots force=true keeps them",
+            "{0} has kept no snapshots; broadopt-run repeat={0} results_dir={1} trust=own_network keep=snapshots "
+            "force=true keeps them",
         ),
         ("ensemble", "sgd", (), "{}: sgd collects no weights; expected a run of SWA or FGE"),
         ("trajectory", "swa", ("--from", "99"), "{} has 0 snapshots from epoch 99 on; expected three at least"),
@@ -193,7 +203,7 @@ def test_what_is_lacking_is_said_in_one_line(
     runs: Runs, tmp_path: Path, figure: str, method: str, words: tuple[str, ...], line: str
 ) -> None:
     folder = str(runs[method])
-    code, output, errors = said("broadopt-figure", figure, folder, *words, cwd=tmp_path)
+    code, output, errors = said("broadopt-figure", figure, folder, TRUST, *words, cwd=tmp_path)
     assert (code, output, len(errors.strip().splitlines())) == (2, "", 1), errors
     assert errors.startswith(f"broadopt-figure: {line.format(folder, runs[method].parents[4])}")
     assert list(tmp_path.iterdir()) == []
@@ -208,9 +218,11 @@ def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs:
     (member,) = [file.path for file in kept if file.step == round(1.25 * kept[-1].step / 2)]
     member.unlink()
     (tmp_path / "here").mkdir()
-    code, output, errors = said("broadopt-figure", "calibration", str(folder), "--device", "cpu", cwd=tmp_path / "here")
+    code, output, errors = said(
+        "broadopt-figure", "calibration", str(folder), TRUST, "--device", "cpu", cwd=tmp_path / "here"
+    )
     assert (code, output) == (2, "")
     assert errors == (
         f"broadopt-figure: {folder} has snapshots of 2 members, its ensemble has 3; broadopt-run "
-        f"'repeat={folder}' 'results_dir={moved}' keep=snapshots force=true keeps all\n"
+        f"'repeat={folder}' 'results_dir={moved}' trust=own_network keep=snapshots force=true keeps all\n"
     )
