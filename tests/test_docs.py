@@ -96,8 +96,9 @@ def test_howto(folder: Path) -> None:
     assert "trunk=share: trains 519 of 700 epochs" in output_of(ran, "trunk=share plan=true")
     assert (
         len(list((folder / "merged/runs").rglob("result.json")))
-        == len(list((folder / "results/runs").rglob("result.json"))) - 2
+        == len(list((folder / "results/runs").rglob("result.json"))) - 3  # of code of one's own, made below
     )
+    assert (folder / "kept.html").read_text().count('src="data:image/') == 1
     interval = result_of(folder, "digits/small_net/interval_sam+swa/*")
     assert interval["cost"]["gradient_evaluations"] == 68 + 13  # 68 steps of 1.5 epochs, every fifth with two gradients
     schedules = {
