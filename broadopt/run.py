@@ -114,7 +114,8 @@ def conclude(session: Session) -> None:
         leave(f"{runs} not finished: another process is on it; give the same command later", 3)
     if not session.failed:
         return
-    code = 2 if all(isinstance(error, InputError) for _, error in session.failed) else 1
+    refused = all(isinstance(error, InputError) for _, error in session.failed)
+    code = 2 if refused and not session.finished else 1  # 2 says that nothing came of the command
     if session.runs == 1 and session.failed[0][0]:  # a sweep of one: it is said already
         sys.exit(code)
     lines = [f"{where}: " * bool(where) + printable(str(error)) for where, error in session.failed]

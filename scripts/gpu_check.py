@@ -1,4 +1,4 @@
-"""What only a GPU can show, in one command: `python scripts/gpu_check.py --json results/benchmark/gpu.json`.
+"""What only a GPU can show, in one command: `python scripts/gpu_check.py --json FILE`.
 
 In this order, what tells most per second first; each part ends at its time limit, and rows are written as they come. A
 SIGTERM, as timeout sends it, ends the part that is on and leaves out the others; what there is by then is shown.

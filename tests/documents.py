@@ -17,7 +17,8 @@ from PIL import Image
 CHECKOUT = Path(__file__).parent.parent
 DOCUMENTS = [Path("README.md"), *sorted(path.relative_to(CHECKOUT) for path in (CHECKOUT / "docs").glob("*.md"))]
 
-HOURS = r"^(?!.*plan=true)(broadopt-run (?!.*(quickstart|repeat=|two_colours|small_net|--help|--cfg)).*)$"
+SHORT = r"quickstart|repeat=|two_colours|small_net|--help|--cfg"
+HOURS = rf"^(?!.*plan=true)((?:CUDA_VISIBLE_DEVICES=\d+ )?broadopt-run (?!.*({SHORT})).*)$"
 SUBSTITUTES = {
     # What a command needs that a test has not, and what is run instead; everything else runs as it stands.
     "the network, to install dependencies": (

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import documents
@@ -28,6 +29,12 @@ def output_of(ran: list[Ran], pattern: str) -> str:
 def result_of(folder: Path, place: str) -> dict:
     (path,) = (folder / "results/runs").glob(f"{place}/result.json")
     return json.loads(path.read_text())
+
+
+def of_small_net(folder: Path) -> Iterator[tuple[dict, pandas.DataFrame]]:
+    """Result and history of SGD's runs on the small network."""
+    for path in (folder / "results/runs/digits/small_net/sgd").glob("*/result.json"):
+        yield json.loads(path.read_text()), pandas.read_csv(path.with_name("history.csv"))
 
 
 def test_readme(folder: Path) -> None:
@@ -89,10 +96,16 @@ def test_howto(folder: Path) -> None:
     assert "trunk=share: trains 519 of 700 epochs" in output_of(ran, "trunk=share plan=true")
     assert (
         len(list((folder / "merged/runs").rglob("result.json")))
-        == len(list((folder / "results/runs").rglob("result.json"))) - 2
+        == len(list((folder / "results/runs").rglob("result.json"))) - 3  # of code of one's own, made below
     )
+    assert (folder / "kept.html").read_text().count('src="data:image/') == 1
     interval = result_of(folder, "digits/small_net/interval_sam+swa/*")
     assert interval["cost"]["gradient_evaluations"] == 68 + 13  # 68 steps of 1.5 epochs, every fifth with two gradients
+    schedules = {
+        result["config"]["schedule"]["_target_"]: result["config"]["lr"] / float(history["lr"].iloc[-1])
+        for result, history in of_small_net(folder)
+    }
+    assert schedules["halving.halving"] == 2**4  # in the last fifth of the budget
     assert result_of(folder, "two_colours/small_net/sgd/*")["config"]["dataset"]["fingerprint"].startswith("sha256:")
 
 

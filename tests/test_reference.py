@@ -1,10 +1,13 @@
 """What README and docs/ state is what the code, the configs and the committed results say."""
 
 import contextlib
+import importlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import documents
 import pytest
 import yaml
 from command import SMALL, folders, run, until
-from documents import CHECKOUT, DOCUMENTS, section, text
+from documents import CHECKOUT, DOCUMENTS, blocks, lines_of, section, text
 from scipy import stats
 
 import broadopt
@@ -22,11 +25,13 @@ from broadopt.analysis.figures.request import parse as parse_figure
 from broadopt.analysis.reporting.request import parse as parse_report
 from broadopt.analysis.tables.request import parse
 from broadopt.config.compose import compose, run_config
+from broadopt.config.identity import identity_of
 from broadopt.config.rules import RULES
 from broadopt.config.shipped import config_dir, options
 from broadopt.devices import rates
 from broadopt.figure import draw as draw_figure
 from broadopt.runs import checkpoint, heartbeat
+from broadopt.runs.results import run_folder
 from broadopt.training.planning.price import price
 
 PAGES = [*DOCUMENTS, Path("CONTRIBUTING.md"), Path("CHANGELOG.md")]
@@ -202,6 +207,33 @@ def test_files_of_the_checkout_that_are_named_exist(page: Path) -> None:
     )
     for path in named:
         assert (CHECKOUT / path).exists(), path
+
+
+def test_no_command_overwrites_a_committed_file() -> None:
+    """As results/benchmark/gpu.json, the measurement that rows and rates rest on."""
+    commands = [line for page in DOCUMENTS for block in blocks(text(page)) for line in lines_of(block)]
+    written = [name for line in commands for name in re.findall(r" (?:-o|--output|--json) (\S+)", line)]
+    assert {"report.html", "gpu.json", "results/benchmark/gpu_mine.json"} <= set(written)
+    assert [name for name in written if (CHECKOUT / name).is_file()] == []
+
+
+def test_scale_counts_the_simulated_runs_and_the_copies_of_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(CHECKOUT / "scripts")
+    simulate_results = importlib.import_module("simulate_results")
+    page = " ".join(text("docs/scale.md").split())
+    runs = list(islice(simulate_results.records(), 10_000))
+    seeds = Counter(identity_of({**run, "seed": 0}) for run in runs)
+    folders = Counter(run_folder(Path(), run).parent for run in runs).most_common(3)
+    assert set(seeds.values()) == {204, 205}
+    assert f"204 or 205 seeds of each of {len(seeds)} configs" in page
+    first, second, third = ((folder.relative_to("runs").as_posix(), count) for folder, count in folders)
+    assert first[1] == second[1] > third[1]
+    assert f"(`{first[0]}` and `{second[0]}`), hold {first[1]} runs" in page
+    weights = price(run_config(compose(["experiment=table3/wrn28_10"])).recipe).parameters * 4 / 1e6
+    for copies, words in ((2, "in fp32, 292 MB"), (3, "a copy of the weights (438 MB"), (24, "rank of 20 (3.5 GB")):
+        stated = re.findall(r"([\d.]+) (MB|GB)", words)[0]
+        assert float(stated[0]) * {"MB": 1, "GB": 1000}[stated[1]] == pytest.approx(copies * weights, rel=0.02)
+        assert words in page
 
 
 def test_concepts_defines_each_term_once() -> None:

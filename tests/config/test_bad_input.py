@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import OWN, SMALL, run
+from command import OWN, SMALL, folders, result, run
 from in_process import said
 from PIL import Image
 
@@ -257,6 +257,13 @@ def test_a_sweep_of_nothing_but_bad_runs_exits_with_2_and_names_them_all(tmp_pat
         "  experiment=quickstart seed=-2: seed=-2: expected a whole number from 0 to 2^63 - 1",
     ]
     assert not (tmp_path / "results/runs").exists()
+
+
+def test_a_sweep_that_has_finished_a_run_does_not_say_that_nothing_was_trained(tmp_path: Path) -> None:
+    process = run("-m", *SMALL, "budget=0.1", "device=cpu,cuda:99", cwd=tmp_path)
+    assert process.returncode == 1
+    assert "device=cuda:99: this machine has " in process.stderr.splitlines()[-1]
+    assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"]
 
 
 def test_the_users_folder_is_no_part_of_the_shipped_configs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """--help, tab completion, and the order of a command line."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_help_tells_the_exit_codes_and_how_to_complete(help_page: str) -> None:
     assert codes in " ".join(help_page.split())
     assert 'eval "$(broadopt-run -sc install=bash)"' in help_page
     assert "hydra/launcher=slurm and hydra/launcher=local distribute a sweep" in help_page
+
+
+def test_help_leads_nowhere_that_an_installation_lacks(help_page: str, tmp_path: Path) -> None:
+    """docs/ does not travel with the wheel, and the published tables lie elsewhere in it."""
+    (command,) = re.findall(r"broadopt-run (hydra/launcher=local --cfg .*)", help_page)
+    shown = run(*command.split(), cwd=tmp_path).stdout
+    assert {"n_jobs", "gpus", "per_gpu"} < yaml.safe_load(shown).keys()
+    page = subprocess.run([BIN / "broadopt-table", "--help"], capture_output=True, text=True, check=True).stdout
+    (published,) = re.findall(r"^ +(/.*)/\*\.yaml$", page, flags=re.MULTILINE)
+    assert (Path(published) / "table1.yaml").is_file()
+    assert "docs/reference.md" not in help_page + page
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -21,7 +21,9 @@ KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Figure], list[str]]:
-    """The images in figures/ of some folders, and a line on each that is left out."""
+    """The images in figures/ of some folders, and a line on each that is left out; the PNG of a figure that is there
+    as SVG too.
+    """
     found: list[Figure] = []
     left_out: list[str] = []
     room = TOGETHER
@@ -48,6 +50,8 @@ def _paths(folders: Sequence[Path]) -> list[Path]:
     for folder in dict.fromkeys(folders):
         try:
             names = sorted(path for path in (folder / "figures").iterdir() if path.suffix.lower() in KINDS)
+            drawn = {path.stem for path in names if path.suffix.lower() == ".png"}
+            names = [path for path in names if path.suffix.lower() == ".png" or path.stem not in drawn]
         except OSError:  # most results folders have none
             names = []
         paths += names

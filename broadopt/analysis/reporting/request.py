@@ -16,7 +16,7 @@ The page has both papers' tables with the published values, every sweep with its
 that failed, were interrupted, are running or are missing, and the command that repeats each run. It loads nothing
 from elsewhere; sorting and filtering need JavaScript, reading does not.
 
-exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input; 130 Ctrl-C
+exit codes: 0 written; 1 with --strict, where a result file or a history was left out; 2 bad usage or input; 130 Ctrl-C
 """
 
 
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> Request:
     parser.add_argument(
         "--seeds", help="which seeds a cell of a paper's table is to have, as 1-5 or 1,2,7 (default: 1-3)"
     )
-    parser.add_argument("--strict", action="store_true", help="exit with 1 where a result file could not be used")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a result or history could not be used")
     given = parser.parse_intermixed_args(arguments)
     for word in (*given.results, given.output):
         if not word:

@@ -11,12 +11,16 @@ from typing import Any, NoReturn
 from broadopt.analysis.tables import options
 from broadopt.analysis.tables.options import METRICS, Comparison, nearest_listed, one_of, positive
 from broadopt.config.rules import RULES, checked, expanded
+from broadopt.config.run_config import EXECUTION
+from broadopt.config.shipped import paper_dir
 from broadopt.errors import InputError, nearest
 
 TABLES = ("table1", "table3", "label_noise", "runs")
 FORMATS = ("markdown", "latex", "csv", "html")
-ADDED = ("data_dir", "device", "precision", "wait", "tracker", "trunk", "checkpoint.minutes")
-"""Keys that --missing adds to its commands: the run remains one of the table."""
+ADDED = tuple(
+    key for key in RULES if key == "precision" or (key.partition(".")[0] in EXECUTION and key != "results_dir")
+)
+"""Keys that --missing adds to its commands: the run remains one of the table. Its results folder is --results."""
 
 OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")
 """Beginnings of keys that a command with -m takes, and one of --missing, a single run, does not."""
@@ -33,7 +37,8 @@ runs     every finished run of the folder, also those that belong to no paper's 
 the numbers:
   broadopt   mean ± sample standard deviation (number of seeds) of the finished runs that repeat
              the recipe of the row
-  paper      the published value; its source, cell by cell, is in results/paper/*.yaml
+  paper      the published value; its source, cell by cell, is in
+             {papers}/*.yaml
   Δ          mean of broadopt minus mean of the paper
   last       test accuracy of the weights after the last epoch
   best       test accuracy of the best epoch, chosen on the test set; never to be compared with last
@@ -44,13 +49,13 @@ A run that differs from its recipe (fewer epochs, other data) is in a table of i
 status:
   --status          of each cell the runs that are finished, running, interrupted, failed and missing, and device hours
   --watch           the same, anew every few seconds until Ctrl-C
-  --missing         the commands that fill the table, one a line; OVERRIDEs are added to each, of data_dir, device,
-                    precision, wait, tracker, trunk, checkpoint.minutes and hydra.KEY:
+  --missing         the commands that fill the table, one a line; OVERRIDEs are added to each: precision, hydra.KEY
+                    and the keys that say how a run is carried out (device, data_dir, checkpoint.predictor, ...):
                     broadopt-table table3 --missing data_dir=/data/cifar | sh
 
 tab completion:  eval "$(broadopt-table --completion bash)"   (or zsh; broadopt-table --completion fish | source)
 
-exit codes: 0 written; 1 with --strict, where a result file was left out; 2 bad usage or input; 130 Ctrl-C
+exit codes: 0 written; 1 with --strict, where a result file or a history was left out; 2 bad usage or input; 130 Ctrl-C
 """
 
 
@@ -106,7 +111,7 @@ def parse(arguments: Sequence[str]) -> Request:
     parser = Parser(
         prog="broadopt-table",
         description="Tables of finished runs beside the published numbers.",
-        epilog=HELP,
+        epilog=HELP.format(papers=paper_dir()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -118,7 +123,7 @@ def parse(arguments: Sequence[str]) -> Request:
     parser.add_argument("--metric", help="last, best or collected in every column, instead of what the paper reports")
     parser.add_argument("--format", help="markdown (default), latex, csv or html; with --per-run csv, json or parquet")
     parser.add_argument("--output", metavar="FILE", help="write there, in one move, instead of to the terminal")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 where a result file could not be used")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a result or history could not be used")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="with --missing: added to each command")
     views = parser.add_mutually_exclusive_group()
     views.add_argument("--status", action="store_true", help="how far the runs of each cell are")

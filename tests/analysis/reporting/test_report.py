@@ -400,6 +400,17 @@ def test_images_that_are_small_are_in_the_page_and_others_are_named(made: Page, 
     assert [words.text for words in made.section("Files left out").all("p")] == expected
 
 
+def test_a_figure_that_is_there_as_png_and_svg_is_shown_once(tmp_path: Path) -> None:
+    (tmp_path / "figures/deeper").mkdir(parents=True)
+    for name in ("plane.png", "deeper/line.png"):
+        (tmp_path / "figures" / name).write_bytes(PIXEL)
+    for name in ("plane.svg", "rays.svg"):
+        (tmp_path / "figures" / name).write_text("<svg></svg>")
+    found, left_out = figures.collect([tmp_path])
+    assert [figure.source.partition(";")[0] for figure in found] == ["data:image/png", "data:image/svg+xml"]
+    assert left_out == []
+
+
 # ---- what anyone may have written
 
 

@@ -31,6 +31,7 @@ from broadopt.analysis.tables import published
 from broadopt.analysis.tables.stored_recipes import StoredRecipes
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import identity_of
+from broadopt.config.run_config import EXECUTION
 from broadopt.config.shipped import paper_dir
 from broadopt.devices import rates
 from broadopt.runs import heartbeat, results
@@ -527,15 +528,30 @@ def test_the_other_formats_show_the_same(name: str, tmp_path: Path) -> None:
     assert "no reason given" in out
 
 
+OF_EXECUTION = {
+    "precision": "fp32", "device": "cuda:1", "memory_format": "contiguous", "compile": "true", "graphs": "false",
+    "deterministic": "true", "data_dir": "/data", "force": "true", "wait": "true", "plan": "true", "tracker": "wandb",
+    "objective": "test_nll", "keep": "snapshots", "trunk": "none", "checkpoint.minutes": "30",
+    "checkpoint.predictor": "false",
+}  # fmt: skip
+"""Every key that says how a run is carried out, but for results_dir, and its precision."""
+
+
+def test_every_key_of_the_execution_goes_into_the_missing_commands(tmp_path: Path) -> None:
+    assert {key.partition(".")[0] for key in OF_EXECUTION} == {"precision", *EXECUTION} - {"results_dir"}
+    words = [f"{key}={value}" for key, value in OF_EXECUTION.items()]
+    out, _ = run("table3", "--missing", "--seeds", "1", *words, "--results", tmp_path)
+    assert len(out.splitlines()) == 24
+    assert all(set(words) <= set(shlex.split(line)) for line in out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["table3", "--missing", "lr=0.5"],
-         "lr=0.5: expected KEY=VALUE with one of "
-         "data_dir, device, precision, wait, tracker, trunk, checkpoint.minutes or hydra.KEY"),
+         f"lr=0.5: expected KEY=VALUE with one of {', '.join(OF_EXECUTION)} or hydra.KEY"),
         (["table3", "--missing", "data_dri=/a"],
-         "data_dri=/a: expected KEY=VALUE with one of "
-         "data_dir, device, precision, wait, tracker, trunk, checkpoint.minutes or hydra.KEY"
+         f"data_dri=/a: expected KEY=VALUE with one of {', '.join(OF_EXECUTION)} or hydra.KEY"
          '; did you mean "data_dir"?'),
         (["table3", "device=cpu"], "device=cpu does not go with a table of results; see broadopt-table --help"),
         (["table3", "--status", "--missing"],

@@ -30,8 +30,9 @@ LINES = {
     "runs --filter x": 'unknown option --filter; did you mean "--where"?',
     "runs --baseline sgd": 'unknown option --baseline; did you mean "--against"?',
     "runs --json": 'unknown option --json; did you mean "--per-run"?',
-    "table3 --missing results_dir=folder": "results_dir=folder: expected KEY=VALUE with one of data_dir, device, "
-    "precision, wait, tracker, trunk, checkpoint.minutes or hydra.KEY; --results names it",
+    "table3 --missing results_dir=folder": "results_dir=folder: expected KEY=VALUE with one of precision, device, "
+    "memory_format, compile, graphs, deterministic, data_dir, force, wait, plan, tracker, objective, keep, trunk, "
+    "checkpoint.minutes, checkpoint.predictor or hydra.KEY; --results names it",
     "table1 --missing hydra/launcher=local": "hydra/launcher=local: that is for the runs of a sweep, and each of these "
     "commands is a single run",
     "table1 --missing hydra.launcher.n_jobs=2": "hydra.launcher.n_jobs=2: that is for the runs of a sweep, and each of "
