@@ -297,7 +297,7 @@ def test_a_pickle_that_asks_for_more_than_it_holds_is_refused(name: str) -> None
 def test_a_pickle_of_more_operations_than_any_file_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar_pickles._Operations, "left", 1000)  # five million take ten seconds
     blob = b"\x80\x04}" + b"\x94" * 1001 + b"."
-    assert refused(blob) == "data_batch_1: refused: its pickle has more than 5,000,000 operations"
+    assert "(refused: its pickle has more than 5,000,000 operations)" in refused(blob)
 
 
 def test_a_pickle_of_as_many_images_as_a_file_may_have_is_read() -> None:
