@@ -26,6 +26,7 @@ from broadopt.errors import (
     printable,
 )
 from broadopt.launchers.place import PLACE, Sweep
+from broadopt.launchers.together import in_step
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
 from broadopt.runs.repeat import repeated
@@ -93,7 +94,10 @@ class Session:
         place = self.sweep.place(config.job.num, overrides) if sweep and self.sweep else os.environ.get(PLACE, "")
 
         def carry_out() -> Outcome | None:
-            return self.carry_out(lambda: run_config(composed), overrides, sweep=sweep, composed=composed, place=place)
+            with in_step(sweep=sweep):
+                return self.carry_out(
+                    lambda: run_config(composed), overrides, sweep=sweep, composed=composed, place=place
+                )
 
         return carry_out() if os.getpid() == self.process else self._as_worker(carry_out)
 
