@@ -172,7 +172,7 @@ class Execution:
     data_dir: str
     results_dir: str
     force: bool
-    """Run a finished run anew; the old result is kept beside the new one."""
+    """Run a finished run anew; the old result is kept beside the new one, its predictor and snapshots are not."""
     wait: bool
     """Wait where another process is on the same run."""
     plan: bool
