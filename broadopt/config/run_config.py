@@ -214,6 +214,10 @@ class RunConfig:
                 "trunk=share: the weights of epochs that another run has trained cannot be kept; expected keep=none "
                 "with it, or trunk=none"
             )
+        if values["compile"] and values["step"].get("second_order"):
+            raise InputError(
+                "step.second_order=true: compiled networks have no second derivative; expected compile=false"
+            )
         _check_schedule(values)
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}

@@ -25,8 +25,8 @@ from broadopt.errors import (
     Stopped,
     printable,
 )
+from broadopt.launchers.ended import in_step
 from broadopt.launchers.place import PLACE, Sweep
-from broadopt.launchers.together import in_step
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
 from broadopt.runs.repeat import repeated

@@ -57,6 +57,7 @@ def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | 
     machine = arithmetic(device)
     if state is None:
         training.progress.machines = [machine]
+        training.progress.deterministic = bool(training.parts.settings["deterministic"])
         return False
     trunk = None if sharing is None else sharing.source
     what, without = (f"checkpoint in {folder}", "the checkpoint-*.ckpt there")
@@ -71,7 +72,9 @@ def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | 
         raise RunFailed(
             f"the {what} does not fit this network, step or collector ({words}); without {without} the run begins anew"
         ) from error
-    machines = training.progress.machines
+    progress = training.progress
+    progress.deterministic = bool(progress.deterministic and training.parts.settings["deterministic"])
+    machines = progress.machines
     if machines and machines[-1] != machine and processes.is_first:
         say_where_rounding_differs(machines[-1], device, what=f"{trunk or folder} was trained so far")
     if not machines or machines[-1] != machine:

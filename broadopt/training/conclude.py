@@ -30,6 +30,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Write and return the result of a run that was trained, to its end or not; its first process writes."""
     progress, parts = training.progress, training.parts
+    settings = parts.settings | {"deterministic": bool(progress.deterministic)}  # of all processes that trained it
     result = _head(recipe, state, training.epochs) | {
         "metrics": results.metrics(progress.history, progress.collected),
         "cost": {
@@ -39,7 +40,7 @@ def conclude(
             "peak_memory_bytes": peak_memory(parts.device),
             **parts.size,
         },
-        "environment": environment(parts.device, parts.settings) | _machines(training),
+        "environment": environment(parts.device, settings) | _machines(training),
     }
     if progress.trunk:
         result["trunk"] = dict(progress.trunk)

@@ -17,6 +17,7 @@ from broadopt.data.datasets import Dataset, read
 from broadopt.devices import probe
 from broadopt.devices import processes as distributed
 from broadopt.devices.device import (
+    AUTOMATIC,
     automatic_precisions,
     choose_device,
     choose_precision,
@@ -128,8 +129,15 @@ def decided(run: RunConfig, dataset: Dataset, device: torch.device, processes: P
     gain = partial(gain_of_bf16, run.recipe.model, len(dataset.classes), device)
     precision = choose_precision(run.recipe.precision, device, lambda: gain() >= probe.GAIN)
     if run.recipe.precision == "auto":
-        others = [name for name in automatic_precisions(device) if name != precision]
-        precision = precision_of(in_precision, run.execution.results_dir, here=precision, others=others)
+        possible = automatic_precisions(device)
+        precision = precision_of(
+            in_precision,
+            run.execution.results_dir,
+            here=precision,
+            others=[name for name in possible if name != precision],
+            elsewhere=[name for name in AUTOMATIC if name not in possible],
+            force=run.execution.force,
+        )
     return in_precision(processes.from_first(precision))
 
 
@@ -193,7 +201,7 @@ def train(
         make_way(folder, recipe)
         prepare(folder, run)
     try:
-        training, sharing = begun(parts, run, recipe, folder, stop, reporter(tracking))
+        training, sharing = begun(parts, run, recipe, folder, stop, reporter(tracking, is_first=first))
     except Exception as error:
         if not first:
             raise

@@ -4,8 +4,10 @@ import fcntl
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import processes
@@ -15,12 +17,17 @@ import torch
 from forked import run_of
 from short_run import Kind
 
-from broadopt.config.run_config import RunConfig
+from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.devices.device import set_flags
+from broadopt.devices.processes import Processes
 from broadopt.errors import InputError, Interrupted, LeftToAnother, RunFailed
-from broadopt.runs import checkpoint
+from broadopt.runs import checkpoint, heartbeat
+from broadopt.runs.begun import precision_of
+from broadopt.runs.folders import run_folder
 from broadopt.signals import Stop
 from broadopt.training import execute
 from broadopt.training.loop import Training
+from broadopt.training.progress import Silent
 
 assert processes.SMALL, "it puts tests/own, where the network is, on the path"
 QUICK = ("method=sgd", "budget=1", "checkpoint.minutes=10")
@@ -246,3 +253,78 @@ def test_a_trunk_that_could_not_be_read_is_passed_over(
         folder = carry_out("trunk=share", "budget=2")
     assert state_of(folder)["state"] == "finished"
     assert any(" is passed over: checkpoint " in line and "out of memory" in line for line in caplog.messages)
+
+
+# What a training was carried out by, in part or in the whole
+
+
+def test_a_training_of_two_parts_is_deterministic_where_both_are() -> None:
+    stopped("trunk=share", "collect=lawa", "budget=2")
+    try:
+        folder = carry_out("trunk=share", "collect=lawa", "budget=2", "deterministic=true")
+        whole = carry_out("deterministic=true", "seed=2", "trunk=share", "collect=lawa", "budget=2")
+    finally:
+        set_flags("fp32", deterministic=False)
+    assert [state_of(one)["environment"]["deterministic"] for one in (folder, whole)] == [False, True]
+    trunks = [json.loads(path.read_text()) for path in Path("results/trunks").rglob("trunk.json")]
+    found = {(trunk["config"]["seed"], trunk["deterministic"]) for trunk in trunks}
+    assert found == {(1, False), (2, True)}
+
+
+def of_auto(*overrides: str) -> tuple[Recipe, Callable[[str], Recipe], Callable[[str], Path]]:
+    recipe = run_of(*QUICK, "precision=auto", *overrides).recipe
+
+    def decided(name: str) -> Recipe:
+        return recipe.decided(precision=name, fingerprint=None)
+
+    return recipe, decided, lambda name: run_folder("results", decided(name).record())
+
+
+def test_a_run_that_is_going_on_without_a_checkpoint_was_begun(taken: Callable[[Path], None]) -> None:
+    _, decided, folder = of_auto()
+    assert precision_of(decided, "results", here="fp32", others=["bf16"]) == "fp32"
+    taken(folder("bf16"))
+    assert precision_of(decided, "results", here="fp32", others=["bf16"]) == "bf16"
+
+
+def test_a_run_that_is_going_on_elsewhere_was_begun() -> None:
+    _, decided, folder = of_auto()
+    folder("bf16").mkdir(parents=True)
+    with heartbeat.Heartbeat(folder("bf16"), decided("bf16").record(), device="a device"):
+        path = folder("bf16") / heartbeat.NAME
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"machine": "another"}))
+        assert precision_of(decided, "results", here="fp32", others=["bf16"]) == "bf16"
+    assert precision_of(decided, "results", here="fp32", others=["bf16"]) == "fp32"
+
+
+def test_a_run_that_was_begun_in_what_a_device_lacks_does_not_begin_anew_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = stopped("precision=bf16")
+    before = content(folder)
+    monkeypatch.setattr(execute, "automatic_precisions", lambda device: ("fp32",))
+    monkeypatch.setattr(execute, "choose_precision", lambda name, *others: "fp32" if name == "auto" else name)
+    with pytest.raises(InputError, match=r"^precision=auto: this run was begun in bf16, in results/.*precision=fp32"):
+        carry_out("precision=auto")
+    assert content(folder) == before
+    carry_out("precision=bf16")
+    assert carry_out("precision=auto") == folder
+    with pytest.raises(InputError, match=r"^precision=auto: this run was finished in bf16, in results/"):
+        carry_out("precision=auto", "force=true")
+
+
+# Which process shows a run
+
+
+def test_one_of_several_processes_shows_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = []
+
+    def begun(parts: Any, run: Any, recipe: Any, folder: Path, stop: Stop, reporter: Any) -> Any:
+        shown.append(reporter)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(execute, "begun", begun)
+    parts: Any = SimpleNamespace(processes=Processes(1, 2))
+    run = run_of(*QUICK)
+    with pytest.raises(ZeroDivisionError):
+        execute.train(parts, run, run.recipe, Path("nowhere"), Stop())
+    assert [type(one) for one in shown] == [Silent]

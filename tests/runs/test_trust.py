@@ -563,6 +563,36 @@ def test_what_an_earlier_environment_says_is_shown_on_one_line_and_is_no_command
     assert "OMP_NUM_THREADS" not in line
 
 
+GPU = "NVIDIA H100 80GB HBM3"
+ROUNDS = "figures can differ by rounding, which grows"
+
+
+@pytest.mark.parametrize(
+    ("before", "device", "said"),
+    [
+        (
+            {"device": GPU, "threads": 16},
+            "cpu",
+            f"on the GPU {GPU}, this process is on a CPU",
+        ),
+        ({"device": GPU}, "cpu", f"on the GPU {GPU}, this process is on a CPU"),
+        ({"device": "AMD EPYC", "threads": 1}, "cuda", f"on a CPU, this process is on the GPU {GPU}"),
+        ({"threads": 1, "instruction_set": "AVX2"}, "cuda", f"on a CPU, this process is on the GPU {GPU}"),
+        ({"device": "Tesla T4", "threads": 1}, "cuda", f"with device Tesla T4, this machine has device {GPU}"),
+        ({"device": GPU, "threads": 1}, "cuda", ""),
+        ({"device": GPU}, "cuda", ""),
+        ({}, "cuda", ""),
+        ({}, "cpu", ""),
+    ],
+)
+def test_a_gpu_rounds_otherwise_than_a_cpu(
+    before: dict[str, object], device: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(provenance, "device_name", lambda device: GPU)
+    provenance.say_where_rounding_differs(before, torch.device(device), what="the repeated run was made")
+    assert caplog.messages == ([f"the repeated run was made {said}: {ROUNDS}"] if said else [])
+
+
 def test_a_difference_is_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_git", lambda *words: "x" * 300_000 if words[0] == "diff" else "broadopt/new.py\n")
     assert provenance.difference() == "x" * provenance.LONGEST_DIFFERENCE + "\n[cut off]\n"

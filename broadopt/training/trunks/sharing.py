@@ -61,7 +61,7 @@ class Sharing:
             return found[1] | {
                 "collector": parts.collector.state_dict(),
                 "also": {name: one.state_dict() for name, one in parts.also.items()},
-                "progress": progress | {"trunk": trunk.named},
+                "progress": progress | {"trunk": trunk.named, "deterministic": trunk.content["deterministic"]},
             }
         return None
 
@@ -87,7 +87,7 @@ class Sharing:
                 steps=progress.step,
                 run=self.run,
                 train_seconds=progress.train_seconds,
-                deterministic=bool(training.parts.settings["deterministic"]),
+                deterministic=bool(progress.deterministic),
                 begun_from=progress.trunk,
             )
         except OSError as error:
