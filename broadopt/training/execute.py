@@ -1,6 +1,7 @@
 """One run, from its checked config to its result."""
 
 import gc
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -82,23 +83,40 @@ def execute(
                 remove(leftovers(folder) if alone else [])
         return None if result is None else (folder, result)
     code()  # before anything takes long: from here on the checkout may change, what is imported does not
-    alone = True
+    made = partial(built, replace(run, recipe=recipe), folder, dataset, device, processes, stop)
+    return in_turn(made, run, recipe, folder, processes, stop, trackers or Trackers(), place)
+
+
+def in_turn(
+    made: Callable[..., Parts],
+    run: RunConfig,
+    recipe: Recipe,
+    folder: Path,
+    processes: Processes,
+    stop: Stop,
+    trackers: Trackers,
+    place: str,
+) -> tuple[Path, dict[str, Any]] | None:
+    """Carry out a run, of which `made` makes the parts, as soon as its folder is this command's alone; or show what
+    another has finished by then. Returns and raises as `execute`.
+    """
+    alone, result = True, None
 
     def has_turn() -> bool:
         """Whether this process, the first, is alone in the folder, for as long as it is `held`, with work to do."""
         nonlocal alone, result
-        alone = held.enter_context(only_writer(folder, wait=execution.wait, stop=stop))
+        alone = held.enter_context(only_writer(folder, wait=run.execution.wait, stop=stop))
         result = already_finished(folder, run, recipe) if alone else None
         return alone and result is None
 
     # A folder that is there is locked before network and data take memory that its process may need. Any other is made
     # after them, so that bad input leaves none.
-    is_there = processes.is_first and (folder / ".lock").exists()
+    is_there = processes.is_first and os.path.exists(folder / ".lock")
     with ExitStack() as held:
         if processes.from_first(has_turn() if is_there else True):
-            parts = built(replace(run, recipe=recipe), folder, dataset, device, processes, stop, is_held=is_there)
+            parts = made(is_held=is_there)
             if processes.from_first(has_turn() if processes.is_first and not is_there else True):
-                result = carried_out(parts, run, recipe, folder, stop, trackers or Trackers(), place)
+                result = carried_out(parts, run, recipe, folder, stop, trackers, place)
     if not alone:
         raise left_to_another(folder)
     return None if result is None else (folder, result)
