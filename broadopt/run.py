@@ -51,7 +51,7 @@ def _main() -> None:
             finally:
                 session.trackers.wait()
     except Interrupted as signal:
-        leave(f"stopped by {signal}: run the same command to go on", 75)
+        leave(f"stopped by {signal}: run {_to_go_on(sys.argv[1:])} to go on", 75)
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - it is reported in a line, or raised once more
@@ -60,6 +60,12 @@ def _main() -> None:
         if not session.failed and not session.elsewhere:  # else a sweeper has given up because of them
             report(error, session)
     conclude(session)
+
+
+def _to_go_on(arguments: Sequence[str]) -> str:
+    """What goes on with an interrupted command. With force=true what has finished since would be trained once more."""
+    is_forced = any(argument.lstrip("+").lower() == "force=true" for argument in arguments)
+    return "the same command without force=true" if is_forced else "the same command"
 
 
 def command(session: Session) -> None:

@@ -7,6 +7,7 @@ command ends with a line about it and 1. A closed pipe ends it quietly.
 
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,14 +19,26 @@ STREAMS = (("stdin", os.O_RDONLY), ("stdout", os.O_WRONLY), ("stderr", os.O_WRON
 """By their descriptors."""
 
 
-class Messages(io.FileIO):
+class Waiting(io.FileIO):
+    """A descriptor to write to, which waits for its reader also where somebody has set it to O_NONBLOCK: ssh, node and
+    others leave a terminal so.
+    """
+
+    def write(self, data: Any) -> int:
+        """As FileIO of a descriptor that blocks."""
+        while (written := super().write(data)) is None:
+            select.select([], [self], [])
+        return written
+
+
+class Messages(Waiting):
     """A descriptor to write to, which drops what does not go there."""
 
     failure: OSError | None = None
     """Why something was dropped, the first time."""
 
     def write(self, data: Any) -> int:
-        """As FileIO, but raises nothing."""
+        """As Waiting, but raises nothing."""
         try:
             return super().write(data)
         except OSError as error:
@@ -37,7 +50,7 @@ class Output(Messages):
     """The same for what was asked for: a closed pipe is reported, once."""
 
     def write(self, data: Any) -> int:
-        """As FileIO; raises BrokenPipeError, the first time, and nothing else."""
+        """As Waiting; raises BrokenPipeError, the first time, and nothing else."""
         known = self.failure
         written = super().write(data)
         if known is None and isinstance(self.failure, BrokenPipeError):
@@ -58,7 +71,7 @@ def prepare(*, encoding: str | None = None) -> None:
             os.set_inheritable(os.open(os.devnull, mode), True)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if mode == os.O_RDONLY else "w", closefd=False))
-    stdout = _over(sys.stdout, 1, io.FileIO, encoding=encoding)
+    stdout = _over(sys.stdout, 1, Waiting, encoding=encoding)
     if stdout is sys.stdout and isinstance(stdout, io.TextIOWrapper):  # what has been put in the place of the real one
         stdout.reconfigure(encoding=encoding, errors=AS_FOUND)
     sys.stdout = stdout

@@ -9,12 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import fork_server
 import pytest
-from command import BIN, OWN, PATIENCE, SMALL, STARTUP, folders, result
+from command import BIN, OWN, PATIENCE, SMALL, STARTUP, folders, result, until
 from in_process import said
+
+from broadopt import streams
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
@@ -158,6 +163,45 @@ def test_a_pipe_of_messages_that_is_closed_ends_nothing(tmp_path: Path) -> None:
     assert process.stdout.count(b"finished: ") == 1
     (folder,) = folders(tmp_path)
     assert result(folder)["state"] == "finished"
+
+
+def full_pipe() -> tuple[int, int, int]:
+    """A pipe whose writing end does not block, and the bytes that fill it."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    filled = 0
+    with suppress(BlockingIOError):
+        while True:
+            filled += os.write(writing, bytes(4096))
+    return reading, writing, filled
+
+
+@pytest.mark.parametrize("kind", [streams.Waiting, streams.Messages, streams.Output])
+def test_a_full_stream_that_does_not_block_is_waited_for(kind: type[streams.Waiting]) -> None:
+    reading, writing, filled = full_pipe()
+    with kind(writing, "w") as stream, ThreadPoolExecutor() as pool:
+        written = pool.submit(stream.write, b"a message")
+        time.sleep(0.1)
+        assert not written.done()
+        assert os.read(reading, filled) == bytes(filled)
+        assert written.result(PATIENCE) == len(b"a message")
+    with open(reading, "rb") as pipe:
+        assert pipe.read() == b"a message"
+
+
+def test_a_run_waits_for_the_reader_of_streams_that_do_not_block(tmp_path: Path) -> None:
+    reading, writing, filled = full_pipe()
+    command = [str(BIN / "broadopt-run"), *TINY]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | USUAL, stdout=writing, stderr=writing) as process:
+        os.close(writing)
+        until(lambda: list(tmp_path.rglob("config.yaml")) or process.poll() is not None)
+        time.sleep(0.5)  # by then it has something to say
+        with open(reading, "rb") as pipe:
+            told = pipe.read()[filled:].decode()
+    assert process.returncode == 0, told
+    assert "\nfinished: " in told
+    assert "Error" not in told
+    assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"]
 
 
 HALVES = {

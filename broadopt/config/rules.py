@@ -220,7 +220,19 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
             hint = about_value(key, given, rule.names) if is_name else ""
             raise InputError(f"{key}={json.dumps(given, default=str)}: expected {rule.words}{hint}")
         parent[leaf] = expanded(str(value), key) if rule.is_path else "inf" if value == math.inf else value
+    _check_finite(copy)
     return copy
+
+
+def _check_finite(node: Any, place: str = "") -> None:
+    """Raise InputError where a value, which may be an argument of a user's own code, is a number that no result can
+    hold.
+    """
+    if isinstance(node, float) and not math.isfinite(node):
+        raise InputError(f"{place}={node}: expected a finite number, which a result can hold")
+    named = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in named:
+        _check_finite(value, f"{place}[{key}]" if isinstance(node, list) else f"{place}.{key}".lstrip("."))
 
 
 def _rules_for(values: Mapping[str, Any]) -> Iterator[tuple[str, Rule]]:

@@ -172,7 +172,7 @@ class Execution:
     data_dir: str
     results_dir: str
     force: bool
-    """Run a finished run anew; the old result is kept beside the new one."""
+    """Run a finished run anew; the old result is kept beside the new one, its predictor and snapshots are not."""
     wait: bool
     """Wait where another process is on the same run."""
     plan: bool
@@ -213,6 +213,10 @@ class RunConfig:
             raise InputError(
                 "trunk=share: the weights of epochs that another run has trained cannot be kept; expected keep=none "
                 "with it, or trunk=none"
+            )
+        if values["compile"] and values["step"].get("second_order"):
+            raise InputError(
+                "step.second_order=true: compiled networks have no second derivative; expected compile=false"
             )
         _check_schedule(values)
         dataset, model = dict(values["dataset"]), dict(values["model"])

@@ -20,7 +20,7 @@ from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import KINDS_OF_NOISE, DatasetConfig
 from broadopt.data.cifar_files import is_there, md5, obtain, published_md5, read_bytes
 from broadopt.data.cifar_pickles import text, unpickle
-from broadopt.data.label_noise import read_labels
+from broadopt.data.label_noise import counterparts, read_labels
 from broadopt.errors import InputError, nearest
 
 log = logging.getLogger("broadopt")
@@ -131,6 +131,8 @@ def _check(name: str, dataset: Dataset) -> None:
     """
     if not isinstance(dataset, Dataset):
         raise InputError(f"dataset {name}: it is a {type(dataset).__name__}; expected broadopt.data.datasets.Dataset")
+    if len(dataset.classes) < 2:
+        raise InputError(f"dataset {name}: found {len(dataset.classes)} class; expected 2 at least")
     for split, images in (("train", dataset.train), ("test", dataset.test)):
         pixels, labels = images.pixels, images.labels
         if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1:] != (3, 32, 32) or not len(pixels):
@@ -160,12 +162,16 @@ class Size(NamedTuple):
 
 def size(config: DatasetConfig) -> Size:
     """The size of a config's data set; CIFAR need not be there for it, and counts as the published one then. Raises
-    InputError.
+    InputError, also where its classes have not the noise that is asked for.
     """
     if public(config.target["_target_"]) == "broadopt.datasets.cifar" and _is_published(config):
         coarse = config.name in COARSE and config.target.get("coarse", False)
+        if coarse and config.noise == "asymmetric":
+            counterparts(())
         return Size((COARSE if coarse else CLASSES)[config.name], 50_000, 10_000)
     dataset = read(config)
+    if config.noise == "asymmetric":
+        counterparts(dataset.classes)
     return Size(len(dataset.classes), len(dataset.train.labels), len(dataset.test.labels))
 
 

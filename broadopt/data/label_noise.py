@@ -60,7 +60,7 @@ def asymmetric(labels: Tensor, fraction: float, classes: Sequence[str], *, gener
     """A copy of `labels` (int64 [N]) in which exactly round(fraction n) of the n images of each class that has a
     counterpart carry the label of that one. Raises InputError where none of the `classes` has one.
     """
-    partner = {classes.index(name): classes.index(other) for name, other in _counterparts(classes).items()}
+    partner = {classes.index(name): classes.index(other) for name, other in counterparts(classes).items()}
     order, noisy = torch.randperm(len(labels), generator=generator), labels.clone()
     shuffled = labels[order]
     for name, other in partner.items():
@@ -69,7 +69,8 @@ def asymmetric(labels: Tensor, fraction: float, classes: Sequence[str], *, gener
     return noisy
 
 
-def _counterparts(classes: Sequence[str]) -> Mapping[str, str]:
+def counterparts(classes: Sequence[str]) -> Mapping[str, str]:
+    """The class that each is taken for, of those that have one. Raises InputError where none of `classes` has."""
     if {*PAIRS, *PAIRS.values()} <= set(classes):
         return PAIRS
     groups = [names.split() for names in SUPERCLASSES]

@@ -43,11 +43,15 @@ def choose_precision(name: str, device: torch.device, gains_on_cpu: Callable[[],
     return "bf16" if gains else "fp32"
 
 
+AUTOMATIC = ("fp32", "bf16")
+"""Precisions among which `auto` chooses."""
+
+
 def automatic_precisions(device: torch.device) -> tuple[str, ...]:
-    """Those among which `auto` chooses that a device can compute in."""
+    """Those of AUTOMATIC that a device can compute in."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return ("fp32",)
-    return ("fp32", "bf16")
+    return AUTOMATIC
 
 
 def choose_memory_format(

@@ -5,17 +5,21 @@ decided is the first process's; running statistics of BN are those that it has s
 """
 
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import DistStoreError, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from broadopt.errors import InputError
@@ -24,6 +28,10 @@ T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)
 """For the others: as long as the first may wait for a run folder. torchrun ends them all where one has died."""
+
+PATIENCE = timedelta(seconds=30)
+"""For the others to come to the end of a run that has failed in this process: far more than there is between processes
+of which all have met the same failure."""
 
 
 @dataclass(frozen=True)
@@ -159,3 +167,31 @@ def join(device: torch.device) -> Processes:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=LONGEST_WAIT)
     return Processes(rank(), count)
+
+
+_runs = itertools.count()
+
+
+def have_all_ended(*, failed: bool) -> bool:
+    """To be called by each process at the end of each run: whether all are there, so that they can begin the next one
+    together. It is looked at where the run has `failed`: by then the others may wait, in the midst of it, for this one.
+    """
+    count, run = asked_for(), next(_runs)
+    if count == 1:
+        return True
+    store = _store()
+    store.set(f"{run} {rank()}", "ended")
+    if not failed:
+        return True
+    try:
+        store.wait([f"{run} {one}" for one in range(count)], PATIENCE)
+    except DistStoreError:
+        store.set("over", "yes")
+    return not store.check(["over"])
+
+
+@cache
+def _store() -> Store:
+    """What all processes can read and write, whatever they are waiting for: torchrun's."""
+    store, _, _ = next(rendezvous("env://", timeout=LONGEST_WAIT))
+    return PrefixStore("ends of runs", store)

@@ -48,20 +48,43 @@ def arithmetic(device: torch.device) -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "instruction_set": torch.backends.cpu.get_cpu_capability()}
 
 
+GPUS = ("NVIDIA", "Tesla", "GeForce", "Quadro", "TITAN", "A100-", "AMD Instinct")
+"""What the names of GPUs begin with."""
+
+
 def say_where_rounding_differs(before: Mapping[str, Any], device: torch.device, *, what: str) -> None:
     """A line where `before`, the arithmetic or the environment of an earlier run, is not that of this machine."""
     now = arithmetic(device)
+    is_gpu, was_gpu = device.type == "cuda", _is_of_gpu(before)
+    if was_gpu is not None and was_gpu != is_gpu:
+        there = f"the GPU {_shown(before['device'])}" if was_gpu else "a CPU"
+        here = f"the GPU {now['device']}" if is_gpu else "a CPU"
+        log.warning("%s on %s, this process is on %s: figures can differ by rounding, which grows", what, there, here)
+        return
     others = {key: before[key] for key in now if key in before and before[key] != now[key]}
     if not others:
         return
-    # Of a file that anyone may have made: on one line, of a length that a line has room for, and no shell command.
-    there = ", ".join(f"{key.replace('_', ' ')} {printable(str(value)[:100])}" for key, value in others.items())
+    there = ", ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in others.items())
     here = ", ".join(f"{key.replace('_', ' ')} {now[key]}" for key in others)
     is_known = list(others) == ["threads"] and type(others["threads"]) is int
     advice = f"; OMP_NUM_THREADS={others['threads']} gives the same" if is_known else ""
     log.warning(
         "%s with %s, this machine has %s: figures can differ by rounding, which grows%s", what, there, here, advice
     )
+
+
+def _is_of_gpu(before: Mapping[str, Any]) -> bool | None:
+    """Whether an arithmetic, or an environment, which has the threads of the CPU beside a GPU as well, is a GPU's; None
+    where nothing is known.
+    """
+    if "device" in before and "threads" not in before:
+        return True
+    return str(before.get("device", "")).startswith(GPUS) if "threads" in before else None
+
+
+def _shown(value: Any) -> str:
+    """A value of a file that anyone may have made: on one line, of a length that a line has room for."""
+    return printable(str(value)[:100])
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""What has become of a run that was carried out elsewhere, by its exit code and by what it has printed."""
+"""What has become of a run elsewhere: that of another command, by its exit code and by what it has printed; that of the
+other processes of torchrun, by what they have told each other.
+"""
 
+import os
 import re
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,3 +83,34 @@ def what_became(ended: Ended | None) -> Exception:
         return RunFailed(f"ended by {signal.Signals(-ended.code).name}: {ended.line()}")
     could_not = "the command could not be started, " * (ended.code in NOT_STARTED)
     return RunFailed(f"{could_not}exit code {ended.code}: {ended.line()}")
+
+
+@contextmanager
+def in_step(*, sweep: bool) -> Iterator[None]:
+    """Within the block a run is carried out. Where torchrun has given the sweep to several processes and the run fails
+    in one alone, the sweep ends in all of them, with 1: the others wait for that one in the midst of the run, and would
+    meet it in the next.
+    """
+    if not sweep or "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    try:
+        yield
+    except (InputError, RunFailed):
+        _end(failed=True)
+        raise
+    except LeftToAnother:  # as the first process has told the others
+        _end(failed=False)
+        raise
+    _end(failed=False)
+
+
+def _end(*, failed: bool) -> None:
+    from broadopt.devices.processes import have_all_ended  # imports torch
+
+    with suppress(InputError):  # of variables that are not torchrun's, as the run has said
+        if have_all_ended(failed=failed):
+            return
+        line = "one of the processes has failed alone: the sweep ends here; the same command goes on with it"
+        print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -25,6 +25,7 @@ from broadopt.errors import (
     Stopped,
     printable,
 )
+from broadopt.launchers.ended import in_step
 from broadopt.launchers.place import PLACE, Sweep
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
@@ -93,7 +94,10 @@ class Session:
         place = self.sweep.place(config.job.num, overrides) if sweep and self.sweep else os.environ.get(PLACE, "")
 
         def carry_out() -> Outcome | None:
-            return self.carry_out(lambda: run_config(composed), overrides, sweep=sweep, composed=composed, place=place)
+            with in_step(sweep=sweep):
+                return self.carry_out(
+                    lambda: run_config(composed), overrides, sweep=sweep, composed=composed, place=place
+                )
 
         return carry_out() if os.getpid() == self.process else self._as_worker(carry_out)
 

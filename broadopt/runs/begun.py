@@ -18,17 +18,31 @@ from broadopt.runs import checkpoint, heartbeat, results
 log = logging.getLogger("broadopt")
 
 
-def precision_of(decided: Callable[[str], Recipe], results_dir: str | Path, *, here: str, others: Sequence[str]) -> str:
+def precision_of(
+    decided: Callable[[str], Recipe],
+    results_dir: str | Path,
+    *,
+    here: str,
+    others: Sequence[str],
+    elsewhere: Sequence[str] = (),
+    force: bool = False,
+) -> str:
     """The precision in which precision=auto computes a run: that in which it is finished below `results_dir`, else that
-    in which it was begun and left a checkpoint, else `here`, which this machine would choose.
+    in which it was begun (it has left a checkpoint, or is going on), else `here`, which this machine would choose.
 
-    `decided` gives the run's recipe in a precision; `others` are those that this machine can compute in as well. Of
-    several that are equal `here` comes first.
+    `decided` gives the run's recipe in a precision; `others` are those that this machine can compute in as well,
+    `elsewhere` those that it cannot. Of several that are equal `here` comes first. Raises InputError where it would
+    have to compute in one of `elsewhere`; `force`: what is finished is computed too.
     """
-    places = {name: results.run_folder(results_dir, decided(name).record()) for name in (here, *others)}
+    places = {name: results.run_folder(results_dir, decided(name).record()) for name in (here, *others, *elsewhere)}
     for state, is_so in (("finished", _is_finished), ("begun", _is_begun)):
         for name, folder in places.items():
             if is_so(folder, decided(name)):
+                if name in elsewhere and (force or state == "begun"):
+                    raise InputError(
+                        f"precision=auto: this run was {state} in {name}, in {folder}, which this device does not "
+                        f"compute in; expected a device that does, or precision={here}, which is a run of its own"
+                    )
                 if name != here:
                     log.warning(
                         "precision=auto: %s, in which this run was %s; a new one is in %s here", name, state, here
@@ -46,7 +60,13 @@ def _is_finished(folder: Path, recipe: Recipe) -> bool:
 
 
 def _is_begun(folder: Path, recipe: Recipe) -> bool:
-    return bool(checkpoint.files(folder))
+    if checkpoint.files(folder):
+        return True
+    try:
+        progress = heartbeat.read(folder, identity=recipe.identity)
+    except (OSError, ValueError):
+        progress = None
+    return heartbeat.is_alive(folder, progress)
 
 
 def check_own_keys(folder: Path, recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ A file is one line of JSON (format, identity, step, length and SHA-256 of what f
 tensors and plain values.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from broadopt.errors import printable
+from broadopt.errors import RunFailed, is_lack_of_memory, printable
 from broadopt.files import open_regular, parse_json, reason, replacing
 
 log = logging.getLogger("broadopt")
@@ -27,6 +28,9 @@ UNREADABLE = (
     *(LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, AssertionError, struct.error),
 )
 """What torch raises on bytes that are no archive of tensors: whoever can compute a SHA-256 can give it any."""
+
+NONE_THERE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV)
+"""What a file system says of what is no file, or is there no more."""
 
 
 def save(folder: Path, state: dict[str, Any], *, identity: str, step: int) -> None:
@@ -65,18 +69,30 @@ def load(folder: Path, *, identity: str, device: Any) -> dict[str, Any] | None:
 
 def newest(folder: Path, *, identity: str, device: Any) -> tuple[Path, dict[str, Any]] | None:
     """The newest valid state of `folder` with its tensors on `device`, and its file; None where there is none. What is
-    passed over is reported, one line each.
+    passed over is reported, one line each. Raises RunFailed where memory or the file system keeps one from being read,
+    which says nothing of what is in it.
     """
     for path in files(folder):
+        place = printable(str(path))
         try:
-            state = _read(path, identity, device)
+            payload = _payload(path, identity)
+            state = _state(payload, "cpu")
         except UNREADABLE as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            why = reason(error) if isinstance(error, OSError | ValueError) else printable(first)
-            log.warning("checkpoint %s is passed over: %s", printable(str(path)), why)
+            if is_lack_of_memory(error) or (isinstance(error, OSError) and error.errno not in NONE_THERE):
+                raise RunFailed(f"checkpoint {place} could not be read: {_words(error)}; it is kept") from error
+            log.warning("checkpoint %s is passed over: %s", place, _words(error))
             continue
-        return path, state
+        try:
+            return path, state if str(device) == "cpu" else _state(payload, device)
+        except RuntimeError as error:
+            raise RunFailed(f"checkpoint {place} could not be loaded: {_words(error)}; it is kept") from error
     return None
+
+
+def _words(error: BaseException) -> str:
+    """Why a checkpoint could not be used, on one line."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return reason(error) if isinstance(error, OSError | ValueError) else printable(first)
 
 
 def files(folder: Path) -> list[Path]:
@@ -94,9 +110,8 @@ def _belongs(path: Path, identity: str) -> bool:
     return isinstance(header, dict) and header.get("identity") == identity
 
 
-def _read(path: Path, identity: str, device: Any) -> dict[str, Any]:
-    import torch
-
+def _payload(path: Path, identity: str) -> bytes:
+    """The archive in a checkpoint of this run, whole."""
     with open_regular(path) as file:
         header = parse_json(file.readline(4096))
         if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -110,6 +125,12 @@ def _read(path: Path, identity: str, device: Any) -> dict[str, Any]:
         payload = file.read(length)
     if header.get("sha256") != hashlib.sha256(payload).hexdigest():
         raise ValueError("truncated or damaged")
+    return payload
+
+
+def _state(payload: bytes, device: Any) -> dict[str, Any]:
+    import torch
+
     state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
     if not isinstance(state, dict):
         raise ValueError("it holds no state of a training")

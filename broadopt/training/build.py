@@ -58,8 +58,6 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     _say_what_is_odd(recipe, model, data)
     if execution.compile:
         model.compile(dynamic=False)
-    if second_order and execution.compile:
-        raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
     optimizer = base_optimizer(recipe, model.parameters())
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
     course = _course(recipe, collectors.values(), images=data.train_size)

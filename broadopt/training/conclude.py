@@ -13,10 +13,10 @@ from broadopt import predictor, snapshots
 from broadopt.config.identity import SEMANTICS
 from broadopt.config.instantiate import collectors_of
 from broadopt.config.run_config import Recipe, RunConfig
-from broadopt.devices.device import peak_memory
+from broadopt.devices.device import is_broken, peak_memory
 from broadopt.devices.provenance import environment
 from broadopt.devices.sharing import advice
-from broadopt.errors import RunFailed
+from broadopt.errors import DeviceLost, RunFailed
 from broadopt.files import write_text
 from broadopt.runs import checkpoint, history, results
 from broadopt.runs.begun import remove
@@ -30,6 +30,7 @@ def conclude(
 ) -> dict[str, Any]:
     """Write and return the result of a run that was trained, to its end or not; its first process writes."""
     progress, parts = training.progress, training.parts
+    settings = parts.settings | {"deterministic": bool(progress.deterministic)}  # of all processes that trained it
     result = _head(recipe, state, training.epochs) | {
         "metrics": results.metrics(progress.history, progress.collected),
         "cost": {
@@ -39,7 +40,7 @@ def conclude(
             "peak_memory_bytes": peak_memory(parts.device),
             **parts.size,
         },
-        "environment": environment(parts.device, parts.settings) | _machines(training),
+        "environment": environment(parts.device, settings) | _machines(training),
     }
     if progress.trunk:
         result["trunk"] = dict(progress.trunk)
@@ -100,37 +101,50 @@ def reported(error: Exception, folder: Path) -> str:
     return f"{type(error).__name__}: {text}{where}{advice(error)}"
 
 
-def make_way(folder: Path, run: RunConfig) -> bool:
-    """Set aside what a failure must not replace; whether the result of a run that could not be built may be written: a
-    finished result stays, unless it is forced, and so does that of a run that can go on.
+def not_begun(error: Exception, folder: Path, recipe: Recipe, device: torch.device) -> RunFailed:
+    """What a run failed by before its first step. Its result says so, unless what is there says more: a result of a
+    training, or a checkpoint to go on from. To be called by the process that holds the folder.
     """
-    if already_finished(folder, run, run.recipe, alone=True) is not None:
-        return False
-    result = results.read(folder)
-    return result is None or result["state"] != "interrupted"
+    reason = reported(error, folder)
+    if not _says_more(folder, recipe):
+        conclude_unbuilt(folder, recipe, device, reason)
+    return (DeviceLost if is_broken(device) else RunFailed)(reason)
 
 
-def already_finished(folder: Path, run: RunConfig, recipe: Recipe, *, alone: bool = False) -> dict[str, Any] | None:
-    """The finished result of this run that `folder` holds, which is then shown; None where there is none, or where it
-    is set aside with force=true.
+def _says_more(folder: Path, recipe: Recipe) -> bool:
+    if checkpoint.files(folder):
+        return True
+    try:
+        result = results.read(folder, identity=recipe.identity)
+    except (OSError, ValueError):  # what it says is not known
+        return True
+    return result is not None and (result["state"] != "failed" or result["epochs"] > 0)
 
-    A result that cannot be trusted is set aside too, with a warning, by the process that holds the folder `alone`.
+
+def make_way(folder: Path, recipe: Recipe) -> None:
+    """Set aside what a training that begins or goes on must not replace: a finished result, which is to be made anew,
+    and one that cannot be trusted.
     """
     try:
         result = results.read(folder, identity=recipe.identity)
     except ValueError as error:
-        if not alone:
-            return None
         log.warning("%s: %s; it is set aside", folder / "result.json", error)
         results.set_aside(folder)
-        return None
-    if result is None or result["state"] != "finished":
-        return None
-    if run.execution.force:
-        # Anew is from the first step, also in a copy that was made while it ran; and the weights of one training never
-        # stand beside the result of another, which may keep none.
-        remove([*checkpoint.files(folder), folder / predictor.NAME, *(kept.path for kept in snapshots.files(folder))])
+        return
+    if result is not None and result["state"] == "finished":
+        remove(checkpoint.files(folder))  # anew is from the first step, also in a copy that was made while it ran
         results.set_aside(folder)
+
+
+def already_finished(folder: Path, run: RunConfig, recipe: Recipe) -> dict[str, Any] | None:
+    """The finished result of this run that `folder` holds, which is then shown; None where there is none that can be
+    trusted, or where force=true makes it anew.
+    """
+    try:
+        result = results.read(folder, identity=recipe.identity)
+    except ValueError:
+        return None
+    if result is None or result["state"] != "finished" or run.execution.force:
         return None
     print(f"already finished: {folder} (force=true runs it anew)\n{results.summary(result)}")
     lacking = run.execution.checkpoint.predictor and not (folder / predictor.NAME).exists()

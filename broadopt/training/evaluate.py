@@ -106,6 +106,8 @@ class Evaluator:
                 self._obey()
                 yield images
 
+        # A generator of Data.statistics begins with this seed as well. What dropout draws by it on a CPU has no part in
+        # what is drawn for the images, and another seed would change the figures of networks with dropout.
         torch.manual_seed(self.parts.noise_seed("statistics", step))
         reestimate(model, batches(), self.parts.processes, autocast=self.autocast)
 

@@ -1,8 +1,9 @@
 """One run, from its checked config to its result."""
 
 import gc
-import logging
+import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from broadopt import predictor, snapshots
+from broadopt import predictor
 from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
 from broadopt.devices import probe
 from broadopt.devices import processes as distributed
 from broadopt.devices.device import (
+    AUTOMATIC,
     automatic_precisions,
     choose_device,
     choose_precision,
@@ -26,25 +28,22 @@ from broadopt.devices.device import (
     set_flags,
 )
 from broadopt.devices.processes import Processes
-from broadopt.devices.provenance import arithmetic, code, say_where_rounding_differs
+from broadopt.devices.provenance import code, say_where_rounding_differs
 from broadopt.devices.sharing import keep_to_share
-from broadopt.errors import DeviceLost, InputError, Interrupted, LeftToAnother, RunFailed, printable
+from broadopt.errors import DeviceLost, InputError, Interrupted, LeftToAnother, RunFailed
 from broadopt.runs import checkpoint, results
-from broadopt.runs.begun import check_own_keys, leftovers, precision_of, prepare, record_changes, remove
+from broadopt.runs.begun import check_own_keys, leftovers, precision_of, prepare, remove
 from broadopt.runs.heartbeat import Heartbeat, silence
 from broadopt.runs.lock import only_writer
 from broadopt.signals import Stop
-from broadopt.snapshots import Snapshots
 from broadopt.trackers.choose import check_installed
 from broadopt.trackers.live import NOT_TRACKED, Trackers, Tracking
+from broadopt.training.begin import begun, opening
 from broadopt.training.build import build, gain_of_bf16
-from broadopt.training.conclude import already_finished, conclude, conclude_unbuilt, make_way, reported
+from broadopt.training.conclude import already_finished, conclude, make_way, not_begun, reported
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
-from broadopt.training.progress import HistoryFile, reporter
-from broadopt.training.trunks.sharing import Sharing
-
-log = logging.getLogger("broadopt")
+from broadopt.training.progress import reporter
 
 
 def execute(
@@ -77,34 +76,56 @@ def execute(
     count_peak_from_here(device)
     folder = results.run_folder(execution.results_dir, recipe.record())
     check_own_keys(folder, recipe)
-    result = already_finished(folder, run, recipe) if processes.is_first and not execution.force else None
+    result = already_finished(folder, run, recipe) if processes.is_first else None
     if processes.from_first(result is not None):
         if processes.is_first and leftovers(folder):
             with only_writer(folder, wait=False, stop=stop) as alone:
                 remove(leftovers(folder) if alone else [])
         return None if result is None else (folder, result)
     code()  # before anything takes long: from here on the checkout may change, what is imported does not
-    parts = built(replace(run, recipe=recipe), folder, dataset, device, processes, stop)
-    if not processes.is_first:
-        if processes.from_first(False):
-            with stop.deferred():
-                train(parts, run, recipe, folder, stop)
-        return None
-    with only_writer(folder, wait=execution.wait, stop=stop) as alone:
-        result = already_finished(folder, run, recipe, alone=True) if alone else None
-        if processes.from_first(alone and result is None):
-            # From here on a signal is obeyed where the state can be saved first.
-            with (
-                stop.deferred(),
-                Heartbeat(folder, recipe.record(), device=device_name(device), size=parts.size) as beat,
-            ):
-                trackers = trackers or Trackers()
-                tracking = trackers.start(execution.tracker, recipe.record(), Path(execution.results_dir))
-                result = train(parts, run, recipe, folder, stop, beat, tracking, place)
-        if not alone:
-            left = f"another process is on {folder}: left to it (wait=true waits for it to end)"
-            raise LeftToAnother(f"{left}{silence(folder)}")
+    made = partial(built, replace(run, recipe=recipe), folder, dataset, device, processes, stop)
+    return in_turn(made, run, recipe, folder, processes, stop, trackers or Trackers(), place)
+
+
+def in_turn(
+    made: Callable[..., Parts],
+    run: RunConfig,
+    recipe: Recipe,
+    folder: Path,
+    processes: Processes,
+    stop: Stop,
+    trackers: Trackers,
+    place: str,
+) -> tuple[Path, dict[str, Any]] | None:
+    """Carry out a run, of which `made` makes the parts, as soon as its folder is this command's alone; or show what
+    another has finished by then. Returns and raises as `execute`.
+    """
+    alone, result = True, None
+
+    def has_turn() -> bool:
+        """Whether this process, the first, is alone in the folder, for as long as it is `held`, with work to do."""
+        nonlocal alone, result
+        alone = held.enter_context(only_writer(folder, wait=run.execution.wait, stop=stop))
+        result = already_finished(folder, run, recipe) if alone else None
+        return alone and result is None
+
+    # A folder that is there is locked before network and data take memory that its process may need. Any other is made
+    # after them, so that bad input leaves none.
+    is_there = processes.is_first and os.path.exists(folder / ".lock")
+    with ExitStack() as held:
+        if processes.from_first(has_turn() if is_there else True):
+            parts = made(is_held=is_there)
+            if processes.from_first(has_turn() if processes.is_first and not is_there else True):
+                result = carried_out(parts, run, recipe, folder, stop, trackers, place)
+    if not alone:
+        raise left_to_another(folder)
     return None if result is None else (folder, result)
+
+
+def left_to_another(folder: Path) -> LeftToAnother:
+    """What a run ends with whose folder another process holds."""
+    left = f"another process is on {folder}: left to it (wait=true waits for it to end)"
+    return LeftToAnother(f"{left}{silence(folder)}")
 
 
 def decided(run: RunConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Recipe:
@@ -126,27 +147,56 @@ def decided(run: RunConfig, dataset: Dataset, device: torch.device, processes: P
     gain = partial(gain_of_bf16, run.recipe.model, len(dataset.classes), device)
     precision = choose_precision(run.recipe.precision, device, lambda: gain() >= probe.GAIN)
     if run.recipe.precision == "auto":
-        others = [name for name in automatic_precisions(device) if name != precision]
-        precision = precision_of(in_precision, run.execution.results_dir, here=precision, others=others)
+        possible = automatic_precisions(device)
+        precision = precision_of(
+            in_precision,
+            run.execution.results_dir,
+            here=precision,
+            others=[name for name in possible if name != precision],
+            elsewhere=[name for name in AUTOMATIC if name not in possible],
+            force=run.execution.force,
+        )
     return in_precision(processes.from_first(precision))
 
 
 def built(
-    run: RunConfig, folder: Path, dataset: Dataset, device: torch.device, processes: Processes, stop: Stop
+    run: RunConfig,
+    folder: Path,
+    dataset: Dataset,
+    device: torch.device,
+    processes: Processes,
+    stop: Stop,
+    *,
+    is_held: bool,
 ) -> Parts:
-    """The parts of a run. Where they cannot be made for another reason than the input, RunFailed is raised and a result
-    says so.
+    """The parts of a run. Where they cannot be made for another reason than the input, the first process raises
+    RunFailed, and a result says so; LeftToAnother where another has taken the folder, unless it `is_held` already.
     """
     try:
         return build(run, dataset, device, processes)
     except InputError:
         raise
     except Exception as error:
-        with only_writer(folder, wait=False, stop=stop) as alone:
-            reason = reported(error, folder)
-            if alone and processes.is_first and make_way(folder, run):
-                conclude_unbuilt(folder, run.recipe, device, reason)
-        raise (DeviceLost if is_broken(device) else RunFailed)(reason) from error
+        if not processes.is_first:
+            raise
+        with nullcontext(True) if is_held else only_writer(folder, wait=False, stop=stop) as alone:
+            if not alone:
+                raise left_to_another(folder) from error
+            raise not_begun(error, folder, run.recipe, device) from error
+
+
+def carried_out(
+    parts: Parts, run: RunConfig, recipe: Recipe, folder: Path, stop: Stop, trackers: Trackers, place: str
+) -> dict[str, Any] | None:
+    """`train`, with what the first process has beside it; returns the result, in the first process alone."""
+    config = recipe.record()
+    with stop.deferred():  # from here on a signal is obeyed where the state can be saved first
+        if not parts.processes.is_first:
+            train(parts, run, recipe, folder, stop)
+            return None
+        with Heartbeat(folder, config, device=device_name(parts.device), size=parts.size) as beat:
+            tracking = trackers.start(run.execution.tracker, config, Path(run.execution.results_dir))
+            return train(parts, run, recipe, folder, stop, beat, tracking, place)
 
 
 def train(
@@ -162,15 +212,19 @@ def train(
     """Train by a decided recipe, in a folder that is this run's alone, from its newest checkpoint if it has one; write
     and return the result. Only the first of several processes reads and writes there, has a heartbeat and is tracked.
 
-    Raises Interrupted and RunFailed; both leave a result that says so.
+    Raises Interrupted and RunFailed; both leave a result that says so, unless what is there says more.
     """
     first = parts.processes.is_first
     if first:
+        make_way(folder, recipe)
         prepare(folder, run)
-    history = HistoryFile(folder) if first else None
-    kept = Snapshots(folder, recipe=recipe, classes=parts.data.classes)
-    weights = kept if first and run.execution.keep == "snapshots" else None
-    training = Training(parts, stop=stop, reporter=reporter(tracking), keep_history=history, keep_weights=weights)
+    try:
+        training, sharing = begun(parts, run, recipe, folder, stop, reporter(tracking, is_first=first))
+    except Exception as error:
+        if not first:
+            raise
+        tracking.end({"state": "failed", "metrics": results.metrics([], {})})
+        raise not_begun(error, folder, recipe, parts.device) from error
 
     def save() -> None:
         training.check_finite()
@@ -179,12 +233,6 @@ def train(
             checkpoint.save(folder, state, identity=recipe.identity, step=training.progress.step)
 
     try:
-        sharing = Sharing(training, run, recipe, folder) if run.execution.trunk == "share" else None
-        resumed = resume(training, folder, recipe, sharing)
-        if weights is not None:
-            _say_what_was_not_kept(training, folder)
-        if first:
-            record_changes(folder, code().changes, resumed=resumed)
         tracking.rows(training.progress.history)
         if beat is not None:
             beat.follow(training.position)
@@ -210,39 +258,6 @@ def train(
     return result
 
 
-def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | None = None) -> bool:
-    """Put a training where its newest checkpoint stands, if it has one, else where a trunk does that it may share.
-    Returns whether it has one, in the first of several processes. Raises RunFailed for a checkpoint that does not fit.
-    """
-    processes, device = training.parts.processes, training.parts.device
-    state = checkpoint.load(folder, identity=recipe.identity, device=device) if processes.is_first else None
-    resumed = state is not None
-    if state is None and sharing is not None and processes.is_first:
-        state = sharing.state()
-    state = processes.from_first(state, device)
-    machine = arithmetic(device)
-    if state is None:
-        training.progress.machines = [machine]
-        return False
-    trunk = None if sharing is None else sharing.source
-    what, without = (f"checkpoint in {folder}", "the checkpoint-*.ckpt there")
-    if trunk is not None:
-        what, without = f"trunk {printable(str(trunk))}", "it, or with trunk=none,"
-    try:
-        training.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunFailed(
-            f"the {what} does not fit this network, step or collector "
-            f"({' '.join(str(error).split())[:200]}); without {without} the run begins anew"
-        ) from error
-    machines = training.progress.machines
-    if machines and machines[-1] != machine and processes.is_first:
-        say_where_rounding_differs(machines[-1], device, what=f"{trunk or folder} was trained so far")
-    if not machines or machines[-1] != machine:
-        machines.append(machine)
-    return resumed
-
-
 def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -> nn.Module | None:
     """The network that a trained run reports, where it is one and is to be kept. A signal ends its making with the
     state saved.
@@ -254,35 +269,3 @@ def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -
     except Interrupted:
         save()
         raise
-
-
-def _say_what_was_not_kept(training: Training, folder: Path) -> None:
-    """Say which snapshots there will not be: of what was trained before they were asked for, or of a trunk."""
-    kept, step = {file.step for file in snapshots.files(folder)}, training.progress.step
-    missing = [one for one in range(step) if (one == 0 or training.calendar.is_due(one)) and one not in kept]
-    if missing:
-        log.warning(
-            "keep=snapshots: %d of the moments up to epoch %g have none: they were trained without it",
-            len(missing),
-            step / training.calendar.steps_per_epoch,
-        )
-
-
-def opening(training: Training, run: RunConfig, folder: Path, sharing: Sharing | None = None) -> str:
-    """The opening lines of a run: its name, its folder, what was decided for it, and the room that it will take."""
-    parts, values = training.parts, run.values()
-    made = {key: choice for key, choice in parts.settings.items() if key != "graphs" or choice}
-    autos = {key: f"{key}=auto: {choice}" for key, choice in made.items() if values.get(key) == "auto"}
-    if "precision" in autos and parts.device.type == "cpu":
-        gain = gain_of_bf16(run.recipe.model, parts.data.num_classes, parts.device)
-        autos["precision"] += f" (bf16 has {gain:.2f} times the rate of fp32)" * (gain > 0)
-    device = "GPU" if parts.device.type == "cuda" else "CPU"
-    lines = [f"{run.recipe}: {folder}", *([f"{', '.join(autos.values())} on this {device}"] if autos else [])]
-    if training.keep_weights is not None:
-        count, each = 1 + training.calendar.moments, snapshots.size(parts.model) / 1e6
-        lines.append(
-            f"keep=snapshots: {count} of {each:.3g} MB, {count * each:.3g} MB in all, in {folder / snapshots.FOLDER}"
-        )
-    if sharing is not None and (left := sharing.opening()):
-        lines.append(left)
-    return "".join(f"{line}\n" for line in lines)

@@ -171,6 +171,7 @@ class Training:
         for name, points in self.calendar.collection_points.items():
             if step in points and progress.last_collected(name) < step:
                 self.check_finite()
+                torch.manual_seed(derive(self.parts.seed, f"collection {name}", step))
                 self.parts.collectors[name].collect(self.parts.model, self.evaluator.predict)
                 progress.note_collected(name, step)
         if self.calendar.ends_epoch(step) and progress.evaluated_at < step:
@@ -195,6 +196,7 @@ class Training:
         row = {"epoch": self.epochs, "lr": self.stepper.lr, "train_loss": loss, "train_accuracy": accuracy}
         at_end = self.progress.step == self.calendar.total_steps
         if at_end or round(self.epochs) % self.parts.evaluate_every == 0:
+            torch.manual_seed(self.parts.noise_seed("evaluation", self.progress.step))
             row |= self.evaluator.metrics(self.evaluator.predict(self.parts.model), where=self._where())
         self.progress.history.append(row)
         self.progress.evaluated_at = self.progress.step

@@ -92,6 +92,8 @@ class Progress:
     evaluated_at: int = -1
     machines: list[dict[str, Any]] = field(default_factory=list)
     """What the rounding of float sums depends on, of each kind of machine that carried the run out, in their order."""
+    deterministic: bool | None = None
+    """Whether all of it was trained with deterministic algorithms; None where that was not noted."""
     trunk: dict[str, Any] = field(default_factory=dict)
     """The trunk that the run has begun from, as its result names it; empty where it has trained all itself."""
 

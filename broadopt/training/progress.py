@@ -61,8 +61,12 @@ class Reporter(Protocol):
         ...
 
 
-def reporter(tracking: Tracking) -> Reporter:
-    """The one that suits where the output goes; the trackers of the run are sent each row as well."""
+def reporter(tracking: Tracking, *, is_first: bool) -> Reporter:
+    """The one that suits where the output goes; the trackers of the run are sent each row as well. Of several processes
+    the first alone has one.
+    """
+    if not is_first:
+        return Silent()
     return Tracked(ProgressLine() if sys.stderr.isatty() else EpochLines(), tracking)
 
 
@@ -115,6 +119,22 @@ class ProgressLine:
         """Leave the line as it is."""
         if self.bar is not None:
             self.bar.close()
+
+
+class Silent:
+    """Shows nothing: of several processes the first speaks."""
+
+    def start(self, *, images: int, done: int, epochs: float) -> None:
+        """Nothing to draw."""
+
+    def batch(self, epoch: int, images: int, means: Means) -> None:
+        """Nothing."""
+
+    def row(self, row: dict[str, float], images_per_second: float) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class EpochLines:

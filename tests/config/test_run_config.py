@@ -42,6 +42,21 @@ def test_infinity_comes_back_from_a_config_that_is_kept() -> None:
     assert RunConfig.of(yaml.safe_load(yaml.safe_dump(run.values()))) == run
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("+step.limit=inf", "step.limit=inf"),
+        ("+collect.limits=[1,{low:-inf}]", "collect.limits[1].low=-inf"),
+        ("+augmentation.gain=nan", "augmentation.gain=nan"),
+    ],
+)
+def test_what_no_result_can_hold_is_refused_before_anything_is_trained(given: str, words: str) -> None:
+    """As the argument of a user's own code, of which no rule knows what it has to be."""
+    with pytest.raises(InputError) as refused:
+        run_config(compose([*SAM, given]))
+    assert str(refused.value) == f"{words}: expected a finite number, which a result can hold"
+
+
 def test_where_no_label_is_replaced_there_is_one_kind_of_noise() -> None:
     words = ("method=sgd", "dataset=cifar10")
     clean, named, noisy = (

@@ -366,6 +366,13 @@ def test_a_data_set_of_ones_own_is_what_it_is_to_be(
     assert refusal_of(read, config).startswith(f"dataset own: its {words}")
 
 
+def test_a_data_set_of_ones_own_has_two_classes_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(blank(4), torch.zeros(4, dtype=torch.int64))
+    monkeypatch.setattr("broadopt.data.datasets.instantiated", lambda *_: Dataset("own", ("a",), images, images, None))
+    config = DatasetConfig(name="own", label_noise=0.0, validation=0, target={"_target_": "own.images"})
+    assert refusal_of(read, config) == "dataset own: found 1 class; expected 2 at least"
+
+
 def test_the_size_of_an_unverified_copy_is_its_own(small_cifar: Callable[..., Path], tmp_path: Path) -> None:
     for name, folder in (("cifar10", small_cifar("cifar10").parent), ("cifar100", small_cifar("cifar100").parent)):
         target = {"_target_": "broadopt.datasets.cifar", "data_dir": str(folder), "verify": False}

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked as children
+import impatient
 import processes
 import pytest
 import torch
@@ -36,6 +38,7 @@ from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import read
 from broadopt.devices.processes import Processes
 from broadopt.errors import InputError
+from broadopt.runs.folders import run_folder
 from broadopt.training.build import build
 
 PLAIN = "+model.batch_norm=false"
@@ -322,3 +325,25 @@ def test_two_processes_begin_together_with_what_two_have_left(tmp_path: Path) ->
     assert sum(line.startswith("epoch") for line in ended[0].stdout.splitlines()) == 1
     assert outcome(result(found)) == outcome(result(expected)) | {"trunk": result(found)["trunk"]}
     assert history(found) == history(expected)
+
+
+def test_a_sweep_ends_in_all_processes_where_one_has_failed_alone(tmp_path: Path) -> None:
+    """The first, whose run folder cannot be written: the other waits for it in the midst of that run."""
+    sweep = (*SMALL, "budget=0.1", "-m", "seed=1,2")
+    recipe = children.run_of("budget=0.1").recipe.decided(precision="fp32", fingerprint=None, processes=2)
+    (run_folder(tmp_path / "results", recipe.record()) / ".lock").mkdir(parents=True)
+    first, other = forked(*sweep, cwd=tmp_path, program=impatient.__file__)
+    assert (first.returncode, other.returncode) == (1, 1), first.stderr + other.stderr
+    assert "seed=1: results_dir: results/runs/" in first.stderr
+    assert first.stderr.endswith(
+        "broadopt-run: one of the processes has failed alone: the sweep ends here; the same command goes on with it\n"
+    )
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_failure_of_all_processes_ends_one_run_of_a_sweep(tmp_path: Path) -> None:
+    first, other = forked(*SMALL, "budget=0.1", "-m", "lr=1e30,0.1", cwd=tmp_path, program=impatient.__file__)
+    assert (first.returncode, other.returncode) == (1, 1), first.stderr + other.stderr
+    assert "failed alone" not in first.stderr + other.stderr
+    states = {found["config"]["lr"]: found["state"] for found in map(result, folders(tmp_path))}
+    assert states == {1e30: "failed", 0.1: "finished"}

@@ -11,6 +11,8 @@ import pytest
 import short_run
 from processes import NETWORK
 from short_run import METHODS, RESNET, STEPS_PER_EPOCH, Kind, differences, outcome
+from torch import nn
+from torch.nn import functional
 
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
@@ -157,6 +159,19 @@ def test_whatever_is_random_resumes_exactly(noise: str, tmp_path: Path) -> None:
     overrides = (*METHODS["sam+swa"], "budget=2", *NOISE[noise])
     short_run.stopped(tmp_path, *overrides, kind=Kind.TRAIN, number=7)
     assert differences(outcome(short_run.run(tmp_path, *overrides)), undisturbed(*overrides)) == []
+
+
+@pytest.mark.parametrize("method", ["sgd", "sgd+fge"])
+def test_what_a_network_draws_in_an_evaluation_resumes_exactly(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with dropout at test time does."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, images: functional.dropout(images, self.p, training=True))
+    overrides = (*METHODS[method], *NOISE["dropout"], "dataset.validation=10")
+    whole = outcome(short_run.run(tmp_path / "whole", *overrides))
+    for number in (1, 2, 3):  # two of an evaluation
+        short_run.stopped(tmp_path / str(number), *overrides, kind=Kind.TEST, number=number)
+        assert differences(outcome(short_run.run(tmp_path / str(number), *overrides)), whole) == []
 
 
 def test_a_run_resumed_at_every_single_step_ends_alike(tmp_path: Path) -> None:

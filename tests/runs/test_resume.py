@@ -165,6 +165,17 @@ def test_a_signal_ends_a_sweep_which_goes_on_where_it_was(five_runs: Sweep, tmp_
     assert same_outcome(folders(tmp_path)[0], five_runs.folders["sgd"])
 
 
+def test_a_forced_run_goes_on_without_force(tmp_path: Path) -> None:
+    command = ("-m", *SMALL, "budget=0.2", "seed=1,2")
+    assert run(*command, cwd=tmp_path).returncode == 0
+    process = stopped(*command, "force=true", cwd=tmp_path, at="train 12", by=signal.SIGTERM)  # in the second run
+    assert process.returncode == 75
+    assert process.stderr.endswith(": stopped by SIGTERM: run the same command without force=true to go on\n")
+    again = run(*command, cwd=tmp_path)
+    assert again.returncode == 0
+    assert (again.stdout.count("already finished: "), again.stderr.count("going on from")) == (1, 1)
+
+
 def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
     limit = 5000  # bytes a file: enough for config.yaml and result.json, as on a disk that is nearly full
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -492,15 +492,15 @@ def test_a_run_that_cannot_be_built_again_leaves_what_is_there(tmp_path: Path) -
     assert (again.returncode, again.stderr.count("going on from")) == (0, 1)
     finished, history = ((folder / name).read_bytes() for name in ("result.json", "history.csv"))
     assert run(*command, "force=true", cwd=tmp_path, HUNGRY="init 1").returncode == 1
-    assert result(folder)["state"] == "failed"
-    assert (folder / "result.1.json").read_bytes() == finished
-    assert (folder / "history.1.csv").read_bytes() == history
+    assert [(folder / name).read_bytes() for name in ("result.json", "history.csv")] == [finished, history]
+    assert not list(folder.glob("*.1.*"))
+    assert (folder / "predictor.safetensors").exists()
     # A run that is made anew begins at its first step, whatever a copy of its folder has brought along.
-    assert run(*command, cwd=tmp_path).returncode == 0
     checkpoint.write_bytes(saved)
     anew = run(*command, "force=true", cwd=tmp_path)
     assert (anew.returncode, anew.stderr.count("going on from")) == (0, 0)
-    assert (folder / "history.csv").read_bytes() == history
+    assert (folder / "result.1.json").read_bytes() == finished
+    assert (folder / "history.csv").read_bytes() == (folder / "history.1.csv").read_bytes() == history
     assert list(folder.glob("*.ckpt")) == []
 
 
@@ -561,6 +561,36 @@ def test_what_an_earlier_environment_says_is_shown_on_one_line_and_is_no_command
     assert line.isprintable()
     assert len(line) < 300
     assert "OMP_NUM_THREADS" not in line
+
+
+GPU = "NVIDIA H100 80GB HBM3"
+ROUNDS = "figures can differ by rounding, which grows"
+
+
+@pytest.mark.parametrize(
+    ("before", "device", "said"),
+    [
+        (
+            {"device": GPU, "threads": 16},
+            "cpu",
+            f"on the GPU {GPU}, this process is on a CPU",
+        ),
+        ({"device": GPU}, "cpu", f"on the GPU {GPU}, this process is on a CPU"),
+        ({"device": "AMD EPYC", "threads": 1}, "cuda", f"on a CPU, this process is on the GPU {GPU}"),
+        ({"threads": 1, "instruction_set": "AVX2"}, "cuda", f"on a CPU, this process is on the GPU {GPU}"),
+        ({"device": "Tesla T4", "threads": 1}, "cuda", f"with device Tesla T4, this machine has device {GPU}"),
+        ({"device": GPU, "threads": 1}, "cuda", ""),
+        ({"device": GPU}, "cuda", ""),
+        ({}, "cuda", ""),
+        ({}, "cpu", ""),
+    ],
+)
+def test_a_gpu_rounds_otherwise_than_a_cpu(
+    before: dict[str, object], device: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(provenance, "device_name", lambda device: GPU)
+    provenance.say_where_rounding_differs(before, torch.device(device), what="the repeated run was made")
+    assert caplog.messages == ([f"the repeated run was made {said}: {ROUNDS}"] if said else [])
 
 
 def test_a_difference_is_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,29 @@ def test_a_plan_refuses_what_the_run_refuses_in_the_same_words(given: str) -> No
     assert str(planned.value) == str(carried_out.value)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "dataset.noise=asymmetric dataset.label_noise=0.2",
+        "dataset=cifar100 dataset.coarse=true dataset.noise=asymmetric dataset.label_noise=0.2",
+    ],
+)
+def test_a_plan_refuses_noise_of_classes_that_have_none(given: str) -> None:
+    with pytest.raises(InputError, match=r"^dataset\.noise=asymmetric: expected the classes of CIFAR-10 or "):
+        price(run_config(compose([*SMALL, *given.split()])).recipe)
+
+
+@pytest.mark.parametrize("given", ["dataset=cifar10", "dataset=cifar100"])
+def test_a_plan_takes_noise_of_classes_that_have_it(given: str) -> None:
+    noisy = ("dataset.noise=asymmetric", "dataset.label_noise=0.2", given)
+    assert price(run_config(compose([*SMALL, *noisy])).recipe).images == 50_000
+
+
+def test_second_derivatives_of_compiled_networks_are_refused_with_the_config() -> None:
+    with pytest.raises(InputError, match=r"^step\.second_order=true: compiled networks have no second derivative"):
+        run_config(compose([*SMALL, "method=sam", "step.second_order=true", "compile=true"]))
+
+
 def test_a_plan_takes_the_largest_batch_that_a_run_takes() -> None:
     cost = price(run_config(compose([*SMALL, "dataset.validation=1338", "batch_size=100"])).recipe)
     assert (cost.images, cost.steps) == (100, 3)

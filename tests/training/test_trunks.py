@@ -459,11 +459,20 @@ def test_a_trunk_is_written_whole_or_not_at_all_and_never_overwritten(
     store.write(folder, {"of": 1}, run="runs/a-1", **own)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert sorted(path.name for path in before) == ["checkpoint-0000000020.ckpt", "trunk.json"]
-    exists = Path.exists
+    exists, rename, refused = os.path.exists, os.rename, []
+
+    def second(source: Path, target: Path) -> None:
+        with pytest.raises(OSError, match="not empty") as error:
+            rename(source, target)
+        refused.append(target)
+        raise error.value
+
     with monkeypatch.context() as patch:  # another run has begun to write it before this one was there
         answers = iter([False])
-        patch.setattr(Path, "exists", lambda path: next(answers, exists(path)) if path == folder else exists(path))
+        patch.setattr(os.path, "exists", lambda path: next(answers, True) if path == folder else exists(path))
+        patch.setattr(os, "rename", second)
         store.write(folder, {"of": 2}, run="runs/a-2", **own)
+    assert refused == [folder]
     store.write(folder, {"of": 2}, run="runs/a-2", **own)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

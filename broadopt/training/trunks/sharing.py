@@ -9,7 +9,7 @@ from typing import Any
 
 from broadopt import snapshots
 from broadopt.config.run_config import Recipe, RunConfig
-from broadopt.errors import printable
+from broadopt.errors import RunFailed, printable
 from broadopt.files import reason
 from broadopt.runs import checkpoint
 from broadopt.training.loop import Training
@@ -47,7 +47,11 @@ class Sharing:
             if parts.settings["deterministic"] and not trunk.content["deterministic"]:
                 log.warning("trunk %s is passed over: it was trained without deterministic=true", place)
                 continue
-            found = checkpoint.newest(trunk.folder, identity=trunk.identity, device=parts.device)
+            try:
+                found = checkpoint.newest(trunk.folder, identity=trunk.identity, device=parts.device)
+            except RunFailed as error:  # one can do without
+                log.warning("trunk %s is passed over: %s", place, error)
+                continue
             progress = found[1].get("progress") if found is not None else None
             if found is None or not isinstance(progress, dict) or progress.get("step") != steps:
                 log.warning("trunk %s is passed over: it holds no state after %d steps", place, steps)
@@ -57,7 +61,7 @@ class Sharing:
             return found[1] | {
                 "collector": parts.collector.state_dict(),
                 "also": {name: one.state_dict() for name, one in parts.also.items()},
-                "progress": progress | {"trunk": trunk.named},
+                "progress": progress | {"trunk": trunk.named, "deterministic": trunk.content["deterministic"]},
             }
         return None
 
@@ -83,7 +87,7 @@ class Sharing:
                 steps=progress.step,
                 run=self.run,
                 train_seconds=progress.train_seconds,
-                deterministic=bool(training.parts.settings["deterministic"]),
+                deterministic=bool(progress.deterministic),
                 begun_from=progress.trunk,
             )
         except OSError as error:
