@@ -13,7 +13,7 @@ from broadopt.config.habits import about_key
 from broadopt.config.identity import public
 from broadopt.config.rules import NEEDED_BY_TAIL, RULES, TAKEN_BY_SHAPE, expanded
 from broadopt.config.run_config import GROUPS, Recipe, RunConfig
-from broadopt.config.shipped import config_dir, options, register_several
+from broadopt.config.shipped import SEVERAL, config_dir, options, register_several
 from broadopt.errors import InputError, nearest
 
 CLOSED = {
@@ -26,6 +26,8 @@ CLOSED = {
 COMPOSED = (*GROUPS, "protocol", "method")
 """Groups of a composed config; of the last two a run keeps the names."""
 
+UNCHOSEN = ("augmentation", "checkpoint")
+"""Those of them whose keys stand in run.yaml itself."""
 
 NO_PACKAGE = "{}: the chosen file has to begin with the line # @package _global_"
 
@@ -196,13 +198,29 @@ def _of_the_method_alone(chosen: str) -> tuple[Mapping[str, Any], Mapping[str, A
 
 def _check_choices() -> None:
     """A file can be named in several ways, a choice in one: it is part of a run's name and decides its recipe."""
+    from hydra.core.hydra_config import HydraConfig
+
     for group, choice in _choices().items():
         plain = posixpath.normpath(choice or "").removesuffix(".yaml").removesuffix(".yml")
         if choice and choice != plain:
             raise InputError(f"{group}={choice}: a choice is given by its name alone, {group}={plain}")
-    for group, joined in (("step", ""), ("collect", "; several collectors are joined by +, as collect=swa+ema")):
-        if group not in _choices():  # Hydra merges a list of choices, and forgets their names
-            raise InputError(f"{group}: expected one choice, found a list{joined}")
+    given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    for group in (*COMPOSED, "experiment"):
+        if group in _choices():
+            continue
+        removed = f"~{group}" in {one.partition("=")[0] for one in given}
+        if removed and group in ("step", "collect"):
+            raise InputError(f"{group} is missing: a key cannot be removed, only given another value")
+        # Hydra merges a list of choices, and forgets their names; of these two broadopt ships no choices.
+        if not removed and (group not in UNCHOSEN or any(one.lstrip("+").startswith(f"{group}=[") for one in given)):
+            raise InputError(f"{group}: expected one choice, found a list; {several(group)}")
+
+
+def several(group: str) -> str:
+    """What is meant by several choices of a group, which are one choice each of several runs."""
+    if group == SEVERAL:
+        return "several collectors are joined by +, as collect=swa+ema"
+    return f"several are the runs of a sweep, -m {group}=A,B"
 
 
 def _check_keys(config: DictConfig) -> None:

@@ -69,6 +69,19 @@ OF_THE_CONFIG = {
         "experiment=glob(table4/*)",
     ): "experiment=glob(table4/*): no experiment matches; expected some of label_noise/resnet32, quickstart, ",
     ("-m", "method=sgd,asma"): f'method=asma: expected one of {METHODS}; did you mean "asam"?',
+    ("dataset=[cifar10,cifar100]",): (
+        "dataset: expected one choice, found a list; several are the runs of a sweep, -m dataset=A,B"
+    ),
+    ("-m", "dataset=[cifar10,cifar100]"): "dataset: expected one choice, found a list",
+    ("optimizer=[sgd,adamw]",): "optimizer: expected one choice, found a list",
+    ("schedule=[cosine,constant]",): "schedule: expected one choice, found a list",
+    ("protocol=[swa2018,asam2021]",): "protocol: expected one choice, found a list",
+    ("model=[resnet20,resnet56]",): "model: expected one choice, found a list",
+    ("method=[sgd,sam]",): "method: expected one choice, found a list",
+    ("experiment=[quickstart,table3/resnet20]",): "experiment: expected one choice, found a list",
+    ("~step",): "step is missing: a key cannot be removed",
+    ("protocol=swa2018,asam2021",): "protocol=swa2018,asam2021: a list of values is a sweep and needs -m",
+    ("collect=swa,ema",): "needs -m; several collectors are joined by +, as collect=swa+ema",
     # types and ranges
     ("method=fge", "collect.cycle=null"): "collect.cycle=null: expected a share of the budget above 0",
     ("dataset=image_folder", "dataset.path=null"): "dataset.path=null: expected a folder",
@@ -179,6 +192,13 @@ def test_a_bad_config_is_one_line(arguments: tuple[str, ...], expected: str, tmp
     assert expected in line_of(subprocess.CompletedProcess(arguments, *done), tmp_path)
     if "-m" not in arguments:
         assert list(tmp_path.iterdir()) == []
+
+
+def test_no_list_is_offered_for_a_group(tmp_path: Path) -> None:
+    _, _, line = said("broadopt-run", "protocol=swa2018,asam2021", cwd=tmp_path)
+    assert "[a,b]" not in line
+    _, _, line = said("broadopt-run", "collect.budgets=1,1.25", cwd=tmp_path)
+    assert "[a,b]" in line
 
 
 @pytest.mark.parametrize(("arguments", "expected"), OF_THE_PARTS.items(), ids=map(" ".join, OF_THE_PARTS))
