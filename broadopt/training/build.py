@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
@@ -20,7 +20,7 @@ from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
 from broadopt.methods.collect import Collector
-from broadopt.methods.schedule import learning_rate
+from broadopt.methods.schedule import Schedule, at_rest, learning_rate
 from broadopt.methods.step import Step
 from broadopt.methods.steps.occasions import Course, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer, is_fused, unheeded
@@ -66,6 +66,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     recorded = _are_recorded(run, step, device, processes)
     schedule = instantiated("schedule", recipe.schedule)
     learning_rate(schedule, 0.0)  # one of the user's that gives no number fails before anything is trained
+    say_where_nothing_moves(recipe, schedule, collectors)
     return Parts(
         model=model,
         step=step,
@@ -123,6 +124,17 @@ def _settings(run: RunConfig, processes: Processes, memory_format: torch.memory_
         "compile": execution.compile,
         "deterministic": execution.deterministic,
     }
+
+
+def say_where_nothing_moves(recipe: Recipe, schedule: Schedule, collectors: Mapping[str, Collector]) -> None:
+    """A warning on evaluation points before which the schedule changes no weight any more."""
+    points = {
+        f"{name} {spent}".strip(): epoch
+        for name, collector in collectors.items()
+        for spent, epoch in collector.evaluation_points(recipe.budget).items()
+    }
+    if line := at_rest(schedule, recipe.budget, points):
+        log.warning("%s", line)
 
 
 def _say_what_is_odd(recipe: Recipe, model: nn.Module, data: Data) -> None:
