@@ -81,6 +81,13 @@ def write(path: Path, model: nn.Module, *, metadata: Mapping[str, str]) -> None:
         file.write(safetensors.save(tensors, metadata=dict(metadata)))
 
 
+def not_writable(model: nn.Module) -> str | None:
+    """The name of what the state of `model` has that is no tensor, as get_extra_state gives it: no file of weights can
+    hold it.
+    """
+    return next((name for name, entry in model.state_dict().items() if not isinstance(entry, Tensor)), None)
+
+
 def load(folder: str | Path, *, trust: str | Sequence[str] = ()) -> Predictor:
     """The predictor of a run folder, in evaluation mode on the CPU.
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from broadopt import predictor
 from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, Recipe, RunConfig
 from broadopt.data.batches import Data
@@ -67,6 +68,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     schedule = instantiated("schedule", recipe.schedule)
     learning_rate(schedule, 0.0)  # one of the user's that gives no number fails before anything is trained
     say_where_nothing_moves(recipe, schedule, collectors)
+    _check_kept(run, model, collectors[""])
     return Parts(
         model=model,
         step=step,
@@ -124,6 +126,18 @@ def _settings(run: RunConfig, processes: Processes, memory_format: torch.memory_
         "compile": execution.compile,
         "deterministic": execution.deterministic,
     }
+
+
+def _check_kept(run: RunConfig, model: nn.Module, collector: Collector) -> None:
+    """Raise InputError where files of weights are to be kept of a network that none can hold."""
+    name, asked = predictor.not_writable(model), ""
+    if run.execution.keep == "snapshots":
+        asked = "keep=none"
+    if run.execution.checkpoint.predictor and not collector.is_ensemble:
+        asked = f"checkpoint.predictor=false and {asked}" if asked else "checkpoint.predictor=false"
+    if name is not None and asked:
+        found = f"its state has {name}, which is no tensor, as a file of weights needs"
+        raise InputError(f"model: {found}; expected {asked}")
 
 
 def say_where_nothing_moves(recipe: Recipe, schedule: Schedule, collectors: Mapping[str, Collector]) -> None:

@@ -181,6 +181,9 @@ def train(
     try:
         sharing = Sharing(training, run, recipe, folder) if run.execution.trunk == "share" else None
         resumed = resume(training, folder, recipe, sharing)
+        if first:  # what an attempt that died has left beyond this point may be of another machine's course
+            reached = training.progress.step if resumed else -1
+            remove(one.path for one in snapshots.files(folder) if one.step > reached)
         if weights is not None:
             _say_what_was_not_kept(training, folder)
         if first:
