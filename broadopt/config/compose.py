@@ -42,12 +42,15 @@ def look_up(key: str, *, _root_: DictConfig) -> Any:
     """The value of `key` in the chosen protocol: the resolver behind `${recipe:KEY}`.
 
     Maps are descended by network, data set or step, whichever they name, else by `other`. Raises InputError where
-    nothing fits.
+    nothing fits, and where what stands there is no value with its source.
     """
     protocol = _root_.protocol
     if key not in protocol.recipe:
         raise InputError(f"protocol={protocol.name} has no value for {key}{nearest(key, map(str, protocol.recipe))}")
-    value = protocol.recipe[key][0]
+    entry = protocol.recipe[key]
+    if not OmegaConf.is_list(entry) or len(entry) != 2 or not isinstance(entry[1], str):
+        raise InputError(f"protocol={protocol.name}: recipe.{key}: expected [value, source], the source as text")
+    value = entry[0]
     while isinstance(value, DictConfig):
         # Worked out for the few values that hang on it: it costs as much as all the rest.
         chosen = (_root_.model.name, _root_.dataset.name, _choices()["step"])

@@ -215,6 +215,28 @@ def test_a_bad_network_of_a_user_is_one_line(content: str, expected: str, tmp_pa
     assert expected in line_of(process, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("lr: 0.3", "lr"),
+        ("lr: [0.3]", "lr"),
+        ("mean: [0.5, 0.5, 0.5]", "mean"),
+        ("lr: [0.3, 0.1]", "lr"),
+    ],
+)
+def test_a_value_without_its_source_in_a_protocol_of_the_user_is_one_line(
+    recipe: str, key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own/protocol").mkdir(parents=True)
+    (tmp_path / "own/protocol/mine.yaml").write_text(
+        f"defaults: [asam2021, _self_]\nname: mine\nrecipe: {{{recipe}}}\n"
+    )
+    for plan in ([], ["plan=true"]):
+        done = said("broadopt-run", "--config-dir", "own", "protocol=mine", *plan, cwd=tmp_path)
+        line = f"broadopt-run: protocol=mine: recipe.{key}: expected [value, source], the source as text\n"
+        assert done == (2, "", line)
+
+
 def test_a_choice_of_the_user_is_listed_with_those_that_are_shipped(tmp_path: Path) -> None:
     line = line_of(run(*SMALL, "model=smal", cwd=tmp_path), tmp_path)
     assert "broken, densenet121, " in line
