@@ -133,6 +133,17 @@ OF_THE_CONFIG = {
         "schedule.decay_to=0.01: schedule.shape=steps has no use for it; expected schedule.decay_to=null, or "
         "schedule.shape=linear or cosine with it"
     ),
+    ("method=swa", "schedule.cycle=0.3"): (
+        "schedule.cycle=0.3: schedule.tail=constant has no use for it; expected schedule.cycle=null, or "
+        "schedule.tail=triangle or sawtooth or replay with it"
+    ),
+    ("method=sgd", "+schedule.start=0.5"): (
+        "schedule.start=0.5: schedule.tail=null has no use for it; expected it left out, or schedule.tail=constant or "
+    ),
+    ("schedule=constant", "+schedule.decay_over=0.5"): (
+        "schedule.decay_over=0.5: schedule.shape=constant has no use for it; expected it left out, or "
+        "schedule.shape=linear or cosine or steps with it"
+    ),
     # overrides that are none
     ("lr=[1",): "lr=[1: expected KEY=VALUE or GROUP=CHOICE",
     ("method",): "method: expected KEY=VALUE or GROUP=CHOICE",
