@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 from functools import cache
@@ -103,7 +104,7 @@ def _check_bounds(value: Any) -> None:
 
 
 def read_yaml(path: Path, *, limit: int) -> Any:
-    """The plain value in a YAML file: maps, lists, strings, booleans, null, and numbers as OmegaConf reads them.
+    """The plain value in a YAML file: maps, lists, strings, booleans, null, and numbers as OmegaConf writes them.
 
     Raises as `read_bytes` does, and ValueError for what is no YAML, is nested deeper than DEPTH, names a key twice, or
     has tags, anchors or aliases: nine lines of aliases to aliases are a billion values.
@@ -120,12 +121,16 @@ def read_yaml(path: Path, *, limit: int) -> Any:
         raise ValueError(printable(" ".join(str(error).split()))) from error
 
 
+DIGITS = "[0-9]+(?:_[0-9]+)*"
+
 NUMBERS = {
     "int": r"[-+]?(?:0|[1-9][0-9_]*|0[0-7_]+|0b[01_]+|0x[0-9a-fA-F_]+)",
-    "float": r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
-    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+    "float": r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    rf"|[-+]?(?:{DIGITS}(?:\.(?:{DIGITS})?)?|\.{DIGITS})[eE][-+]?[0-9]+|[-+]?\.{DIGITS}"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }
-"""YAML 1.1's numbers but those to base 60, plus 1e-3 without a dot, which YAML 1.1 takes for a string."""
+"""YAML 1.1's numbers but those to base 60, plus what Python takes for one, as 1e-3 without a dot, which YAML 1.1 takes
+for a string. OmegaConf writes a text in quotes where either does, and no other: 9_E5 is a folder."""
 
 
 @cache
@@ -174,10 +179,12 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` at the end, synced to the disk unless `sync` is false; if anything
     is raised, `path` stays as it was. A link in its place is replaced, and what it leads to stays.
     """
-    # Cut short, since a name as long as the file system allows leaves no room for more.
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.tmp")
+    # Cut short, since a name as long as the file system allows leaves no room for more. Drawn, since two writers may
+    # have one number of process, in containers or on hosts that share the folder, and since a link may be laid at a
+    # name that can be foreseen.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
-        with _created(temporary) as file:
+        with open(temporary, "xb") as file:
             yield file
             if sync:
                 file.flush()
@@ -196,19 +203,6 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _created(path: Path) -> BinaryIO:
-    """A new file, in place of one that a dead process of the same number may have left."""
-    # Never one that is there: its name can be foreseen, and a link laid there would lead the writing elsewhere.
-    for left in (True, False):
-        try:
-            return open(path, "xb")
-        except FileExistsError:
-            if not left:
-                raise
-            path.unlink()
-    raise AssertionError
 
 
 def write_output(path: Path, content: bytes) -> None:

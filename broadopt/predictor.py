@@ -1,7 +1,9 @@
 """The network that a finished run reports, in one file that holds no code: predictor.safetensors."""
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from broadopt.config.identity import identity_of
 from broadopt.config.own_code import refuse_foreign
-from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.config.run_config import ModelConfig, Recipe, RunConfig
 from broadopt.errors import InputError
 from broadopt.files import MEBIBYTE, open_regular, parse_json, read_yaml, replacing
 from broadopt.models.build import network
@@ -81,6 +84,13 @@ def write(path: Path, model: nn.Module, *, metadata: Mapping[str, str]) -> None:
         file.write(safetensors.save(tensors, metadata=dict(metadata)))
 
 
+def not_writable(model: nn.Module) -> str | None:
+    """The name of what the state of `model` has that is no tensor, as get_extra_state gives it: no file of weights can
+    hold it.
+    """
+    return next((name for name, entry in model.state_dict().items() if not isinstance(entry, Tensor)), None)
+
+
 def load(folder: str | Path, *, trust: str | Sequence[str] = ()) -> Predictor:
     """The predictor of a run folder, in evaluation mode on the CPU.
 
@@ -109,9 +119,9 @@ def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
         recipe, classes = _described(path, metadata)
         refuse_foreign(dict(recipe.model.target), trusted=trusted, place=path)
         if not trusted:
-            # A file may name a network that fills all memory: its sizes are compared without any being taken. Code
-            # that is trusted may not build without values.
-            with torch.device("meta"):
+            # A file may name a network that fills all memory: its sizes are compared without any being taken, and it is
+            # built no further than the file's tensors go. Code that is trusted may not build without values.
+            with torch.device("meta"), _bounded(path, recipe.model, len(tensors)):
                 network(recipe.model, len(classes)).load_state_dict(tensors, assign=True)
         model = network(recipe.model, len(classes))
         model.load_state_dict(tensors)
@@ -121,6 +131,31 @@ def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
     except (SafetensorError, *UNREADABLE) as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{path}: {why}") from error
+
+
+@contextmanager
+def _bounded(path: Path, config: ModelConfig, tensors: int) -> Iterator[None]:
+    """Within it InputError is raised in this thread where a network has far more weights than a file has `tensors`;
+    some networks replace a few while they are built.
+    """
+    most, thread = 2 * tensors + 1000, threading.get_ident()
+    too_large = InputError(f"{path}: it has {tensors:,} tensors, and its network more than {most:,}")
+    depth = config.target.get("depth")
+    if isinstance(depth, int) and depth > most:  # of which lists are made before any layer
+        raise too_large
+    built = 0
+
+    def count(*_: object) -> None:
+        nonlocal built
+        built += threading.get_ident() == thread
+        if built > most:
+            raise too_large
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _predictor(model: nn.Module, recipe: Recipe, classes: Sequence[str]) -> Predictor:

@@ -23,7 +23,8 @@ class Snapshot:
 class Snapshots:
     """Keeps what a run of `folder` has at each moment that it is called for.
 
-    A resumed run writes the same weights again where it repeats steps: no file is of another course than the result.
+    A run first removes those that lie beyond the step from which it goes on: no file is of another course than the
+    result.
     """
 
     def __init__(self, folder: Path, *, recipe: Recipe, classes: tuple[str, ...]) -> None:

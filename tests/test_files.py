@@ -1,5 +1,7 @@
 """Plain values out of files of unknown origin: YAML and JSON within bounds."""
 
+import contextlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from broadopt.config.compose import compose, run_config
-from broadopt.files import DEPTH, read_bytes, read_json, read_yaml
+from broadopt.files import DEPTH, read_bytes, read_json, read_yaml, replacing
 
 LIMIT = 1 << 20
 
@@ -17,6 +19,36 @@ LIMIT = 1 << 20
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "file"
+
+
+def test_two_writers_of_one_process_number_do_not_take_each_others_files(file: Path) -> None:
+    """As those of two containers that share a folder."""
+    with contextlib.ExitStack() as late:
+        with replacing(file) as first:
+            second = late.enter_context(replacing(file))
+            first.write(b"whole")
+            second.write(b"un")
+            second.flush()
+        assert file.read_bytes() == b"whole"
+        second.write(b"finished")
+    assert file.read_bytes() == b"unfinished"
+    assert [*file.parent.iterdir()] == [file]
+
+
+def test_no_text_comes_back_as_a_number(file: Path) -> None:
+    """All short ones of the characters that numbers are made of: a folder may have any of them for a name."""
+    texts = ["".join(some) for length in range(1, 6) for some in itertools.product("1_.e+", repeat=length)]
+    texts += ["9_E5", "1_e-3", "2._e2", "1_000.5_e3", "+.5_", "-._5e1", "1.5_0e-3", "1_0e1_0", ".inf", "1:30.5"]
+    file.write_text(OmegaConf.to_yaml({"texts": texts}))
+    assert read_yaml(file, limit=2**20)["texts"] == texts
+
+
+def test_every_number_comes_back(file: Path) -> None:
+    numbers = [0, -7, 10**20, 0.1, -1e-300, 1e22, 1.5e16, 123456.789, 5e-324, float("inf"), -float("inf")]
+    file.write_text(OmegaConf.to_yaml({"numbers": numbers}))
+    found = read_yaml(file, limit=LIMIT)["numbers"]
+    assert found == numbers
+    assert [*map(type, found)] == [*map(type, numbers)]
 
 
 @pytest.mark.parametrize("method", ["sgd", "swa", "fge", "sam", "asam"])

@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from broadopt.config.habits import about_key
-from broadopt.config.identity import public
-from broadopt.config.rules import NEEDED_BY_TAIL, RULES, TAKEN_BY_SHAPE, expanded
-from broadopt.config.run_config import GROUPS, Recipe, RunConfig
-from broadopt.config.shipped import config_dir, options, register_several
+from broadopt.config.rules import RULES, expanded
+from broadopt.config.run_config import GROUPS, RunConfig
+from broadopt.config.shipped import SEVERAL, config_dir, options, register_several
+from broadopt.config.uses import check_use
 from broadopt.errors import InputError, nearest
 
 CLOSED = {
@@ -26,6 +26,8 @@ CLOSED = {
 COMPOSED = (*GROUPS, "protocol", "method")
 """Groups of a composed config; of the last two a run keeps the names."""
 
+UNCHOSEN = ("augmentation", "checkpoint")
+"""Those of them whose keys stand in run.yaml itself."""
 
 NO_PACKAGE = "{}: the chosen file has to begin with the line # @package _global_"
 
@@ -40,12 +42,15 @@ def look_up(key: str, *, _root_: DictConfig) -> Any:
     """The value of `key` in the chosen protocol: the resolver behind `${recipe:KEY}`.
 
     Maps are descended by network, data set or step, whichever they name, else by `other`. Raises InputError where
-    nothing fits.
+    nothing fits, and where what stands there is no value with its source.
     """
     protocol = _root_.protocol
     if key not in protocol.recipe:
         raise InputError(f"protocol={protocol.name} has no value for {key}{nearest(key, map(str, protocol.recipe))}")
-    value = protocol.recipe[key][0]
+    entry = protocol.recipe[key]
+    if not OmegaConf.is_list(entry) or len(entry) != 2 or not isinstance(entry[1], str):
+        raise InputError(f"protocol={protocol.name}: recipe.{key}: expected [value, source], the source as text")
+    value = entry[0]
     while isinstance(value, DictConfig):
         # Worked out for the few values that hang on it: it costs as much as all the rest.
         chosen = (_root_.model.name, _root_.dataset.name, _choices()["step"])
@@ -104,30 +109,8 @@ def run_config(config: DictConfig) -> RunConfig:
     values["method"] = _method_name(values["method"])
     values["protocol"] = values["protocol"]["name"]
     run = RunConfig.of(values)
-    _check_use(config.schedule, run.recipe)
+    check_use(config.schedule, run.recipe)
     return run
-
-
-def _check_use(schedule: DictConfig, recipe: Recipe) -> None:
-    """Raise InputError for a value that changes nothing and would be recorded as another run. What stands in a protocol
-    for another tail or shape than the chosen one was not given for this run, and stays; what is stored is not checked.
-    """
-    if "num_classes" in recipe.model.target:
-        raise InputError("model.num_classes: the number of classes is that of the data set; expected no such key")
-    if public(str(schedule.get("_target_"))) != "broadopt.schedule.Schedule":
-        return
-    for decided_by, users in (("tail", NEEDED_BY_TAIL), ("shape", TAKEN_BY_SHAPE)):
-        chosen = recipe.schedule.get(decided_by)
-        if chosen is not None and (not isinstance(chosen, str) or chosen not in users):
-            continue  # the schedule says which there are
-        for key in dict.fromkeys(key for keys in users.values() for key in keys if key != "cycle"):  # is collect.cycle
-            given, has_use = recipe.schedule.get(key), chosen is not None and key in users[chosen]
-            if given is not None and not has_use and not OmegaConf.is_interpolation(schedule, key):
-                having = " or ".join(name for name, keys in users.items() if key in keys)
-                raise InputError(
-                    f"schedule.{key}={given:g}: schedule.{decided_by}={chosen or 'null'} has no use for it; expected "
-                    f"schedule.{key}=null, or schedule.{decided_by}={having} with it"
-                )
 
 
 def _value(config: DictConfig, key: Any) -> Any:
@@ -196,13 +179,29 @@ def _of_the_method_alone(chosen: str) -> tuple[Mapping[str, Any], Mapping[str, A
 
 def _check_choices() -> None:
     """A file can be named in several ways, a choice in one: it is part of a run's name and decides its recipe."""
+    from hydra.core.hydra_config import HydraConfig
+
     for group, choice in _choices().items():
         plain = posixpath.normpath(choice or "").removesuffix(".yaml").removesuffix(".yml")
         if choice and choice != plain:
             raise InputError(f"{group}={choice}: a choice is given by its name alone, {group}={plain}")
-    for group, joined in (("step", ""), ("collect", "; several collectors are joined by +, as collect=swa+ema")):
-        if group not in _choices():  # Hydra merges a list of choices, and forgets their names
-            raise InputError(f"{group}: expected one choice, found a list{joined}")
+    given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    for group in (*COMPOSED, "experiment"):
+        if group in _choices():
+            continue
+        removed = f"~{group}" in {one.partition("=")[0] for one in given}
+        if removed and group in ("step", "collect"):
+            raise InputError(f"{group} is missing: a key cannot be removed, only given another value")
+        # Hydra merges a list of choices, and forgets their names; of these two broadopt ships no choices.
+        if not removed and (group not in UNCHOSEN or any(one.lstrip("+").startswith(f"{group}=[") for one in given)):
+            raise InputError(f"{group}: expected one choice, found a list; {several(group)}")
+
+
+def several(group: str) -> str:
+    """What is meant by several choices of a group, which are one choice each of several runs."""
+    if group == SEVERAL:
+        return "several collectors are joined by +, as collect=swa+ema"
+    return f"several are the runs of a sweep, -m {group}=A,B"
 
 
 def _check_keys(config: DictConfig) -> None:

@@ -45,12 +45,16 @@ AS_WITHOUT: Mapping[str, Any] = {
 this value is not recorded, so that the identities of earlier runs stay what they are."""
 
 
+def is_of_others(target: Any) -> bool:
+    """Whether a `_target_` is a user's own, torch's or another library's: its keys mean what it makes of them."""
+    return isinstance(target, str) and not public(target).startswith("broadopt.")
+
+
 def came_later(key: str, target: Any) -> bool:
     """Whether the dotted `key` of a node of this `_target_` is one of AS_WITHOUT. To code of a user's own a key of such
     a name means what it makes of it, and its default may be any; but what its data set reads has a fingerprint.
     """
-    is_own = isinstance(target, str) and not public(target).startswith("broadopt.")
-    return key in AS_WITHOUT and ("." not in key or key.startswith("dataset.") or not is_own)
+    return key in AS_WITHOUT and ("." not in key or key.startswith("dataset.") or not is_of_others(target))
 
 
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:

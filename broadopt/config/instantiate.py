@@ -40,7 +40,7 @@ def collectors_of(node: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found[name] = instantiated("collect", other)
         except InputError as error:  # a collector does not know where in a config it stands
-            raise InputError(re.sub(r"(?<![\w.])collect\.", f"collect.also.{name}.", str(error))) from error
+            raise InputError(re.sub(r"(?<![\w.])collect(?=[.:])", f"collect.also.{name}", str(error))) from error
     return found
 
 

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from broadopt.config.compose import COMPOSED, NO_PACKAGE, compose
+from broadopt.config.compose import COMPOSED, NO_PACKAGE, compose, several
 from broadopt.config.habits import about_choice, from_habit
 from broadopt.config.identity import importable
 from broadopt.config.rules import RULES
-from broadopt.config.shipped import config_dir, options
+from broadopt.config.shipped import SEVERAL, config_dir, options
 from broadopt.errors import InputError, nearest, printable
 
 
@@ -117,7 +117,7 @@ def _override(error: BaseException, arguments: list[str]) -> str:
     text = " ".join(str(error).split())
     text += " " + " ".join(" ".join(str(cause).split()) for cause in _chain(error.__cause__))
     if match := re.search(r"Ambiguous value for argument '(.*?)'", text):
-        return f"{match[1]}: a list of values is a sweep and needs -m (one value that is a list: key=[a,b])"
+        return _needs_sweep(match[1])
     if match := re.search(r"Error merging override (~\S+)", text):
         return f"{match[1]}: a key cannot be removed, only given another value"
     if match := re.search(r"Error merging override \+([^+=]+)=|Could not append to config.* already at '(.*?)'", text):
@@ -133,6 +133,15 @@ def _override(error: BaseException, arguments: list[str]) -> str:
     if match := re.search(r"Key '(.*?)' (?:is not in struct|not in)", text):
         return unknown_key(match[1], known_keys(arguments))
     return text.strip()
+
+
+def _needs_sweep(argument: str) -> str:
+    """The line about several values, `KEY=A,B`, of one run."""
+    group = argument.partition("=")[0].lstrip("+")
+    hint = " (one value that is a list: key=[a,b])"
+    if options(group) or group in COMPOSED:
+        hint = f"; {several(group)}" if group == SEVERAL else ""
+    return f"{argument}: a list of values is a sweep and needs -m{hint}"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

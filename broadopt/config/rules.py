@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broadopt.config.habits import about_value
+from broadopt.config.identity import is_of_others
 from broadopt.errors import InputError
 
 
@@ -198,13 +199,17 @@ TAKEN_BY_SHAPE: Mapping[str, Sequence[str]] = {
 """What the decay of each shape takes beside lr and budget."""
 
 
+OPEN = ("optimizer", "step", "collect", "schedule")
+"""Groups of which code of others may be the target; its keys may have the names of broadopt's and other meanings."""
+
+
 def _is_device(name: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?", name) is not None
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of nested config values, each held against its rule; whole numbers are floats where a float is meant,
-    infinity is "inf", a path begins with no ~. Raises InputError.
+    """A deep copy of nested config values, each held against its rule, unless it is a key of code of others; whole
+    numbers are floats where a float is meant, infinity is "inf", a path begins with no ~. Raises InputError.
     """
     copy = deepcopy(dict(values))
     for key, rule in _rules_for(copy):
@@ -216,6 +221,8 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is None and rule.optional:
             continue
         if type(value) is not rule.kind or not rule.test(value):
+            if key.partition(".")[0] in OPEN and is_of_others(parent.get("_target_")):
+                continue
             is_name = rule.kind is not list or (rule.is_several and not isinstance(given, list))
             hint = about_value(key, given, rule.names) if is_name else ""
             raise InputError(f"{key}={json.dumps(given, default=str)}: expected {rule.words}{hint}")

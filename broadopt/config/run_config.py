@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from broadopt.config.identity import AS_WITHOUT, identity_of, recorded
+from broadopt.config.identity import AS_WITHOUT, identity_of, is_of_others, recorded
 from broadopt.config.own_code import own_code
 from broadopt.config.rules import checked
 from broadopt.errors import InputError, nearest
@@ -288,7 +288,7 @@ def _check_shape(values: Mapping[str, Any]) -> None:
 
 def _check_schedule(values: Mapping[str, Any]) -> None:
     """Raise InputError where another optimizer than SGD would be trained at a protocol's learning rates for SGD."""
-    if values["optimizer"] == AS_WITHOUT["optimizer"]:
+    if values["optimizer"] == AS_WITHOUT["optimizer"] or is_of_others(values["schedule"].get("_target_")):
         return
     for key in ("high", "decay_to"):
         given = values["schedule"].get(key)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import broadopt
+from broadopt.errors import InputError
 
 
 def _shipped(inside: str, checkout: str) -> Path:
@@ -99,13 +100,18 @@ def _folders() -> list[Any]:
     return [one for one in GlobalHydra.instance().config_loader().get_sources() if one.scheme() != "several"]
 
 
+def _source(name: str, folders: Sequence[Any]) -> Any:
+    """The source that has a collector; None where none has."""
+    return next((one for one in folders if one.is_config(f"{SEVERAL}/{name}")), None)
+
+
 def _found(path: str, folders: Sequence[Any]) -> list[Any]:
     """The source of each collector of `collect/swa+ema`; none where the path is not of that form or one is unknown."""
     group, _, choice = path.removesuffix(".yaml").partition("/")
     if group != SEVERAL or "+" not in choice:
         return []
     names = names_of(choice)
-    found = [next((one for one in folders if one.is_config(f"{SEVERAL}/{name}")), None) for name in names]
+    found = [_source(name, folders) for name in names]
     is_known = None not in found and "none" not in names and len(set(names)) == len(names)
     return found if is_known else []
 
@@ -115,15 +121,32 @@ def _made(path: str, folders: Sequence[Any]) -> Any:
     from hydra.plugins.config_source import ConfigResult
     from omegaconf import OmegaConf
 
-    names, sources = names_of(path.removesuffix(".yaml").partition("/")[2]), _found(path, folders)
-    own, *others = (source.load_config(f"{SEVERAL}/{name}") for source, name in zip(sources, names, strict=True))
-    also = {name: _node(result) for name, result in zip(names[1:], others, strict=True)}
-    is_global = own.header.get("package") == "_global_"
-    content = {"defaults": [names[0]], **({SEVERAL: {"also": also}} if is_global else {"also": also})}
-    return ConfigResult(provider="broadopt", path="several://", config=OmegaConf.create(content), header=own.header)
+    first, *others = names_of(path.removesuffix(".yaml").partition("/")[2])
+    header = _found(path, folders)[0].load_config(f"{SEVERAL}/{first}").header
+    also = {name: _keys(name, folders) for name in others}
+    is_global = header.get("package") == "_global_"
+    content = {"defaults": [first], **({SEVERAL: {"also": also}} if is_global else {"also": also})}
+    return ConfigResult(provider="broadopt", path="several://", config=OmegaConf.create(content), header=header)
 
 
-def _node(result: Any) -> Any:
-    """A collector's own keys in the config of its file, whichever package that is for."""
+def _keys(name: str, folders: Sequence[Any], within: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A collector's own keys, whichever package its file is for, over those of the collectors that its defaults name.
+    What else it chooses, as a schedule, the first collector of a run decides. Raises InputError for other defaults.
+    """
+    from omegaconf import OmegaConf
+
+    result: Any = _source(name, folders).load_config(f"{SEVERAL}/{name}")
     node = result.config.get(SEVERAL, {}) if result.header.get("package") == "_global_" else result.config
-    return {key: node._get_node(key) for key in node if key != "defaults"}
+    parts = []
+    defaults = [one for one in result.config.get("defaults", ()) if isinstance(one, str)]
+    for one in defaults if "_self_" in defaults else [*defaults, "_self_"]:
+        if one == "_self_":
+            parts.append({key: node._get_node(key) for key in node if key != "defaults"})
+        elif one in (name, *within) or _source(one, folders) is None:
+            raise InputError(f"{SEVERAL}.also.{(*within, name)[0]}: its defaults have {one}; expected other collectors")
+        else:
+            parts.append(_keys(one, folders, (*within, name)))
+    if len(parts) == 1:
+        return parts[0]
+    merged: Any = OmegaConf.merge(*map(OmegaConf.create, parts))
+    return {key: merged._get_node(key) for key in merged}

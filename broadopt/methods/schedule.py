@@ -1,8 +1,9 @@
 """The learning rate as a pure function of the epochs elapsed: nothing to step, nothing to store, nothing to resume."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from broadopt.config.rules import NEEDED_BY_TAIL, TAKEN_BY_SHAPE
@@ -30,6 +31,24 @@ def learning_rate(schedule: Callable[..., Any], epochs: float, *, step: float = 
     return lr
 
 
+def at_rest(schedule: Callable[..., Any], budget: float, points: Mapping[str, float]) -> str:
+    """The line about evaluation `points`, in epochs by name, that lie behind epochs in which the lr is 0 throughout;
+    empty where there are none.
+    """
+    idle: list[float] = []
+    for begin, end in pairwise(sorted({0.0, budget, *points.values()})):
+        last = max(begin, math.ceil(end - 1e-9) - 1.0)
+        if not any(learning_rate(schedule, epochs) for epochs in (begin, (begin + last) / 2, last)):
+            idle += [begin, end]
+    names = [name for name, epoch in points.items() if epoch in idle[1::2]]
+    if not names:
+        return ""
+    return (
+        f"schedule: the lr is 0 from epoch {idle[0]:g} to {idle[-1]:g}, so that no weight changes before the "
+        f"evaluation points {', '.join(names)}; expected none after that, or a schedule that goes on"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A decay, and from `start` budgets on a tail in its place.
@@ -55,7 +74,8 @@ class Schedule:
     N steps has n / N of the lr (Goyal et al. 2017, "Accurate, Large Minibatch SGD", 2.2).
 
     lr, high, low, decay_to in the optimizer's units; budget in epochs; start, cycle, decay_over, replay_from
-    and warmup in budgets. Raises InputError for an unknown shape or tail, or a tail without its values.
+    and warmup in budgets. Raises InputError for an unknown shape or tail, a tail without its values, or a replay from
+    where the decay has ended.
     """
 
     lr: float
@@ -84,12 +104,17 @@ class Schedule:
             hint = nearest(str(self.tail), list(NEEDED_BY_TAIL))
             raise InputError(f"schedule.tail={self.tail}: expected one of {', '.join(NEEDED_BY_TAIL)}{hint}")
         for name in NEEDED_BY_TAIL[self.tail]:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or value <= 0:
+            value, least = getattr(self, name), ">= 0" if name == "replay_from" else "> 0"
+            if not isinstance(value, (int, float)) or value < 0 or (value == 0 and least == "> 0"):
                 found = "null" if value is None else value
-                raise InputError(f"schedule.{name}={found}: schedule.tail={self.tail} needs a number > 0")
+                raise InputError(f"schedule.{name}={found}: schedule.tail={self.tail} needs a number {least}")
         if self.tail in FALLING and (self.low or 0.0) > (self.high or 0.0):
             raise InputError(f"schedule.low={self.low:g}: expected at most schedule.high={self.high:g}")
+        if self.tail == "replay" and self.shape != "constant" and (self.replay_from or 0.0) >= self.decay_over:
+            raise InputError(
+                f"schedule.replay_from={self.replay_from:g}: the decay that is replayed is at its end by then; "
+                f"expected less than schedule.decay_over={self.decay_over:g}"
+            )
 
     def __call__(self, epochs: float, *, step: float = 0.0) -> float:
         """The learning rate of the step that begins after `epochs` epochs (a fraction inside an epoch).

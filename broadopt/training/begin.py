@@ -35,9 +35,10 @@ def begun(
     sharing = Sharing(training, run, recipe, folder) if run.execution.trunk == "share" else None
     resumed = resume(training, folder, recipe, sharing)
     if first:
-        # The weights of one training never stand beside the result of another, which may keep none.
-        anew = [] if resumed else [one.path for one in snapshots.files(folder)]
-        remove([folder / predictor.NAME, *anew])
+        # The weights of one training never stand beside the result of another, which may keep none: nor do those that
+        # an attempt that died has left beyond this point, which may be of another machine's course.
+        reached = training.progress.step if resumed else -1
+        remove([folder / predictor.NAME, *(one.path for one in snapshots.files(folder) if one.step > reached)])
         record_changes(folder, code().changes, resumed=resumed)
     if weights is not None:
         _say_what_was_not_kept(training, folder)

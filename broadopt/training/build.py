@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from broadopt import predictor
 from broadopt.config.instantiate import collectors_of, instantiated
 from broadopt.config.run_config import ModelConfig, Recipe, RunConfig
 from broadopt.data.batches import Data
@@ -20,7 +21,7 @@ from broadopt.devices.device import choose_memory_format, device_name
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.errors import InputError
 from broadopt.methods.collect import Collector
-from broadopt.methods.schedule import learning_rate
+from broadopt.methods.schedule import Schedule, at_rest, learning_rate
 from broadopt.methods.step import Step
 from broadopt.methods.steps.occasions import Course, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer, is_fused, unheeded
@@ -64,6 +65,8 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
     recorded = _are_recorded(run, step, device, processes)
     schedule = instantiated("schedule", recipe.schedule)
     learning_rate(schedule, 0.0)  # one of the user's that gives no number fails before anything is trained
+    say_where_nothing_moves(recipe, schedule, collectors)
+    _check_kept(run, model, collectors[""])
     return Parts(
         model=model,
         step=step,
@@ -121,6 +124,29 @@ def _settings(run: RunConfig, processes: Processes, memory_format: torch.memory_
         "compile": execution.compile,
         "deterministic": execution.deterministic,
     }
+
+
+def _check_kept(run: RunConfig, model: nn.Module, collector: Collector) -> None:
+    """Raise InputError where files of weights are to be kept of a network that none can hold."""
+    name, asked = predictor.not_writable(model), ""
+    if run.execution.keep == "snapshots":
+        asked = "keep=none"
+    if run.execution.checkpoint.predictor and not collector.is_ensemble:
+        asked = f"checkpoint.predictor=false and {asked}" if asked else "checkpoint.predictor=false"
+    if name is not None and asked:
+        found = f"its state has {name}, which is no tensor, as a file of weights needs"
+        raise InputError(f"model: {found}; expected {asked}")
+
+
+def say_where_nothing_moves(recipe: Recipe, schedule: Schedule, collectors: Mapping[str, Collector]) -> None:
+    """A warning on evaluation points before which the schedule changes no weight any more."""
+    points = {
+        f"{name} {spent}".strip(): epoch
+        for name, collector in collectors.items()
+        for spent, epoch in collector.evaluation_points(recipe.budget).items()
+    }
+    if line := at_rest(schedule, recipe.budget, points):
+        log.warning("%s", line)
 
 
 def _say_what_is_odd(recipe: Recipe, model: nn.Module, data: Data) -> None:

@@ -69,6 +69,19 @@ OF_THE_CONFIG = {
         "experiment=glob(table4/*)",
     ): "experiment=glob(table4/*): no experiment matches; expected some of label_noise/resnet32, quickstart, ",
     ("-m", "method=sgd,asma"): f'method=asma: expected one of {METHODS}; did you mean "asam"?',
+    ("dataset=[cifar10,cifar100]",): (
+        "dataset: expected one choice, found a list; several are the runs of a sweep, -m dataset=A,B"
+    ),
+    ("-m", "dataset=[cifar10,cifar100]"): "dataset: expected one choice, found a list",
+    ("optimizer=[sgd,adamw]",): "optimizer: expected one choice, found a list",
+    ("schedule=[cosine,constant]",): "schedule: expected one choice, found a list",
+    ("protocol=[swa2018,asam2021]",): "protocol: expected one choice, found a list",
+    ("model=[resnet20,resnet56]",): "model: expected one choice, found a list",
+    ("method=[sgd,sam]",): "method: expected one choice, found a list",
+    ("experiment=[quickstart,table3/resnet20]",): "experiment: expected one choice, found a list",
+    ("~step",): "step is missing: a key cannot be removed",
+    ("protocol=swa2018,asam2021",): "protocol=swa2018,asam2021: a list of values is a sweep and needs -m",
+    ("collect=swa,ema",): "needs -m; several collectors are joined by +, as collect=swa+ema",
     # types and ranges
     ("method=fge", "collect.cycle=null"): "collect.cycle=null: expected a share of the budget above 0",
     ("dataset=image_folder", "dataset.path=null"): "dataset.path=null: expected a folder",
@@ -119,6 +132,17 @@ OF_THE_CONFIG = {
     ("method=swa", "schedule.shape=steps", "schedule.decay_to=0.01"): (
         "schedule.decay_to=0.01: schedule.shape=steps has no use for it; expected schedule.decay_to=null, or "
         "schedule.shape=linear or cosine with it"
+    ),
+    ("method=swa", "schedule.cycle=0.3"): (
+        "schedule.cycle=0.3: schedule.tail=constant has no use for it; expected schedule.cycle=null, or "
+        "schedule.tail=triangle or sawtooth or replay with it"
+    ),
+    ("method=sgd", "+schedule.start=0.5"): (
+        "schedule.start=0.5: schedule.tail=null has no use for it; expected it left out, or schedule.tail=constant or "
+    ),
+    ("schedule=constant", "+schedule.decay_over=0.5"): (
+        "schedule.decay_over=0.5: schedule.shape=constant has no use for it; expected it left out, or "
+        "schedule.shape=linear or cosine or steps with it"
     ),
     # overrides that are none
     ("lr=[1",): "lr=[1: expected KEY=VALUE or GROUP=CHOICE",
@@ -181,6 +205,13 @@ def test_a_bad_config_is_one_line(arguments: tuple[str, ...], expected: str, tmp
         assert list(tmp_path.iterdir()) == []
 
 
+def test_no_list_is_offered_for_a_group(tmp_path: Path) -> None:
+    _, _, line = said("broadopt-run", "protocol=swa2018,asam2021", cwd=tmp_path)
+    assert "[a,b]" not in line
+    _, _, line = said("broadopt-run", "collect.budgets=1,1.25", cwd=tmp_path)
+    assert "[a,b]" in line
+
+
 @pytest.mark.parametrize(("arguments", "expected"), OF_THE_PARTS.items(), ids=map(" ".join, OF_THE_PARTS))
 def test_a_bad_part_is_one_line(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
     assert expected in line_of(run("experiment=quickstart", *arguments, cwd=tmp_path), tmp_path)
@@ -193,6 +224,28 @@ def test_a_bad_network_of_a_user_is_one_line(content: str, expected: str, tmp_pa
     (tmp_path / "own/model/mine.yaml").write_text(content)
     process = run("--config-dir", "own", "experiment=quickstart", "model=mine", cwd=tmp_path)
     assert expected in line_of(process, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("lr: 0.3", "lr"),
+        ("lr: [0.3]", "lr"),
+        ("mean: [0.5, 0.5, 0.5]", "mean"),
+        ("lr: [0.3, 0.1]", "lr"),
+    ],
+)
+def test_a_value_without_its_source_in_a_protocol_of_the_user_is_one_line(
+    recipe: str, key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own/protocol").mkdir(parents=True)
+    (tmp_path / "own/protocol/mine.yaml").write_text(
+        f"defaults: [asam2021, _self_]\nname: mine\nrecipe: {{{recipe}}}\n"
+    )
+    for plan in ([], ["plan=true"]):
+        done = said("broadopt-run", "--config-dir", "own", "protocol=mine", *plan, cwd=tmp_path)
+        line = f"broadopt-run: protocol=mine: recipe.{key}: expected [value, source], the source as text\n"
+        assert done == (2, "", line)
 
 
 def test_a_choice_of_the_user_is_listed_with_those_that_are_shipped(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The typed run: built from plain values in one place, checked there, and the same values again on the way out."""
 
+import json
+import re
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,45 @@ def test_a_stored_run_may_have_values_that_change_nothing(tmp_path: Path) -> Non
 def test_a_missing_key_is_named(key: str) -> None:
     with pytest.raises(InputError, match=f"^{key} is missing$"):
         RunConfig.of({name: value for name, value in values().items() if name != key})
+
+
+OF_OTHERS = [
+    ("optimizer._target_=torch.optim.Adafactor", "optimizer.eps=[null,0.001]"),
+    ("optimizer._target_=mine.Optimizer", "optimizer.betas=[0.9,0.99,0.999]"),
+    ("step._target_=mine.Step", "step.noise=0.1"),
+    ("step._target_=mine.Step", "step.layers=[conv1]"),
+    ("collect._target_=mine.Collector", "collect.every=0.5"),
+    ("schedule._target_=mine.Schedule", "schedule.high=[0.1,0.2]"),
+]
+
+
+@pytest.mark.parametrize(("target", "given"), OF_OTHERS)
+def test_a_key_of_code_of_others_may_be_anything(target: str, given: str) -> None:
+    run = run_config(compose(["experiment=quickstart", target, f"+{given}"]))
+    key, _, value = given.partition("=")
+    group, _, leaf = key.partition(".")
+    assert run.recipe.record()[group][leaf] == yaml.safe_load(value)
+    with pytest.raises(InputError, match=re.escape(f"{key}=")):  # to broadopt's own code it is nothing
+        run_config(compose(["experiment=quickstart", f"+{given}"]))
+
+
+def test_a_schedule_of_ones_own_may_have_any_high_with_another_optimizer() -> None:
+    given = ("optimizer=adamw", "schedule._target_=mine.Schedule", "+schedule.high=0.1")
+    assert run_config(compose(["experiment=quickstart", *given])).recipe.schedule["high"] == 0.1
+
+
+def test_a_collector_of_ones_own_beside_another_may_have_any_keys(tmp_path: Path) -> None:
+    own = values()
+    own["collect"]["also"] = {"mine": {"_target_": "mine.Collector", "every": 0.5}}
+    assert RunConfig.of(own).recipe.collect["also"]["mine"]["every"] == 0.5
+    own["collect"]["also"]["mine"]["_target_"] = "broadopt.methods.averaging.ema.MovingAverage"
+    with pytest.raises(InputError, match=r"^collect\.also\.mine\.every=0\.5: expected a whole number of steps"):
+        RunConfig.of(own)
+
+
+def test_a_key_of_code_of_others_that_fits_is_recorded_as_it_was_ever() -> None:
+    own = run_config(compose(["experiment=quickstart", "step._target_=mine.Step", "+step.rho=1", "+step.p=inf"]))
+    assert json.dumps(own.recipe.record()["step"]) == '{"_target_": "mine.Step", "rho": 1.0, "p": "inf"}'
 
 
 def test_values_are_not_changed_by_being_checked() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from broadopt.config.compose import recipe_of
 from broadopt.errors import InputError, RunFailed
 from broadopt.methods.fge import SnapshotEnsemble
-from broadopt.methods.schedule import Schedule, learning_rate
+from broadopt.methods.schedule import Schedule, at_rest, learning_rate
 from broadopt.methods.swa import WeightAverage
 
 STEPS = 391  # of an epoch of CIFAR in batches of 128
@@ -421,7 +421,17 @@ def test_cycle_jumps_back_with_the_epoch_that_ends_it_in_spite_of_rounding(cycle
         ),
         (
             {"shape": "cosine", "tail": "replay", "cycle": 0.1},
-            "schedule.replay_from=null: schedule.tail=replay needs a number > 0",
+            "schedule.replay_from=null: schedule.tail=replay needs a number >= 0",
+        ),
+        (
+            {"shape": "cosine", "tail": "replay", "replay_from": 8 / 9, "decay_over": 0.75, "cycle": 0.1},
+            "schedule.replay_from=0.888889: the decay that is replayed is at its end by then; expected less than "
+            "schedule.decay_over=0.75",
+        ),
+        (
+            {"shape": "linear", "tail": "replay", "replay_from": 1.0, "cycle": 0.1},
+            "schedule.replay_from=1: the decay that is replayed is at its end by then; expected less than "
+            "schedule.decay_over=1",
         ),
         (
             {"shape": "cosine", "tail": "replay", "replay_from": 0.5},
@@ -433,6 +443,34 @@ def test_incomplete_schedules_are_refused_in_one_line(values: dict, message: str
     with pytest.raises(InputError) as error:
         Schedule(lr=0.1, budget=10, **values)
     assert str(error.value) == message
+
+
+def test_a_cosine_that_is_replayed_from_its_beginning_is_one_with_warm_restarts() -> None:
+    """Loshchilov and Hutter 2017, with restarts of one length."""
+    schedule = Schedule(lr=0.1, budget=10, shape="cosine", tail="replay", start=1, replay_from=0, cycle=1)
+    for e in range(30):
+        assert schedule(e) == exactly(0.1 * (1 + math.cos(math.pi * (e % 10) / 10)) / 2)
+
+
+NOWHERE_TO_GO = "so that no weight changes before the evaluation points"
+
+
+@pytest.mark.parametrize(
+    ("values", "points", "said"),
+    [
+        ({"shape": "cosine"}, {"1": 10.0}, ""),
+        ({"shape": "cosine", "decay_to": 0.01}, {"1": 10.0, "1.5": 15.0}, ""),
+        ({"shape": "cosine"}, {"1": 10.0, "1.5": 15.0}, f"the lr is 0 from epoch 10 to 15, {NOWHERE_TO_GO} 1.5;"),
+        ({"shape": "cosine"}, {"swa 1.05": 10.5}, f"the lr is 0 from epoch 10 to 10.5, {NOWHERE_TO_GO} swa 1.05;"),
+        ({"shape": "cosine", "decay_over": 0}, {"1": 10.0}, f"the lr is 0 from epoch 0 to 10, {NOWHERE_TO_GO} 1;"),
+        ({"shape": "cosine", "tail": "constant", "start": 1, "high": 0.01}, {"1": 10.0, "1.5": 15.0}, ""),
+        ({"shape": "cosine", "warmup": 0.1}, {"1": 10.0}, ""),
+        ({"shape": "linear"}, {"1": 10.0, "2": 20.0}, ""),
+    ],
+)
+def test_evaluation_points_behind_epochs_of_lr_0_are_named(values: dict, points: dict, said: str) -> None:
+    line = at_rest(Schedule(lr=0.1, budget=10, **values), 10, points)
+    assert line.startswith(f"schedule: {said}") if said else line == ""
 
 
 def test_averaging_from_the_first_epoch_on_needs_no_decay() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import SMALL, Sweep, folders, result, run
+from in_process import said
 from printed import cells
 from safetensors.torch import load_file
 from stored import VGG16, record, store
@@ -99,6 +100,55 @@ def test_no_cell_of_a_papers_table_is_filled_by_a_run_with_several_collectors(tm
     text = table("table1", "--results", tmp_path)[0]
     assert text.startswith(empty.rstrip("\n"))
     assert "sgd+swa+ema is no column of this table" in " ".join(text.split())
+
+
+OWN_COLLECTORS = {
+    "slow": "defaults: [ema, _self_]\nhalf_life: 4",
+    "slower": "defaults: [slow]\nhalf_life: 5",
+    "first": "defaults: [_self_, ema]\nhalf_life: 5",
+    "early": "# @package _global_\ndefaults: [swa, _self_]\ncollect: {start: 0.5}",
+    "bare": "half_life: 5",
+    "loop": "defaults: [loop]",
+    "lost": "defaults: [nowhere]",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[str, ...]:
+    (tmp_path / "own/collect").mkdir(parents=True)
+    for name, text in OWN_COLLECTORS.items():
+        (tmp_path / f"own/collect/{name}.yaml").write_text(f"{text}\n")
+    return ("--config-dir", "own", "experiment=quickstart", "plan=true")
+
+
+@pytest.mark.parametrize("name", ["slow", "slower", "first", "early"])
+def test_a_collector_made_of_another_is_the_same_behind_a_further_one(
+    name: str, own: tuple[str, ...], tmp_path: Path
+) -> None:
+    alone = said("broadopt-run", *own, f"collect={name}", cwd=tmp_path)[1]
+    code, out, err = said("broadopt-run", *own, f"collect=lawa+{name}", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    call = next(line[13:] for line in alone.splitlines() if line.startswith("  collect    "))
+    assert f"\n  also {name:5} {call}\n" in out
+    half_life = {"slow": "4.0", "slower": "5.0", "first": "2.0"}.get(name)
+    assert half_life is None or f"half_life={half_life}" in call
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bare", "collect.also.bare: expected a _target_, "),
+        ("loop", "collect.also.loop: its defaults have loop; expected other collectors"),
+        ("lost", "collect.also.lost: its defaults have nowhere; expected other collectors"),
+    ],
+)
+def test_a_further_collector_that_cannot_be_made_is_named(
+    name: str, message: str, own: tuple[str, ...], tmp_path: Path
+) -> None:
+    code, out, err = said("broadopt-run", *own, f"collect=swa+{name}", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"broadopt-run: {message}")
+    assert err.count("\n") == 1
 
 
 def test_a_name_tells_what_a_run_was_composed_of(tmp_path: Path) -> None:

@@ -95,6 +95,56 @@ def test_a_run_made_anew_keeps_no_weights_of_the_training_before(undisturbed: Pa
     assert not [*(folder / "snapshots").iterdir()]
 
 
+def test_weights_of_an_attempt_that_died_do_not_stay_beside_another_course(undisturbed: Path, tmp_path: Path) -> None:
+    stopped(*SWA, cwd=tmp_path, at="train 100", by=signal.SIGKILL)
+    (folder,) = folders(tmp_path)
+    assert [one.step for one in snapshots.files(folder)] == [0, 45, 90]  # and no checkpoint
+    assert stopped(*SWA[:-1], cwd=tmp_path, at="train 100", by=signal.SIGTERM).returncode == 75
+    assert snapshots.files(folder) == []
+
+    for step in MOMENTS:
+        (folder / "snapshots").mkdir(exist_ok=True)
+        shutil.copy(undisturbed / f"snapshots/step-{step:010d}.safetensors", folder / "snapshots")
+    assert run(*SWA[:-1], cwd=tmp_path).returncode == 0
+    assert [one.step for one in snapshots.files(folder)] == [0, 45, 90]  # beyond the checkpoint of step 100 none
+
+
+NOTED = """
+from torch import nn
+
+class Noted(nn.Module):
+    def __init__(self, *, num_classes, batch_norm):
+        super().__init__()
+        self.last = nn.Linear(48, num_classes)
+
+    def forward(self, images):
+        return self.last(nn.functional.avg_pool2d(images, 8).flatten(1))
+
+    def get_extra_state(self):
+        return {"note": 1}
+
+    def set_extra_state(self, state):
+        pass
+"""
+
+
+def test_a_network_whose_state_no_file_of_weights_can_hold_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "noted.py").write_text(NOTED)
+    own = (*SMALL, "model._target_=noted.Noted", "budget=1")
+    path = f"{OWN}:{tmp_path}"
+    line = "broadopt-run: model: its state has _extra_state, which is no tensor, as a file of weights needs; expected "
+    for given, expected in (
+        ([], "checkpoint.predictor=false"),
+        (["keep=snapshots"], "checkpoint.predictor=false and keep=none"),
+        (["keep=snapshots", "checkpoint.predictor=false"], "keep=none"),
+        (["keep=snapshots", "collect=swag"], "keep=none"),
+    ):
+        done = run(*own, *given, cwd=tmp_path, PYTHONPATH=path)
+        assert (done.returncode, done.stderr) == (2, f"{line}{expected}\n")
+        assert not (tmp_path / "results").exists()
+    assert run(*own, "checkpoint.predictor=false", cwd=tmp_path, PYTHONPATH=path).returncode == 0
+
+
 def test_what_is_no_snapshot_is_refused(undisturbed: Path, tmp_path: Path) -> None:
     path = tmp_path / "step-0000000001.safetensors"
     path.write_bytes((undisturbed / "snapshots" / "step-0000000045.safetensors").read_bytes()[:1000])

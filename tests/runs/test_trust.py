@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +417,28 @@ def test_a_predictor_whose_network_fills_all_memory_is_refused_by_the_sizes_of_i
     save_file({"head.weight": torch.zeros(1)}, tmp_path / NAME, metadata=described(recipe, "0123456789"))
     with pytest.raises(InputError, match=r"Error\(s\) in loading state_dict for WideResNet"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "broadopt.models.resnet.ResNet", "depth": 6 * 10**9 + 2},
+        {"_target_": "broadopt.models.pyramidnet.PyramidNet", "depth": 9 * 10**12 + 2, "alpha": 200}
+        | {"rounding": "floor", "shakedrop": False},
+        {"_target_": "torchvision.models.densenet.DenseNet", "block_config": [10**9]},
+    ],
+    ids=["ResNet", "PyramidNet", "DenseNet"],
+)
+def test_a_predictor_whose_network_has_endless_layers_is_refused_by_the_number_of_its_tensors(
+    node: dict[str, Any], tmp_path: Path
+) -> None:
+    """A build of them all would take years, and all memory."""
+    recipe = run_config(compose(["experiment=quickstart"])).recipe
+    recipe = replace(recipe, model=replace(recipe.model, target=node))
+    save_file({"head.weight": torch.zeros(1)}, tmp_path / NAME, metadata=described(recipe, "0123456789"))
+    with pytest.raises(InputError) as refused:
+        load(tmp_path)
+    assert str(refused.value) == f"{tmp_path / NAME}: it has 1 tensors, and its network more than 1,002"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 made.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import command
 import pytest
 import torch
 from command import folders, result, run
+from in_process import said
 
 from broadopt.analysis.status.estimate import Estimates
 from broadopt.analysis.status.state import look
@@ -189,3 +191,40 @@ def test_a_plan_takes_the_largest_batch_that_a_run_takes() -> None:
     assert (cost.images, cost.steps) == (100, 3)
     with pytest.raises(InputError, match=r"^batch_size=101: expected a whole number from 1 to 100, "):
         price(run_config(compose([*SMALL, "dataset.validation=1338", "batch_size=101"])).recipe)
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("collect=swa schedule.tail=constant schedule.high=null", "schedule.high=null: schedule.tail=constant needs a"),
+        ("schedule.shape=foo", "schedule.shape=foo: expected one of constant, linear, cosine, steps"),
+        ("augmentation.std=[0,1,1]", "augmentation.std=[0, 1, 1]: expected three numbers above 0"),
+        ("augmentation.border=mean augmentation.autoaugment=true", "augmentation.border=mean: expected black with"),
+    ],
+)
+def test_a_plan_refuses_schedules_and_augmentations_that_the_run_refuses(
+    given: str, expected: str, sweep: bool, tmp_path: Path
+) -> None:
+    overrides = [*SMALL, *given.split()]
+    with pytest.raises(InputError, match=re.escape(expected)):
+        build(run_config(compose(overrides)), read(run_config(compose([*SMALL])).recipe.dataset), CPU)
+    code, out, err = said("broadopt-run", *["-m"] * sweep, "plan=true", *overrides, cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert expected in err
+
+
+def test_plan_and_run_warn_of_evaluation_points_behind_epochs_of_lr_0(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    overrides = [*SMALL, "method=sam", "protocol=asam2021", "collect=ema+swa"]
+    warning = (
+        "schedule: the lr is 0 from epoch 3 to 4.5, so that no weight changes before the evaluation points swa 1.25, "
+        "swa 1.5; expected none after that, or a schedule that goes on"
+    )
+    config = run_config(compose(overrides))
+    build(config, read(config.recipe.dataset), CPU)
+    assert warning in caplog.messages
+    for sweep in ([], ["-m"]):
+        code, _, err = said("broadopt-run", *sweep, "plan=true", *overrides, cwd=tmp_path)
+        assert (code, err) == (0, f"{warning}\n")
