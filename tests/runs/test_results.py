@@ -98,6 +98,19 @@ def test_best_counts_only_epochs_that_were_evaluated(tmp_path: Path) -> None:
     assert result(folder)["metrics"]["best"] == best
 
 
+def test_the_best_epochs_on_test_and_on_held_out_images_are_each_its_own() -> None:
+    names = [f"{split}_{name}" for split in ("validation", "test") for name in ("accuracy", "nll", "ece")]
+    figures = [(70.0, 0.9, 0.3, 60.0, 1.1, 0.2), (80.0, 0.8, 0.2, 50.0, 1.2, 0.1), (80.0, 0.7, 0.1, 55.0, 1.3, 0.4)]
+    rows = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(figures, start=1)]
+    found = results.metrics(rows, {})
+    assert found["best"] == {"test_accuracy": 60.0, "epoch": 1}
+    assert found["last"] == {"test_accuracy": 55.0, "test_nll": 1.3, "test_ece": 0.4}
+    assert found["validation"] == {
+        "last": {"validation_accuracy": 80.0, "validation_nll": 0.7, "validation_ece": 0.1},
+        "best": {"validation_accuracy": 80.0, "epoch": 2},  # the first of equals
+    }
+
+
 def test_held_out_images_and_noise_leave_the_test_set_as_it_is(tmp_path: Path) -> None:
     # Without BN and at no learning rate to speak of, what is trained on cannot show in the test metrics.
     still = (*SMALL, "model.batch_norm=false", "lr=1e-30", "budget=1")

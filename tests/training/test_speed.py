@@ -101,6 +101,17 @@ def test_bf16_stays_near_fp32() -> None:
     assert 0 < abs(loss - other) < 0.01 * loss
 
 
+def test_the_loss_of_bf16_logits_is_computed_in_float32() -> None:
+    made = trained("label_smoothing=0.1", network=(*NETWORK, "+model.batch_norm=true"), precision="bf16")
+    given, logits = next(iter(made.parts.data.inputs(0))), []
+    made.parts.model.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
+    made.train_on(*given)
+    assert logits[0].dtype == torch.bfloat16
+    labels = made.parts.data.batch(*given)[1]
+    expected = nn.functional.cross_entropy(logits[0].float(), labels, label_smoothing=0.1)
+    assert torch.equal(made.stepper.last_loss, expected)
+
+
 def test_auto_takes_the_memory_format_that_was_measured_faster() -> None:
     cuda = torch.device("cuda")
     assert choose_memory_format("auto", "resnet20", CPU) == torch.channels_last
