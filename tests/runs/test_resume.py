@@ -7,12 +7,13 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from command import PATIENCE, SMALL, Sweep, folders, halted, result, run, same_outcome, stopped, until
+from command import PATIENCE, SMALL, Sweep, finish, folders, halted, result, run, same_outcome, start, stopped, until
 
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
@@ -165,14 +166,20 @@ def test_a_signal_ends_a_sweep_which_goes_on_where_it_was(five_runs: Sweep, tmp_
     assert same_outcome(folders(tmp_path)[0], five_runs.folders["sgd"])
 
 
-def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
-    limit = 5000  # bytes a file: enough for config.yaml and result.json, as on a disk that is nearly full
+def limited(size: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """broadopt-run whose files may have `size` bytes; this process, of which it has the limit, only while it starts."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        process = run(*SMALL, "budget=2", "checkpoint.minutes=0", cwd=tmp_path)
+        process = start(*arguments, cwd=cwd)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return finish(process)
+
+
+def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
+    # Enough for config.yaml and result.json, as on a disk that is nearly full.
+    process = limited(5000, *SMALL, "budget=2", "checkpoint.minutes=0", cwd=tmp_path)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert "File too large" in line
@@ -182,12 +189,7 @@ def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> No
 
 
 def test_a_result_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        process = run(*SMALL, "budget=0.1", cwd=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    process = limited(2000, *SMALL, "budget=0.1", cwd=tmp_path)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert line.startswith("broadopt-run: [Errno 27] File too large")
