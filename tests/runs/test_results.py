@@ -111,6 +111,30 @@ def test_the_best_epochs_on_test_and_on_held_out_images_are_each_its_own() -> No
     }
 
 
+def test_each_number_of_a_result_is_shown_as_what_it_is() -> None:
+    average = {"test_accuracy": 93.125, "test_nll": 0.4, "test_ece": 0.04, "members": 5.0}
+    found = {
+        **{"method": "asam+swa", "model": "wrn16_8", "dataset": "cifar100", "seed": 7, "epochs": 4.0},
+        "metrics": {
+            "last": {"test_accuracy": 91.25, "test_nll": 0.5, "test_ece": 0.03125},
+            "best": {"test_accuracy": 92.5, "epoch": 3.0},
+            "collected": {"1": average, "ema 1.5": {**average, "test_accuracy": 94.0, "members": 1.0}},
+        },
+        "cost": {"train_seconds": 120.0, "images_per_second": 4500.0},
+    }
+    assert results.summary(found).splitlines() == [
+        "  last  test accuracy 91.25 %, nll 0.5000, ece 0.0312",
+        "  best  test accuracy 92.50 % in epoch 3",
+        "  collected after 1 budget (5 members)  test accuracy 93.12 %, nll 0.4000, ece 0.0400",
+        "  collected by ema after 1.5 budgets (1 member)  test accuracy 94.00 %, nll 0.4000, ece 0.0400",
+        "  4 epochs, 120 s in training steps, 4500 images/s",
+    ]
+    assert results.line(found) == (
+        "asam+swa, wrn16_8, cifar100, seed 7: test accuracy last 91.25 %, best 92.50 %, "
+        "collected after 1 budget 93.12 %, collected by ema after 1.5 budgets 94.00 %"
+    )
+
+
 def test_held_out_images_and_noise_leave_the_test_set_as_it_is(tmp_path: Path) -> None:
     # Without BN and at no learning rate to speak of, what is trained on cannot show in the test metrics.
     still = (*SMALL, "model.batch_norm=false", "lr=1e-30", "budget=1")

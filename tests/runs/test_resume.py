@@ -110,7 +110,7 @@ def test_checkpoints_that_cannot_be_trusted_are_passed_over_for_an_older_one(fiv
         35: (valid.replace(b'"format": 2', b'"format": 9', 1), "not of format 2"),
         36: (header(legacy, identity) + legacy, "Weights only load failed"),
         37: (header(zipped, identity) + zipped, "Weights only load failed"),
-        38: (header(b"nothing", identity) + b"nothing", ""),
+        38: (header(b"nothing", identity) + b"nothing", "Weights only load failed"),
     }
     for step, (content, _) in damaged.items():
         (folder / f"checkpoint-{step:010d}.ckpt").write_bytes(content)
