@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import fork_server
+import pytest
 
 Process: TypeAlias = "subprocess.Popen[str] | fork_server.Forked"
 BIN = Path(sys.executable).parent
@@ -23,6 +24,8 @@ OWN = Path(__file__).parent / "own"
 STARTUP = Path(__file__).parent / "startup"
 SMALL = ("--config-dir", str(OWN), "experiment=quickstart", "model=small", "device=cpu", "precision=fp32")
 """Half a second of training an epoch: 45 steps of 32 digits."""
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
 PATIENCE = 600
 """Seconds after which a process counts as one that never does what is waited for, on however busy a machine."""
 

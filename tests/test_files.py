@@ -103,7 +103,7 @@ BAD_YAML = {
     "an escape": ("\x1b[31m: {", "special characters are not allowed"),
     "a number of 5000 digits": ("9" * 5000, "Exceeds the limit"),
     "a number to base 60 of many digits": ("1" + ":59" * 100_000 + ": {", "line 1: "),
-    "bytes of no encoding": (b"\xff\xfe\xff", ""),
+    "bytes of no encoding": (b"\xff\xfe\xff", "unacceptable character #x00ff: truncated data"),
     "two documents": ("a: 1\n---\nb: 2", "but found another document"),
     "a colon too many": ("a: b: c", "line 1: mapping values are not allowed here"),
 }

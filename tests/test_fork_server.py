@@ -27,6 +27,9 @@ from fork_server import Forked, environment_of_server, server, takes
 
 import broadopt
 
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or os.environ.get("FORK_SERVER") == "no", reason="commands are not forked here"
+)
 Both = Callable[[Callable[[Path], "subprocess.CompletedProcess[str]"]], list[Path]]
 
 

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import fork_server
 import pytest
-from command import BIN, OWN, PATIENCE, SMALL, STARTUP, folders, result, until
+from command import BIN, OWN, PATIENCE, SMALL, STARTUP, folders, needs_full, result, until
 from in_process import said
 
 from broadopt import streams
 
-FULL = Path("/dev/full")
-needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this system")
 TINY = (*SMALL, "budget=0.1")
 NO_SPACE = "cannot be written: No space left on device\n"
 USUAL = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(OWN), str(STARTUP)])}

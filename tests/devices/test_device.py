@@ -10,7 +10,9 @@ import torch
 
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
-from broadopt.devices.device import choose_device
+from broadopt.devices.device import automatic_precisions, choose_device, choose_precision
+from broadopt.devices.processes import device_of
+from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import InputError
 from broadopt.signals import Stop
 from broadopt.training.build import build
@@ -75,6 +77,47 @@ def test_a_gpu_comes_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [str(device) for device in chosen] == ["cuda:1", "cuda:1", "cuda:0", "cuda:1", "cpu"]
     with pytest.raises(InputError, match="device=cuda:2: this machine has 2 CUDA devices"):
         choose_device("cuda:2")
+
+
+def test_each_process_of_torchrun_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_of("auto") == "auto"
+    given = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3", "MASTER_PORT": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert [device_of(name) for name in ("auto", "cuda", "cpu")] == ["cuda:3", "cuda:3", "cpu"]
+    with pytest.raises(InputError, match="device=cuda:0: 8 processes cannot share a GPU"):
+        device_of("cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of("auto") == "auto"
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_takes_bf16_on_gpus_that_multiply_in_it(
+    capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older ones emulate it."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation or capability >= (8, 0)
+    )
+    assert choose_precision("auto", gpu) == precision
+    assert automatic_precisions(gpu) == (("fp32", "bf16") if precision == "bf16" else ("fp32",))
+
+
+@pytest.mark.parametrize(("runs", "share"), [(None, None), ("1", None), ("4", 0.95 / 4)])
+def test_runs_that_share_a_gpu_have_equal_parts_of_its_memory(
+    runs: str | None, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, kept = torch.device("cuda", 0), []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: kept.append(given))
+    monkeypatch.delenv("BROADOPT_PER_GPU", raising=False)
+    if runs is not None:
+        monkeypatch.setenv("BROADOPT_PER_GPU", runs)
+    keep_to_share(gpu)
+    keep_to_share(torch.device("cpu"))
+    assert kept == ([] if share is None else [(share, gpu)])
 
 
 def test_that_device_does_refuse_a_mixture_and_a_read_back() -> None:

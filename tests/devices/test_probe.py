@@ -4,16 +4,20 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
 from filelock import FileLock
 from torch import nn
 
+from broadopt.config.compose import compose, run_config
 from broadopt.devices import probe
 from broadopt.devices.device import choose_precision
 from broadopt.devices.probe import Convolution, convolutions, gain_of_bf16
+from broadopt.devices.processes import ALONE
 from broadopt.models.resnet import ResNet
+from broadopt.training.execute import decided
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +124,13 @@ def test_auto_takes_bf16_on_a_cpu_that_gains_by_it() -> None:
     assert choose_precision("auto", cpu, lambda: True) == "bf16"
     assert choose_precision("auto", cpu, lambda: False) == choose_precision("auto", cpu) == "fp32"
     assert choose_precision("fp32", cpu, lambda: True) == "fp32"
+
+
+@pytest.mark.parametrize(("gain", "precision"), [(1.0999, "fp32"), (1.1, "bf16"), (2.0, "bf16"), (0.0, "fp32")])
+def test_a_gain_of_a_tenth_is_enough(
+    gain: float, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broadopt.training.execute.gain_of_bf16", lambda *_: gain)
+    run = run_config(compose(["experiment=quickstart", "precision=auto", f"results_dir={tmp_path}"]))
+    dataset = SimpleNamespace(name="digits", classes="0123456789", fingerprint="0" * 16)
+    assert decided(run, dataset, torch.device("cpu"), ALONE).precision == precision  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,23 @@ def test_statistics_of_bn_estimated_by_two_processes_are_those_of_all_batches(tr
     alone.reestimate(alone.parts.model)
     for name in ("features.1.running_mean", "features.1.running_var"):
         close(found["statistics"][name], alone.parts.model.get_buffer(name))
+
+
+def test_figures_of_two_processes_are_those_of_the_first_ones_network(trained_by_two: Path) -> None:
+    """Each has seen other images, and so has other statistics of BN while it trains."""
+    found = of_two(trained_by_two, "method=sgd", NORMED)
+    alone = processes.training("method=sgd", NORMED)
+    alone.parts.model.load_state_dict(found["weights"])
+    expected = alone.evaluator.metrics(alone.evaluator.predict(alone.parts.model), where="")
+    last = found["history"][-1]
+    close(figures([{name: last[name] for name in expected}]), figures([expected]))
+
+
+def test_each_process_draws_noise_of_its_own() -> None:
+    parts = processes.training("method=sgd", PLAIN).parts
+    seeds = [replace(parts, processes=Processes(rank, 3)).noise_seed("noise", 5) for rank in range(3)]
+    assert len(set(seeds)) == 3
+    assert seeds[0] == parts.noise_seed("noise", 5)
 
 
 @pytest.fixture(scope="module")

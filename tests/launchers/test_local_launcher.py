@@ -318,11 +318,13 @@ def test_each_run_sees_the_gpu_that_it_has_claimed(tmp_path: Path) -> None:
     show = [sys.executable, "-c", f"import os; print(*(os.environ[name] for name in {names}))"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Planned, "command", lambda self: show)
+        patch.setattr("tempfile.tempdir", str(tmp_path))  # GPU 3 of this machine may be another sweep's
         assert (
             local.run(Planned((), "", "auto", {}, "results"), tmp_path / "out", [3], 5, local.Children(), per_gpu=2)
             == 0
         )
     assert (tmp_path / "out").read_text() == "3 5 2\n"
+    assert list(tmp_path.glob("broadopt-gpu-*3.lock"))
 
 
 def test_a_wrong_option_is_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import until
+from command import PATIENCE, until
 
 from broadopt.errors import InputError, RunFailed, Stopped
 from broadopt.launchers.ended import Ended, what_became
@@ -139,24 +139,31 @@ def test_a_folder_that_is_not_on_the_node_fails_the_runs_of_the_task(
         assert (folder / "2.out").read_text() == f"the job ended ahead of its runs: see {folder}/task-1.out\n"
 
 
+def stands_still(file: Path) -> list[str]:
+    """A setup that makes the file and goes on when it is removed."""
+    return [f"touch {file}", f"while test -e {file}; do sleep 0.05; done"]
+
+
 def test_a_setup_that_ends_the_script_fails_the_run_unless_it_was_ended_from_outside(tmp_path: Path) -> None:
     folder = job(tmp_path, ["true"], setup=["false || exit 4"])
     task(folder, 0).communicate()
     assert (folder / "0.exit").read_text() == "4\n"
-    killed = job(tmp_path / "killed", ["true"], setup=[f"touch {tmp_path}/there", "sleep 1"])
+    killed = job(tmp_path / "killed", ["true"], setup=stands_still(tmp_path / "there"))
     process = task(killed, 0)
     until(lambda: (tmp_path / "there").exists())
     process.terminate()
+    (tmp_path / "there").unlink()
     process.communicate()
     assert process.returncode == 143
     assert not (killed / "0.exit").exists()
 
 
 def test_a_signal_that_comes_during_the_setup_sends_the_job_back_into_the_queue(tmp_path: Path) -> None:
-    folder = job(tmp_path, ["true"], setup=[f"touch {tmp_path}/there", "sleep 1"])
+    folder = job(tmp_path, ["true"], setup=stands_still(tmp_path / "there"))
     process = task(folder, 0)
     until(lambda: (tmp_path / "there").exists())
     process.send_signal(signal.SIGUSR2)
+    (tmp_path / "there").unlink()
     process.communicate()
     assert (process.returncode, (tmp_path / "asked").read_text()) == (0, "requeue 7_0\n")
     assert not (folder / "0.exit").exists()
@@ -175,14 +182,17 @@ def test_several_processes_have_until_the_time_limit_to_save(tmp_path: Path) -> 
 
 
 def test_torchrun_waits_for_its_processes_as_long_as_the_script_says(tmp_path: Path) -> None:
-    deaf = f"trap '' TERM; touch {tmp_path}/there; while true; do sleep 0.1; done"
+    """Measured from the signal to the last sign of life of a process that does not heed it."""
+    told, alive = tmp_path / "told", tmp_path / "alive"
+    deaf = f"trap 'touch {told}' TERM; while true; do touch {alive}; sleep 0.1; done"
     torchrun = [sys.executable, "-m", "broadopt.devices.torchrun", "--standalone", "--nproc-per-node=1"]
     environment = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
     process = subprocess.Popen([*torchrun, "--no-python", "bash", "-c", deaf], env=environment, stderr=subprocess.PIPE)
-    until(lambda: (tmp_path / "there").exists())
+    until(alive.exists, process)
     process.terminate()
-    process.communicate(timeout=25)  # 30 seconds, but for the variable
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
+    assert 0.5 < alive.stat().st_mtime - told.stat().st_mtime < 15  # 30 seconds, but for the variable
 
 
 def test_a_crash_is_a_failure_and_what_was_killed_goes_on(tmp_path: Path) -> None:

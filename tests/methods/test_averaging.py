@@ -152,6 +152,14 @@ def test_what_a_run_reports_is_what_was_evaluated_where_another_collector_goes_o
     assert figures == {name: made.progress.collected["1"][name] for name in figures}
 
 
+def test_what_a_run_reports_is_what_was_evaluated_where_statistics_of_bn_depend_on_noise() -> None:
+    made = training(WeightAverage(start=0.5, budgets=(1,)), budget=2)
+    made.parts.model.features.insert(0, nn.Dropout(0.3))  # ahead of BN, as the noise of Shake-Shake
+    made.run(lambda: None, minutes=60)
+    figures = made.evaluator.metrics(made.evaluator.predict(made.network()), where="")
+    assert figures == {name: made.progress.collected["1"][name] for name in figures}
+
+
 def test_a_number_that_is_not_finite_is_found_in_every_collector() -> None:
     made = training(LatestAverage(latest=2), budget=2, also={"ema": MovingAverage(decay=0.5)})
     made.run(lambda: None, minutes=60)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import BIN, PATIENCE, SMALL, folders, result
+from command import BIN, FULL, PATIENCE, SMALL, folders, needs_full, result
 from command import run as broadopt_run
 from forked import as_nobody
 from stored import RESNET20, record, run, store
@@ -647,26 +647,36 @@ def test_output_goes_into_a_device_a_fifo_or_what_a_link_leads_to(tmp_path: Path
     assert "cannot be written: Is a directory" in said.stderr
 
 
-def test_a_file_that_is_written_goes_through_no_link_that_was_laid_for_it(tmp_path: Path) -> None:
+def test_a_file_that_is_written_goes_through_no_link_that_was_laid_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by one who guesses the name that is drawn."""
     (tmp_path / "precious").write_text("kept")
-    (tmp_path / f".result.json.{os.getpid()}.tmp").symlink_to("precious")
-    with files.replacing(tmp_path / "result.json") as file:
-        file.write(b"new")
+    for name in ("result.json", "n" * 255):
+        with files.replacing(tmp_path / name) as file:
+            file.write(b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n" * 255, "precious", "result.json"]
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "drawn")
+    (tmp_path / ".result.json.drawn.tmp").symlink_to("precious")
+    with pytest.raises(FileExistsError), files.replacing(tmp_path / "result.json") as file:
+        file.write(b"newer")
     assert (tmp_path / "precious").read_text() == "kept"
     assert (tmp_path / "result.json").read_text() == "new"
-    with files.replacing(tmp_path / ("n" * 255)) as file:
-        file.write(b"new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["n" * 255, "precious", "result.json"]
 
 
-def test_a_closed_pipe_and_a_full_disk_end_a_table_in_order(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_a_table_in_order(tmp_path: Path) -> None:
     command = [str(BIN / "broadopt-table"), "table3", "--results", str(tmp_path)]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
-    with open("/dev/full", "wb") as full:
+
+
+@needs_full
+def test_a_full_disk_ends_a_table_in_order(tmp_path: Path) -> None:
+    command = [str(BIN / "broadopt-table"), "table3", "--results", str(tmp_path)]
+    with FULL.open("wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "broadopt-table: the table cannot be written: No space left on device\n"

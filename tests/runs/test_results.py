@@ -98,6 +98,43 @@ def test_best_counts_only_epochs_that_were_evaluated(tmp_path: Path) -> None:
     assert result(folder)["metrics"]["best"] == best
 
 
+def test_the_best_epochs_on_test_and_on_held_out_images_are_each_its_own() -> None:
+    names = [f"{split}_{name}" for split in ("validation", "test") for name in ("accuracy", "nll", "ece")]
+    figures = [(70.0, 0.9, 0.3, 60.0, 1.1, 0.2), (80.0, 0.8, 0.2, 50.0, 1.2, 0.1), (80.0, 0.7, 0.1, 55.0, 1.3, 0.4)]
+    rows = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(figures, start=1)]
+    found = results.metrics(rows, {})
+    assert found["best"] == {"test_accuracy": 60.0, "epoch": 1}
+    assert found["last"] == {"test_accuracy": 55.0, "test_nll": 1.3, "test_ece": 0.4}
+    assert found["validation"] == {
+        "last": {"validation_accuracy": 80.0, "validation_nll": 0.7, "validation_ece": 0.1},
+        "best": {"validation_accuracy": 80.0, "epoch": 2},  # the first of equals
+    }
+
+
+def test_each_number_of_a_result_is_shown_as_what_it_is() -> None:
+    average = {"test_accuracy": 93.125, "test_nll": 0.4, "test_ece": 0.04, "members": 5.0}
+    found = {
+        **{"method": "asam+swa", "model": "wrn16_8", "dataset": "cifar100", "seed": 7, "epochs": 4.0},
+        "metrics": {
+            "last": {"test_accuracy": 91.25, "test_nll": 0.5, "test_ece": 0.03125},
+            "best": {"test_accuracy": 92.5, "epoch": 3.0},
+            "collected": {"1": average, "ema 1.5": {**average, "test_accuracy": 94.0, "members": 1.0}},
+        },
+        "cost": {"train_seconds": 120.0, "images_per_second": 4500.0},
+    }
+    assert results.summary(found).splitlines() == [
+        "  last  test accuracy 91.25 %, nll 0.5000, ece 0.0312",
+        "  best  test accuracy 92.50 % in epoch 3",
+        "  collected after 1 budget (5 members)  test accuracy 93.12 %, nll 0.4000, ece 0.0400",
+        "  collected by ema after 1.5 budgets (1 member)  test accuracy 94.00 %, nll 0.4000, ece 0.0400",
+        "  4 epochs, 120 s in training steps, 4500 images/s",
+    ]
+    assert results.line(found) == (
+        "asam+swa, wrn16_8, cifar100, seed 7: test accuracy last 91.25 %, best 92.50 %, "
+        "collected after 1 budget 93.12 %, collected by ema after 1.5 budgets 94.00 %"
+    )
+
+
 def test_held_out_images_and_noise_leave_the_test_set_as_it_is(tmp_path: Path) -> None:
     # Without BN and at no learning rate to speak of, what is trained on cannot show in the test metrics.
     still = (*SMALL, "model.batch_norm=false", "lr=1e-30", "budget=1")

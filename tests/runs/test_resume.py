@@ -7,12 +7,13 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from command import PATIENCE, SMALL, Sweep, folders, halted, result, run, same_outcome, stopped, until
+from command import PATIENCE, SMALL, Sweep, finish, folders, halted, result, run, same_outcome, start, stopped, until
 
 from broadopt.errors import Interrupted
 from broadopt.runs import checkpoint
@@ -109,7 +110,7 @@ def test_checkpoints_that_cannot_be_trusted_are_passed_over_for_an_older_one(fiv
         35: (valid.replace(b'"format": 2', b'"format": 9', 1), "not of format 2"),
         36: (header(legacy, identity) + legacy, "Weights only load failed"),
         37: (header(zipped, identity) + zipped, "Weights only load failed"),
-        38: (header(b"nothing", identity) + b"nothing", ""),
+        38: (header(b"nothing", identity) + b"nothing", "Weights only load failed"),
     }
     for step, (content, _) in damaged.items():
         (folder / f"checkpoint-{step:010d}.ckpt").write_bytes(content)
@@ -176,14 +177,20 @@ def test_a_forced_run_goes_on_without_force(tmp_path: Path) -> None:
     assert (again.stdout.count("already finished: "), again.stderr.count("going on from")) == (1, 1)
 
 
-def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
-    limit = 5000  # bytes a file: enough for config.yaml and result.json, as on a disk that is nearly full
+def limited(size: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """broadopt-run whose files may have `size` bytes; this process, of which it has the limit, only while it starts."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
-        process = run(*SMALL, "budget=2", "checkpoint.minutes=0", cwd=tmp_path)
+        process = start(*arguments, cwd=cwd)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return finish(process)
+
+
+def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
+    # Enough for config.yaml and result.json, as on a disk that is nearly full.
+    process = limited(5000, *SMALL, "budget=2", "checkpoint.minutes=0", cwd=tmp_path)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert "File too large" in line
@@ -193,12 +200,7 @@ def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> No
 
 
 def test_a_result_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        process = run(*SMALL, "budget=0.1", cwd=tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    process = limited(2000, *SMALL, "budget=0.1", cwd=tmp_path)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert line.startswith("broadopt-run: [Errno 27] File too large")

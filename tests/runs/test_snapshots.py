@@ -66,6 +66,7 @@ def test_a_resumed_run_leaves_the_same_weights(undisturbed: Path, tmp_path: Path
         assert one.step == other.step
         assert described(one.path) == described(other.path)
     again = run(*SWA, cwd=tmp_path)
+    assert again.stdout.startswith("already finished: ")
     assert "no snapshots" not in again.stdout
     for one in snapshots.files(folder):
         one.path.unlink()

@@ -7,20 +7,22 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
 from command import OWN, SMALL, run
 from processes import training
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from broadopt.config.compose import compose, run_config
-from broadopt.errors import InputError, RunFailed
+from broadopt.errors import InputError, Interrupted, RunFailed
 from broadopt.methods.steps.products import sums_of_norms
 from broadopt.runs import checkpoint
 from broadopt.signals import Stop
+from broadopt.training import loop as loops
 from broadopt.training.execute import execute
 from broadopt.training.loop import Training
 from broadopt.training.progress import EpochLines
@@ -41,6 +43,77 @@ def test_one_number_that_is_not_finite_is_named(value: float) -> None:
     loop.parts.model.get_buffer("features.1.running_mean")[0] = value
     with pytest.raises(RunFailed, match=r"^features\.1\.running_mean is not finite in epoch 0 at lr "):
         loop.check_finite()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_named(value: float) -> None:
+    loop = training("method=sgd", "+model.batch_norm=false")
+    loop.stepper.loss_sum.fill_(value)
+    with pytest.raises(RunFailed, match=r"^the loss is not finite in epoch 0 at lr "):
+        loop.check_finite()
+
+
+def test_outputs_that_are_not_finite_end_the_run() -> None:
+    """As those of weights that are finite, and too large."""
+    made = training("method=sgd", "+model.batch_norm=false", "lr=1e-30")
+    with torch.no_grad():
+        made.parts.model.linear.weight.fill_(1e308)
+    reason = r"^the outputs on held-out images are not finite after epoch 1 at lr 1e-30$"
+    with pytest.raises(RunFailed, match=reason):
+        made.evaluator.metrics(made.evaluator.predict(made.parts.model), where="after epoch 1 at lr 1e-30")
+
+
+class Clock:
+    """In the place of the module `time`: goes on by what is said to take time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def takes(self, seconds: float, act: Callable[..., Any]) -> Callable[..., Any]:
+        def acted(*given: Any, **named: Any) -> Any:
+            self.now += seconds
+            return act(*given, **named)
+
+        return acted
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, *, step: float, evaluation: float) -> tuple[Training, Clock]:
+    """Two epochs of eight steps, evaluated at the end of each, on a clock of its own."""
+    clock = Clock()
+    monkeypatch.setattr(loops, "time", clock)
+    made = training("method=sgd", "+model.batch_norm=false")
+    made.stepper.train_on = clock.takes(step, made.stepper.train_on)  # type: ignore[method-assign]
+    made.evaluator.predict = clock.takes(evaluation, made.evaluator.predict)  # type: ignore[method-assign]
+    return made, clock
+
+
+def test_the_time_of_a_training_is_that_of_its_steps_and_it_is_saved_every_so_many_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, clock = clocked(monkeypatch, step=30, evaluation=7)
+    saved: list[int] = []
+    made.run(clock.takes(500, lambda: saved.append(made.progress.step)), minutes=1.5)
+    assert made.progress.train_seconds == 16 * 30
+    assert made.images_per_second == made.measured_rate == 2 * 1438 / (16 * 30)
+    # The seconds of an evaluation count for the next checkpoint: 30 + 37 + 30 are more than 90.
+    assert saved == [3, 6, 9, 12, 15]
+
+
+def test_a_training_that_is_interrupted_has_the_time_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, clock = clocked(monkeypatch, step=30, evaluation=7)
+    take, saved = made.stepper.train_on, []
+
+    def interrupted(*inputs: Tensor, step: int) -> float:
+        made.stop.requested = "SIGTERM" if step == 9 else None
+        return take(*inputs, step=step)
+
+    made.stepper.train_on = interrupted  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        made.run(clock.takes(500, lambda: saved.append(made.progress.step)), minutes=1e9)
+    assert (made.progress.train_seconds, saved) == (10 * 30, [10])
 
 
 def test_norms_of_tensors_on_two_devices_are_summed_on_each() -> None:

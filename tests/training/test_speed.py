@@ -1,5 +1,6 @@
 """Whatever makes a run faster leaves what it computes as it is, up to rounding."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from processes import NETWORK
 from torch import nn
+from torch._dynamo.utils import counters
 
 from broadopt.config.compose import compose, run_config
 from broadopt.config.run_config import RunConfig
@@ -75,6 +77,9 @@ def figures(training: Training) -> dict[str, float]:
 def test_memory_format_changes_a_result_by_rounding_alone(method: tuple[str, ...]) -> None:
     first, second = (trained(*method, f"memory_format={name}", double=True) for name in ("channels_last", "contiguous"))
     assert [training.parts.settings["memory_format"] for training in (first, second)] == ["channels_last", "contiguous"]
+    for training, layout in ((first, torch.channels_last), (second, torch.contiguous_format)):
+        filters = [weight for weight in training.parts.model.parameters() if weight.dim() == 4]
+        assert all(weight.is_contiguous(memory_format=layout) for weight in filters)
     assert first.progress.gradient_evaluations == second.progress.gradient_evaluations
     assert figures(first) == pytest.approx(figures(second), rel=1e-9)
     weights = zip(first.parts.model.parameters(), second.parts.model.parameters(), strict=True)
@@ -86,7 +91,13 @@ def test_memory_format_changes_a_result_by_rounding_alone(method: tuple[str, ...
 def test_compile_changes_a_result_by_rounding_alone() -> None:
     """The predictor of SWA is a copy of the compiled network, a small one: g++ takes a second for each of its parts."""
     sam_swa, network = ("method=sam", "collect=swa", "collect.budgets=[1]"), (*NETWORK, "+model.batch_norm=true")
-    first, second = (trained(*sam_swa, f"compile={flag}", network=network, double=True) for flag in ("false", "true"))
+    torch.compiler.reset()
+    found = []
+    for flag in ("false", "true"):
+        counters.clear()
+        found.append(trained(*sam_swa, f"compile={flag}", network=network, double=True))
+        assert bool(counters["stats"]["unique_graphs"]) == (flag == "true")
+    first, second = found
     assert [training.parts.settings["compile"] for training in (first, second)] == [False, True]
     assert figures(first) == pytest.approx(figures(second), rel=1e-9)
 
@@ -96,9 +107,37 @@ def test_deterministic_is_what_a_cpu_computes_anyway() -> None:
     assert figures(first) == figures(second)
 
 
+def test_the_switches_of_a_run_are_those_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    backends = torch.backends
+    try:
+        set_flags("tf32", deterministic=True)
+        assert backends.cuda.matmul.fp32_precision == backends.cudnn.conv.fp32_precision == "tf32"
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not backends.cudnn.benchmark
+    finally:
+        set_flags("fp32", deterministic=False)
+    assert backends.cuda.matmul.fp32_precision == backends.cudnn.conv.fp32_precision == "ieee"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert backends.cudnn.benchmark
+
+
 def test_bf16_stays_near_fp32() -> None:
     loss, other = (trained(precision=name).progress.history[0]["train_loss"] for name in ("fp32", "bf16"))
     assert 0 < abs(loss - other) < 0.01 * loss
+
+
+def test_the_loss_of_bf16_logits_is_computed_in_float32() -> None:
+    made = trained("label_smoothing=0.1", network=(*NETWORK, "+model.batch_norm=true"), precision="bf16")
+    given, logits = next(iter(made.parts.data.inputs(0))), []
+    made.parts.model.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
+    made.train_on(*given)
+    assert logits[0].dtype == torch.bfloat16
+    labels = made.parts.data.batch(*given)[1]
+    expected = nn.functional.cross_entropy(logits[0].float(), labels, label_smoothing=0.1)
+    assert torch.equal(made.stepper.last_loss, expected)
 
 
 def test_auto_takes_the_memory_format_that_was_measured_faster() -> None:
