@@ -15,6 +15,9 @@ Node = Mapping[str, Any]
 KINDS_OF_NOISE = ("symmetric", "asymmetric")
 """Label noise that is drawn by a run's seed; any other value of dataset.noise is a file of labels."""
 
+PUBLISHED = "published"
+"""As the fingerprint of a data set that is not read yet: it has to be the published one."""
+
 LOCATION = ("data_dir", "path", "verify")
 """Keys of a data set's target that locate it; what it contains is recorded as its fingerprint."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from broadopt import predictor, snapshots
-from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.config.run_config import PUBLISHED, Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
 from broadopt.devices import probe
 from broadopt.devices import processes as distributed
@@ -33,6 +33,7 @@ from broadopt.runs import checkpoint, results
 from broadopt.runs.begun import check_own_keys, leftovers, precision_of, prepare, record_changes, remove
 from broadopt.runs.heartbeat import Heartbeat, silence
 from broadopt.runs.lock import only_writer
+from broadopt.runs.repeat import say_what_is_decided_otherwise
 from broadopt.signals import Stop
 from broadopt.snapshots import Snapshots
 from broadopt.trackers.choose import check_installed
@@ -72,6 +73,7 @@ def execute(
     say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
     recipe = decided(run, dataset, device, processes)
+    say_what_is_decided_otherwise(first or {}, recipe)
     set_flags(recipe.precision, deterministic=execution.deterministic)
     keep_to_share(device)
     count_peak_from_here(device)
@@ -112,10 +114,11 @@ def decided(run: RunConfig, dataset: Dataset, device: torch.device, processes: P
     InputError where a repeated run would have other data.
     """
     expected, found = run.recipe.dataset.fingerprint, dataset.fingerprint
-    if expected not in (None, found):
+    if expected not in (None, found or PUBLISHED):
         raise InputError(
-            f"{dataset.name}: these images or labels are not those of the repeated run (fingerprint {found}, there "
-            f"{expected}); expected their place by data_dir=, dataset.path= or dataset.noise="
+            f"{dataset.name}: these images or labels are not those of the repeated run (fingerprint "
+            f"{found or PUBLISHED}, there {expected}); expected their place by data_dir=, dataset.path= or "
+            "dataset.noise="
         )
 
     def in_precision(name: str) -> Recipe:

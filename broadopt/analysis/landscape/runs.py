@@ -1,7 +1,6 @@
 """Which runs are measured: run folders, or what KEY=VALUE selects of results folders; and what tells them apart."""
 
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from broadopt.config.rules import expanded
 from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError, printable
 from broadopt.files import reason
-from broadopt.runs import results
+from broadopt.runs import repeat, results
 from broadopt.runs.objective import longest
 
 MOST_WORDS = 3
@@ -56,8 +55,8 @@ def repeat_command(run: Run, option: str) -> str:
     lies in now, since its config.yaml has that of the first time.
     """
     trusted = [f"trust={module}" for module in run.trust]
-    words = ["broadopt-run", f"repeat={run.folder}", f"results_dir={_root(run)}", *trusted, option, "force=true"]
-    return shlex.join(words)
+    words = [f"results_dir={_root(run)}", *trusted, option, "force=true"]
+    return repeat.repeat_command(run.result["config"], run.folder, words)
 
 
 def _root(run: Run) -> Path:

@@ -183,7 +183,8 @@ def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs
             "trajectory",
             "sgd",
             (),
-            "{0} has kept no snapshots; broadopt-run repeat={0} results_dir={1} keep=snapshots force=true keeps them",
+            "{0} has kept no snapshots; broadopt-run repeat={0} precision=fp32 results_dir={1} keep=snapshots "
+            "force=true keeps them",
         ),
         ("ensemble", "sgd", (), "{}: sgd collects no weights; expected a run of SWA or FGE"),
         ("trajectory", "swa", ("--from", "99"), "{} has 0 snapshots from epoch 99 on; expected three at least"),
@@ -212,5 +213,5 @@ def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs:
     assert (code, output) == (2, "")
     assert errors == (
         f"broadopt-figure: {folder} has snapshots of 2 members, its ensemble has 3; broadopt-run "
-        f"'repeat={folder}' 'results_dir={moved}' keep=snapshots force=true keeps all\n"
+        f"'repeat={folder}' precision=fp32 'results_dir={moved}' keep=snapshots force=true keeps all\n"
     )

@@ -41,8 +41,8 @@ def test_a_run_is_repeated_in_the_results_folder_that_it_lies_in(
 ) -> None:
     def command(folder: Path) -> list[str]:
         (run,) = chosen([str(folder)], [], trust=("one", "two"))
-        program, repeat, *words = shlex.split(repeat_command(run, "keep=snapshots"))
-        assert (program, repeat) == ("broadopt-run", f"repeat={run.folder}")
+        program, repeat, precision, *words = shlex.split(repeat_command(run, "keep=snapshots"))
+        assert (program, repeat, precision) == ("broadopt-run", f"repeat={run.folder}", "precision=fp32")
         return words
 
     folder, results = folders["sgd"], folders["results"]
