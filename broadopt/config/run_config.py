@@ -1,7 +1,7 @@
 """One run, typed. The recipe decides the result and has the identity; the execution says how it is carried out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from broadopt.config.identity import AS_WITHOUT, identity_of, recorded
@@ -134,7 +134,10 @@ class Recipe:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Recipe":
-        """The recipe of a recorded config. Raises KeyError or TypeError where it is none."""
+        """The recipe of a recorded config. Raises ValueError where it has not the keys of one, as that of a broadopt to
+        come may not.
+        """
+        _check_record(record)
         dataset, model = dict(record["dataset"]), dict(record["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation", "fingerprint")}
         own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])
@@ -265,6 +268,20 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "checkpoint": tuple(field.name for field in fields(CheckpointConfig)),
 }
 """Keys with keys of their own, and which of these each has to have."""
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a recorded config has the keys of a recipe and no others."""
+    known = {field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(Recipe)}
+    for key in record:
+        if key not in known:
+            raise ValueError(f"its config has {key}, which is no key of a recipe here")
+    needed = {"": [key for key, is_needed in known.items() if is_needed]}
+    needed |= {"dataset.": [*GROUPS["dataset"], "fingerprint"], "model.": [*GROUPS["model"]]}
+    for group, keys in needed.items():
+        for key in keys:
+            if key not in (record[group[:-1]] if group else record):
+                raise ValueError(f"its config is without {group}{key}")
 
 
 def _check_shape(values: Mapping[str, Any]) -> None:
