@@ -92,8 +92,8 @@ def snapshot(run: Run, step: int) -> Predictor:
 
 
 def member_moments(run: Run) -> list[tuple[int, float]]:
-    """The moments of those snapshots that the run's collector took in: what SWA averages, FGE's ensemble. Raises
-    InputError where the run collects nothing or has kept none.
+    """The moments of those snapshots that a finished run's collector took in: what SWA averages, FGE's ensemble. Raises
+    InputError where the run collects nothing or has not kept all.
     """
     budget = run.recipe.budget
     calendar = Calendar.of({"": _collector(run)}, budget=budget, steps_per_epoch=steps_per_epoch(run))
@@ -101,9 +101,8 @@ def member_moments(run: Run) -> list[tuple[int, float]]:
         raise InputError(f"{run.folder}: {run.recipe.method} averages in every step; expected a run of SWA or FGE")
     if not calendar.collection_points[""]:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    found = [moment for moment in moments(run) if moment[0] in calendar.collection_points[""]]
-    last = max((step for step, _ in moments(run)), default=0)
-    due = [step for step in calendar.collection_points[""] if step <= last]
+    due = {step for step in calendar.collection_points[""] if step <= calendar.total_steps}
+    found = [moment for moment in moments(run) if moment[0] in due]
     if len(found) < len(due):
         what = "ensemble" if is_ensemble(run) else "average"
         raise InputError(
