@@ -24,13 +24,16 @@ from broadopt.training.loop import Training
 
 log = logging.getLogger("broadopt")
 
+LONGEST_REASON = 10_000
+"""Characters of the reason of a failure: an error may quote a tensor, and a result.json has its limit."""
+
 
 def conclude(
     folder: Path, training: Training, recipe: Recipe, state: str, failure: str | None = None
 ) -> dict[str, Any]:
     """Write and return the result of a run that was trained, to its end or not; its first process writes."""
     progress, parts = training.progress, training.parts
-    result = _head(recipe, state, training.epochs) | {
+    result = head(recipe, state, training.epochs) | {
         "metrics": results.metrics(progress.history, progress.collected),
         "cost": {
             "train_seconds": progress.train_seconds,
@@ -55,7 +58,7 @@ def conclude_unbuilt(folder: Path, recipe: Recipe, device: torch.device, failure
     """Write the result of a run that failed before it could be trained."""
     cost = dict.fromkeys(("train_seconds", "images_per_second"), 0.0)
     counts = {"gradient_evaluations": 0, "peak_memory_bytes": peak_memory(device)}
-    result = _head(recipe, "failed", 0.0) | {
+    result = head(recipe, "failed", 0.0) | {
         "metrics": results.metrics([], {}),
         "cost": cost | counts,
         "environment": environment(device, {"precision": recipe.precision}),
@@ -64,7 +67,8 @@ def conclude_unbuilt(folder: Path, recipe: Recipe, device: torch.device, failure
     results.write(folder, result)
 
 
-def _head(recipe: Recipe, state: str, epochs: float) -> dict[str, Any]:
+def head(recipe: Recipe, state: str, epochs: float) -> dict[str, Any]:
+    """What a result says of its run, however far that has come."""
     return {
         "schema": results.SCHEMA,
         "identity": recipe.identity,
@@ -90,13 +94,13 @@ def _machines(training: Training) -> dict[str, Any]:
 def reported(error: Exception, folder: Path) -> str:
     """Why a run failed, in a line; the traceback of what nobody foresaw goes to error.txt."""
     if isinstance(error, RunFailed):
-        return str(error)
+        return str(error)[:LONGEST_REASON]
     where = f" (see {folder / 'error.txt'})"
     try:
         write_text(folder / "error.txt", traceback.format_exc())
     except OSError:  # a full disk: why the run failed is said all the same
         where = ""
-    text = " ".join(str(error).split()) or "no reason given"
+    text = " ".join(str(error)[:LONGEST_REASON].split()) or "no reason given"
     return f"{type(error).__name__}: {text}{where}{advice(error)}"
 
 

@@ -38,6 +38,7 @@ from broadopt.signals import Stop
 from broadopt.snapshots import Snapshots
 from broadopt.trackers.choose import check_installed
 from broadopt.trackers.live import NOT_TRACKED, Trackers, Tracking
+from broadopt.training import foreseen
 from broadopt.training.build import build, gain_of_bf16
 from broadopt.training.conclude import already_finished, conclude, conclude_unbuilt, make_way, reported
 from broadopt.training.loop import Training
@@ -141,7 +142,9 @@ def built(
     says so.
     """
     try:
-        return build(run, dataset, device, processes)
+        parts = build(run, dataset, device, processes)
+        foreseen.check(folder, run.recipe, parts)
+        return parts
     except InputError:
         raise
     except Exception as error:
