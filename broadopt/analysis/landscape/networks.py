@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from broadopt import predictor
 from broadopt import snapshots as kept
-from broadopt.analysis.landscape.runs import Run, repeat_command
+from broadopt.analysis.landscape.runs import Run, check_code, repeat_command
 from broadopt.config.instantiate import collectors_of
-from broadopt.config.own_code import refuse_foreign
 from broadopt.errors import InputError
 from broadopt.methods.collect import EverySteps
 from broadopt.methods.fge import SnapshotEnsemble
@@ -181,6 +180,6 @@ def _check_owner(run: Run, path: Path) -> None:
 
 def _collector(run: Run) -> "Collector":
     """The run's own collector: those that are evaluated beside it are no part of what it reports."""
-    refuse_foreign(dict(run.recipe.collect), trusted=run.trust, place=run.folder)
+    check_code(run, run.recipe.collect)
     collector: Collector = collectors_of(run.recipe.collect)[""]
     return collector

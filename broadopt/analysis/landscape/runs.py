@@ -11,6 +11,7 @@ from typing import Any
 from broadopt.analysis.comparing import selection
 from broadopt.analysis.comparing.keys import ABSENT, completed, distinct, flat, label
 from broadopt.config.identity import identity_of
+from broadopt.config.own_code import refuse_foreign, say_what_has_changed
 from broadopt.config.rules import expanded
 from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError, printable
@@ -52,6 +53,14 @@ class Run:
         key = longest(collected)
         found: Mapping[str, float] = metrics["last"] if key is None else collected[key]
         return found
+
+
+def check_code(run: Run, node: Mapping[str, Any]) -> None:
+    """Raise InputError where a node of a run's recipe names code that is neither broadopt's nor trusted; a line on
+    stderr where it is not the code that the run had.
+    """
+    refuse_foreign(dict(node), trusted=run.trust, place=run.folder)
+    say_what_has_changed(dict(node), run.recipe.code, identity=run.recipe.identity, place=run.folder)
 
 
 def repeat_command(run: Run, option: str) -> str:
