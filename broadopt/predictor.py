@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from broadopt.config.identity import identity_of
-from broadopt.config.own_code import refuse_foreign
+from broadopt.config.own_code import refuse_foreign, say_what_has_changed
 from broadopt.config.run_config import ModelConfig, Recipe, RunConfig
 from broadopt.errors import InputError
 from broadopt.files import MEBIBYTE, open_regular, parse_json, read_yaml, replacing
@@ -118,6 +118,7 @@ def read(path: Path, *, trust: str | Sequence[str] = ()) -> Predictor:
             metadata = dict(file.metadata() or {})
         recipe, classes = _described(path, metadata)
         refuse_foreign(dict(recipe.model.target), trusted=trusted, place=path)
+        say_what_has_changed(dict(recipe.model.target), recipe.code, identity=recipe.identity, place=path)
         if not trusted:
             # A file may name a network that fills all memory: its sizes are compared without any being taken, and it is
             # built no further than the file's tensors go. Code that is trusted may not build without values.

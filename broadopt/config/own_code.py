@@ -4,6 +4,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import site
 import sys
 import sysconfig
@@ -15,6 +16,8 @@ from typing import Any
 
 from broadopt.config.identity import MODULES
 from broadopt.errors import InputError
+
+log = logging.getLogger("broadopt")
 
 DEPENDENCIES = frozenset(
     {
@@ -69,6 +72,26 @@ def refuse_foreign(node: Any, *, trusted: Sequence[str], place: object) -> None:
                 f"{place}: it names {target}, which is not broadopt's: trust={module} runs that code, once you have "
                 "read it"
             )
+
+
+def say_what_has_changed(node: Any, recorded: Mapping[str, str], *, identity: str, place: object) -> None:
+    """A line, naming `place`, on each module of the user's own that a config's node needs and that is not what the run
+    of this `identity` has `recorded`; once in a process. What a former version has not recorded is not known.
+
+    No refusal: a comment or another class in the same file changes a hash too, and weights would be lost by it.
+    """
+    for module, now in own_code(node).items() if recorded else ():
+        then = recorded.get(module, "nothing of it")
+        if then != now and (identity, module) not in _said:
+            _said.add((identity, module))
+            log.warning(
+                "%s: %s is not what the run was trained with (%s here, recorded %s): its weights may compute something "
+                "else",
+                *(place, module, now, then),
+            )
+
+
+_said: set[tuple[str, str]] = set()
 
 
 def refuse_interpolation(node: Any, *, place: object) -> None:

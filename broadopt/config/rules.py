@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broadopt.config.habits import about_value
-from broadopt.config.identity import is_of_others
+from broadopt.config.identity import AS_WITHOUT, is_of_others
 from broadopt.errors import InputError
 
 
@@ -229,6 +229,28 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         parent[leaf] = expanded(str(value), key) if rule.is_path else "inf" if value == math.inf else value
     _check_finite(copy)
     return copy
+
+
+def check_together(values: Mapping[str, Any]) -> None:
+    """Raise InputError for values of a run that do not go together: the last of them another optimizer than SGD, which
+    would be trained at a protocol's learning rates for SGD.
+    """
+    if values["trunk"] == "share" and values["keep"] == "snapshots":
+        raise InputError(
+            "trunk=share: the weights of epochs that another run has trained cannot be kept; expected keep=none "
+            "with it, or trunk=none"
+        )
+    if values["compile"] and values["step"].get("second_order"):
+        raise InputError("step.second_order=true: compiled networks have no second derivative; expected compile=false")
+    if values["optimizer"] == AS_WITHOUT["optimizer"] or is_of_others(values["schedule"].get("_target_")):
+        return
+    for key in ("high", "decay_to"):
+        given = values["schedule"].get(key)
+        if given is not None and given > values["lr"]:
+            raise InputError(
+                f"schedule.{key}={given:g}: the protocol's is SGD's; expected schedule.high= and schedule.decay_to= "
+                f"of at most lr={values['lr']:g} with another optimizer"
+            )
 
 
 def _check_finite(node: Any, place: str = "") -> None:

@@ -1,12 +1,12 @@
 """One run, typed. The recipe decides the result and has the identity; the execution says how it is carried out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
-from broadopt.config.identity import AS_WITHOUT, identity_of, is_of_others, recorded
+from broadopt.config.identity import AS_WITHOUT, identity_of, recorded
 from broadopt.config.own_code import own_code
-from broadopt.config.rules import checked
+from broadopt.config.rules import check_together, checked
 from broadopt.errors import InputError, nearest
 
 Node = Mapping[str, Any]
@@ -14,6 +14,9 @@ Node = Mapping[str, Any]
 
 KINDS_OF_NOISE = ("symmetric", "asymmetric")
 """Label noise that is drawn by a run's seed; any other value of dataset.noise is a file of labels."""
+
+PUBLISHED = "published"
+"""As the fingerprint of a data set that is not read yet: it has to be the published one."""
 
 LOCATION = ("data_dir", "path", "verify")
 """Keys of a data set's target that locate it; what it contains is recorded as its fingerprint."""
@@ -131,7 +134,10 @@ class Recipe:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Recipe":
-        """The recipe of a recorded config. Raises KeyError or TypeError where it is none."""
+        """The recipe of a recorded config. Raises ValueError where it has not the keys of one, as that of a broadopt to
+        come may not.
+        """
+        _check_record(record)
         dataset, model = dict(record["dataset"]), dict(record["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation", "fingerprint")}
         own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])
@@ -209,16 +215,7 @@ class RunConfig:
             raise InputError("nesterov=true: expected momentum > 0 with it, or nesterov=false")
         if values["objective"].startswith("validation") and not values["dataset"]["validation"]:
             raise InputError(f"objective={values['objective']}: expected dataset.validation=5000, or as many, with it")
-        if values["trunk"] == "share" and values["keep"] == "snapshots":
-            raise InputError(
-                "trunk=share: the weights of epochs that another run has trained cannot be kept; expected keep=none "
-                "with it, or trunk=none"
-            )
-        if values["compile"] and values["step"].get("second_order"):
-            raise InputError(
-                "step.second_order=true: compiled networks have no second derivative; expected compile=false"
-            )
-        _check_schedule(values)
+        check_together(values)
         dataset, model = dict(values["dataset"]), dict(values["model"])
         own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
         own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])  # a config.yaml of before has no such key
@@ -268,6 +265,20 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """Keys with keys of their own, and which of these each has to have."""
 
 
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a recorded config has the keys of a recipe and no others."""
+    known = {field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(Recipe)}
+    for key in record:
+        if key not in known:
+            raise ValueError(f"its config has {key}, which is no key of a recipe here")
+    needed = {"": [key for key, is_needed in known.items() if is_needed]}
+    needed |= {"dataset.": [*GROUPS["dataset"], "fingerprint"], "model.": [*GROUPS["model"]]}
+    for group, keys in needed.items():
+        for key in keys:
+            if key not in (record[group[:-1]] if group else record):
+                raise ValueError(f"its config is without {group}{key}")
+
+
 def _check_shape(values: Mapping[str, Any]) -> None:
     """Raise InputError unless `values` has the keys of a run and no others, and each group is one."""
     keys = (*RECIPE, *EXECUTION)
@@ -284,16 +295,3 @@ def _check_shape(values: Mapping[str, Any]) -> None:
         for name in own:
             if name not in node:
                 raise InputError(f"{group}.{name} is missing")
-
-
-def _check_schedule(values: Mapping[str, Any]) -> None:
-    """Raise InputError where another optimizer than SGD would be trained at a protocol's learning rates for SGD."""
-    if values["optimizer"] == AS_WITHOUT["optimizer"] or is_of_others(values["schedule"].get("_target_")):
-        return
-    for key in ("high", "decay_to"):
-        given = values["schedule"].get(key)
-        if given is not None and given > values["lr"]:
-            raise InputError(
-                f"schedule.{key}={given:g}: the protocol's is SGD's; expected schedule.high= and schedule.decay_to= "
-                f"of at most lr={values['lr']:g} with another optimizer"
-            )

@@ -31,8 +31,8 @@ INTERVAL = 10.0
 """Seconds between two heartbeats; the second comes after one, so that a rate is known soon."""
 
 AGE_LIMIT = 120.0
-"""Seconds after which a heartbeat from another machine is one no more: room for a few that were late or cached by a
-network file system, and for clocks that differ by up to a minute.
+"""Seconds after which a heartbeat from another machine, or on a file system without locks, is one no more: room for a
+few that were late or cached by a network file system, and for clocks that differ by up to a minute.
 """
 
 LIMIT = MEBIBYTE
@@ -164,10 +164,12 @@ def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:
 
 def is_alive(folder: Path, progress: Mapping[str, Any] | None) -> bool:
     """Whether a process is on this run: by its lock where it was started on this machine (or has left no heartbeat),
-    else by the age of its heartbeat.
+    else, or where locks tell nothing, by the age of its heartbeat.
     """
     if progress is None or progress["machine"] == machine():
-        return is_held(folder)
+        held = is_held(folder)
+        if held is not None or progress is None:
+            return bool(held)
     # The clock of its writer or that of the file server: whichever agrees with ours.
     stamps = [progress["time"]]
     with suppress(OSError):  # the run has ended since and has taken its heartbeat along
@@ -190,9 +192,9 @@ def silence(folder: Path) -> str:
     return ""
 
 
-def is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool | None:
     """Whether a process of this machine holds the lock of a run folder; a lock file is neither made nor changed. One
-    that cannot be opened, or that is no file, is held by none that we know of.
+    that cannot be opened is held by none that we know of. None on a file system without locks, where a run holds none.
     """
     try:
         descriptor = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK)  # a FIFO in its place does not make us wait
@@ -204,7 +206,7 @@ def is_held(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:  # a file system without locks
-        return False
+        return None
     finally:
         os.close(descriptor)
     return False

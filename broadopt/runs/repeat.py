@@ -1,19 +1,17 @@
-"""repeat=FOLDER: a run once more, from the config.yaml that it has left in its folder."""
+"""repeat=FOLDER: a run once more, from the config.yaml that it has left in its folder; and what is typed for it."""
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.own_code import refuse_foreign
 from broadopt.config.rules import RULES, expanded
-from broadopt.config.run_config import EXECUTION, KINDS_OF_NOISE, RECIPE, RunConfig
+from broadopt.config.run_config import EXECUTION, KINDS_OF_NOISE, PUBLISHED, RECIPE, Recipe, RunConfig
 from broadopt.errors import InputError, nearest
 from broadopt.files import MEBIBYTE, read_yaml, reason
 from broadopt.runs import results
@@ -21,7 +19,7 @@ from broadopt.runs import results
 log = logging.getLogger("broadopt")
 
 FOUND = ("precision", "processes")
-"""Keys of a recorded config that the machine decides, so that a repeated run may have others."""
+"""Keys of a recorded config that the command or the machine decides, so that a repeated run may have others."""
 
 LATER: Mapping[str, Any] = {
     **{"tracker": "none", "objective": "auto", "keep": "none", "trunk": "none", "graphs": "auto"},
@@ -46,8 +44,9 @@ class Repeat:
     """A run to be made again, and the environment of the first one, where its result records it."""
 
     run: RunConfig
-    """With the fingerprint of the first one's data, where its result has one: those of this run are to have it too."""
+    """With the fingerprint of the first one's data, where it has a result: those of this run are to have it too."""
     environment: Mapping[str, Any]
+    """With its precision and the number of its processes."""
 
 
 def repeated(arguments: Sequence[str]) -> Repeat:
@@ -84,8 +83,24 @@ def repeated(arguments: Sequence[str]) -> Repeat:
     result = _result(folder, run)
     if result is None:
         return Repeat(run, {})
-    dataset = replace(run.recipe.dataset, fingerprint=result["config"]["dataset"].get("fingerprint"))
-    return Repeat(replace(run, recipe=replace(run.recipe, dataset=dataset)), dict(result["environment"]))
+    config = result["config"]
+    dataset = replace(run.recipe.dataset, fingerprint=config["dataset"]["fingerprint"] or PUBLISHED)
+    decided = {"precision": config["precision"], "processes": config.get("processes", 1)}
+    return Repeat(replace(run, recipe=replace(run.recipe, dataset=dataset)), {**result["environment"], **decided})
+
+
+def say_what_is_decided_otherwise(first: Mapping[str, Any], recipe: Recipe) -> None:
+    """A line where a repeated run is another than the `first`, of which this is the environment, by what the command or
+    the machine decides.
+    """
+    for key in FOUND:
+        there, here = first.get(key), getattr(recipe, key)
+        if there not in (None, here):
+            advice = run_command(first, ["repeat=..."]) if key == "processes" else f"{key}={there}"
+            log.warning(
+                "%s: %s in the repeated run, %s here, which makes another run; expected %s to repeat that one",
+                *(key, there, here, advice),
+            )
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -134,13 +149,23 @@ def _comparable(key: str, value: Any) -> Any:
 
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:
-    """Keys of the recipe hang together (a budget and its schedule), so none of them is changed by itself."""
+    """Keys of the recipe hang together (a budget and its schedule), so none of them is changed by itself; a precision
+    that was left to the machine is not changed by being given.
+    """
     dataset = values["dataset"] if isinstance(values["dataset"], dict) else {}
-    allowed = ["seed", "trust", *(key for key in RULES if key.split(".")[0] in EXECUTION), *_places(dataset)]
+    allowed = [
+        "seed",
+        "precision",
+        "trust",
+        *(key for key in RULES if key.split(".")[0] in EXECUTION),
+        *_places(dataset),
+    ]
     if key not in allowed:
         hint = nearest(key, allowed) or f"; expected one of {', '.join(allowed)}"
         raise InputError(f"{key}: a repeated run keeps its recipe{hint}")
     value = _read_as_typed(key, text)
+    if key == "precision" and values[key] not in ("auto", value):
+        raise InputError(f"{key}={text}: a repeated run keeps its recipe; expected {key}={values[key]}")
     if key == "dataset.noise" and value in KINDS_OF_NOISE:
         raise InputError(f"{key}={text}: a repeated run keeps its recipe; expected its file of labels")
     if key == "data_dir" and "data_dir" in dataset:
@@ -163,6 +188,9 @@ def _read_as_typed(key: str, text: str) -> Any:
     """A value as broadopt-run reads it elsewhere: a path is what is typed, any other is in Hydra's grammar (in YAML's
     010 would be 8). Raises InputError.
     """
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # what only names a command needs no Hydra
+    from hydra.errors import HydraException
+
     if RULES[key].is_path:
         return text
     try:
@@ -172,3 +200,17 @@ def _read_as_typed(key: str, text: str) -> Any:
     if parsed.is_sweep_override():
         raise InputError(f"{key}={text}: expected {RULES[key].words}; a repeated run is one run")
     return parsed.value()
+
+
+def repeat_command(record: Mapping[str, Any], folder: Path, words: Sequence[str]) -> str:
+    """The command that repeats the run of a recorded config from its `folder`, with more `words`; with what was decided
+    for it, since its config.yaml may leave that to the machine.
+    """
+    return run_command(record, [f"repeat={folder}", f"precision={record['precision']}", *words])
+
+
+def run_command(record: Mapping[str, Any], words: Sequence[str]) -> str:
+    """broadopt-run with `words`, on as many processes as the run of a recorded config has."""
+    count = record.get("processes", 1)
+    several = ["torchrun", "--nproc-per-node", str(count), "-m", "broadopt.run"]
+    return shlex.join([*(several if count > 1 else ["broadopt-run"]), *words])

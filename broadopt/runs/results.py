@@ -108,12 +108,28 @@ def set_aside(folder: Path) -> None:
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write result.json with its checksum, replacing an earlier one in one move. Raises OSError, and ValueError for NaN
-    or infinity.
+    """Write result.json with its checksum, replacing an earlier one in one move. Raises OSError, and ValueError, with
+    the earlier one as it was, for a result that `read` would not take.
     """
-    sealed = {**result, "checksum": checksum(result)}
+    content = sealed(result)
+    check(content, folder)
     with replacing(folder / NAME) as file:
-        file.write(json.dumps(sealed, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        file.write(content)
+
+
+def sealed(result: Mapping[str, Any]) -> bytes:
+    """The content of result.json. Raises ValueError for NaN or infinity."""
+    whole = {**result, "checksum": checksum(result)}
+    return json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def check(content: bytes, folder: Path, *, room: int = 0) -> None:
+    """Raise ValueError where `read` would not take a result.json of this content in a run folder; `room`: bytes that
+    are still to come.
+    """
+    if len(content) > LIMIT - room:
+        raise ValueError(f"{len(content):,} bytes, expected {LIMIT - room:,} at most")
+    _parsed(content, folder)
 
 
 def read(folder: Path, *, identity: str | None = None) -> dict[str, Any] | None:

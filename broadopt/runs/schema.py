@@ -157,7 +157,7 @@ _SEED = _whole(0, 2**63 - 1)
 # What a run's size and price are worked out from; results of earlier versions are without them.
 _SIZE = {name: _nullable(_whole(1)) for name in ("parameters", "images_per_epoch")}
 _SIZE |= {"macs": _nullable(_whole(0))}  # 0, as null, where they could not be counted: earlier versions wrote it
-_SIZE |= {"passes": _nullable(_number(1, LARGEST))}
+_SIZE |= {"passes": _nullable(_POSITIVE)}
 
 _ALSO = _each(_is_name, _mapping({}, {"_target_": _LINE, "budgets": _budgets}), "names of collectors")
 
@@ -195,7 +195,8 @@ def _split(split: str) -> dict[str, Check]:
 
 
 _COLLECTED = _each(
-    lambda key: re.fullmatch(r"([\w./-]{1,100} )?\d{1,7}(\.\d{1,12})?(e[+-]?\d\d)?", key, re.ASCII),
+    # Every digit of a float, as Python writes it.
+    lambda key: re.fullmatch(r"([\w./-]{1,100} )?[0-9]{1,7}(\.[0-9]{1,21})?(e[+-]?[0-9]{2})?", key),
     _mapping(_figures("test"), {"members": _number(0, LARGEST), "epochs": _MEASURED, **_figures("validation")}),
     "numbers of budgets, behind the name of another collector than the run's own,",
 )

@@ -16,13 +16,46 @@ from broadopt.config.run_config import Recipe, RunConfig
 from broadopt.devices.device import is_broken, peak_memory
 from broadopt.devices.provenance import environment
 from broadopt.devices.sharing import advice
-from broadopt.errors import DeviceLost, RunFailed
+from broadopt.errors import DeviceLost, InputError, RunFailed
 from broadopt.files import write_text
 from broadopt.runs import checkpoint, history, results
 from broadopt.runs.begun import remove
 from broadopt.training.loop import Training
+from broadopt.training.parts import Parts
 
 log = logging.getLogger("broadopt")
+
+LONGEST_REASON = 10_000
+"""Characters of the reason of a failure: an error may quote a tensor, and a result.json has its limit."""
+
+ROOM = 64 * 1024
+"""Bytes of a result.json for what is not known before: the environment, the machines that it was carried out on."""
+
+FIGURE = 100 / 3
+"""A number that takes as much room as any."""
+
+
+def check_result(folder: Path, recipe: Recipe, parts: Parts) -> None:
+    """Raise InputError, naming the field, where the result of a run of these parts could not be read again: it is made
+    up before the training, which it would cost.
+    """
+    splits = parts.data.targets()
+    figures = {f"{split}_{name}": FIGURE for split in splits for name in ("accuracy", "nll")}
+    figures |= {f"{split}_ece": FIGURE / 100 for split in splits}
+    collected = {
+        f"{name} {spent}".strip(): figures | {"epochs": FIGURE, "members": FIGURE}
+        for name, collector in parts.collectors.items()
+        for spent in collector.evaluation_points(recipe.budget)
+    }
+    result = head(recipe, "finished", FIGURE) | {
+        "metrics": results.metrics([figures | {"epoch": FIGURE}], collected),
+        "cost": {"train_seconds": FIGURE, "images_per_second": FIGURE, **parts.size},
+        "environment": {"precision": recipe.precision},
+    }
+    try:
+        results.check(results.sealed(result), folder, room=ROOM)
+    except ValueError as error:
+        raise InputError(f"the result.json of this run could not be read again: {error}") from error
 
 
 def conclude(
@@ -31,7 +64,7 @@ def conclude(
     """Write and return the result of a run that was trained, to its end or not; its first process writes."""
     progress, parts = training.progress, training.parts
     settings = parts.settings | {"deterministic": bool(progress.deterministic)}  # of all processes that trained it
-    result = _head(recipe, state, training.epochs) | {
+    result = head(recipe, state, training.epochs) | {
         "metrics": results.metrics(progress.history, progress.collected),
         "cost": {
             "train_seconds": progress.train_seconds,
@@ -56,7 +89,7 @@ def conclude_unbuilt(folder: Path, recipe: Recipe, device: torch.device, failure
     """Write the result of a run that failed before it could be trained."""
     cost = dict.fromkeys(("train_seconds", "images_per_second"), 0.0)
     counts = {"gradient_evaluations": 0, "peak_memory_bytes": peak_memory(device)}
-    result = _head(recipe, "failed", 0.0) | {
+    result = head(recipe, "failed", 0.0) | {
         "metrics": results.metrics([], {}),
         "cost": cost | counts,
         "environment": environment(device, {"precision": recipe.precision}),
@@ -65,7 +98,8 @@ def conclude_unbuilt(folder: Path, recipe: Recipe, device: torch.device, failure
     results.write(folder, result)
 
 
-def _head(recipe: Recipe, state: str, epochs: float) -> dict[str, Any]:
+def head(recipe: Recipe, state: str, epochs: float) -> dict[str, Any]:
+    """What a result says of its run, however far that has come."""
     return {
         "schema": results.SCHEMA,
         "identity": recipe.identity,
@@ -91,13 +125,13 @@ def _machines(training: Training) -> dict[str, Any]:
 def reported(error: Exception, folder: Path) -> str:
     """Why a run failed, in a line; the traceback of what nobody foresaw goes to error.txt."""
     if isinstance(error, RunFailed):
-        return str(error)
+        return str(error)[:LONGEST_REASON]
     where = f" (see {folder / 'error.txt'})"
     try:
         write_text(folder / "error.txt", traceback.format_exc())
     except OSError:  # a full disk: why the run failed is said all the same
         where = ""
-    text = " ".join(str(error).split()) or "no reason given"
+    text = " ".join(str(error)[:LONGEST_REASON].split()) or "no reason given"
     return f"{type(error).__name__}: {text}{where}{advice(error)}"
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from broadopt import predictor
-from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.config.run_config import PUBLISHED, Recipe, RunConfig
 from broadopt.data.datasets import Dataset, read
 from broadopt.devices import probe
 from broadopt.devices import processes as distributed
@@ -35,12 +35,13 @@ from broadopt.runs import checkpoint, results
 from broadopt.runs.begun import check_own_keys, leftovers, precision_of, prepare, remove
 from broadopt.runs.heartbeat import Heartbeat, silence
 from broadopt.runs.lock import only_writer
+from broadopt.runs.repeat import say_what_is_decided_otherwise
 from broadopt.signals import Stop
 from broadopt.trackers.choose import check_installed
 from broadopt.trackers.live import NOT_TRACKED, Trackers, Tracking
 from broadopt.training.begin import begun, opening
 from broadopt.training.build import build, gain_of_bf16
-from broadopt.training.conclude import already_finished, conclude, make_way, not_begun, reported
+from broadopt.training.conclude import already_finished, check_result, conclude, make_way, not_begun, reported
 from broadopt.training.loop import Training
 from broadopt.training.parts import Parts
 from broadopt.training.progress import reporter
@@ -71,6 +72,7 @@ def execute(
     say_where_rounding_differs(first or {}, device, what="the repeated run was made")
     dataset = read(run.recipe.dataset)
     recipe = decided(run, dataset, device, processes)
+    say_what_is_decided_otherwise(first or {}, recipe)
     set_flags(recipe.precision, deterministic=execution.deterministic)
     keep_to_share(device)
     count_peak_from_here(device)
@@ -133,10 +135,11 @@ def decided(run: RunConfig, dataset: Dataset, device: torch.device, processes: P
     InputError where a repeated run would have other data.
     """
     expected, found = run.recipe.dataset.fingerprint, dataset.fingerprint
-    if expected not in (None, found):
+    if expected not in (None, found or PUBLISHED):
         raise InputError(
-            f"{dataset.name}: these images or labels are not those of the repeated run (fingerprint {found}, there "
-            f"{expected}); expected their place by data_dir=, dataset.path= or dataset.noise="
+            f"{dataset.name}: these images or labels are not those of the repeated run (fingerprint "
+            f"{found or PUBLISHED}, there {expected}); expected their place by data_dir=, dataset.path= or "
+            "dataset.noise="
         )
 
     def in_precision(name: str) -> Recipe:
@@ -173,7 +176,9 @@ def built(
     RunFailed, and a result says so; LeftToAnother where another has taken the folder, unless it `is_held` already.
     """
     try:
-        return build(run, dataset, device, processes)
+        parts = build(run, dataset, device, processes)
+        check_result(folder, run.recipe, parts)
+        return parts
     except InputError:
         raise
     except Exception as error:

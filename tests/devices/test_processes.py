@@ -238,6 +238,19 @@ def test_a_run_that_torchrun_was_asked_to_end_goes_on_bit_for_bit(whole: tuple[P
     assert result(folder)["config"]["processes"] == result(folder)["environment"]["processes"] == 2
 
 
+def test_a_run_of_two_processes_that_one_repeats_is_said_to_be_another(whole: tuple[Path, str], tmp_path: Path) -> None:
+    (folder,) = folders(whole[0])
+    done = finish(start(f"repeat={folder}", "results_dir=results", "trust=own_network", cwd=tmp_path))
+    assert done.returncode == 0
+    assert done.stderr == (
+        "processes: 2 in the repeated run, 1 here, which makes another run; expected torchrun --nproc-per-node 2 "
+        "-m broadopt.run repeat=... to repeat that one\n"
+    )
+    both = forked(f"repeat={folder}", "results_dir=again", "trust=own_network", cwd=tmp_path)
+    assert [(done.returncode, done.stderr) for done in both] == [(0, ""), (0, "")]
+    assert same_outcome(folder, tmp_path / "again" / folder.relative_to(whole[0] / "results"))
+
+
 def test_two_processes_behind_a_closed_pipe_save_and_go_on_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
     with both(*COMMAND, cwd=tmp_path) as started:
         assert started[0].stdout is not None

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from safetensors import safe_open
 from torch import nn
 
 from broadopt.config.compose import compose, run_config
+from broadopt.config.identity import identity_of
 from broadopt.data.datasets import digits
 from broadopt.errors import InputError
 from broadopt.predictor import load
+from broadopt.runs import results
 from broadopt.runs.repeat import repeated
 
 HOWTO = (Path(__file__).parents[2] / "docs/howto.md").read_text()
@@ -46,9 +49,11 @@ def test_a_run_is_repeated_bit_for_bit_from_its_folder(left: Path, tmp_path: Pat
 def test_a_run_of_a_former_version_is_repeated(left: Path, tmp_path: Path) -> None:
     text = (left / "config.yaml").read_text()
     assert "\ngraphs: auto\n" in text
-    (tmp_path / "config.yaml").write_text(text.replace("\ngraphs: auto\n", "\ncuda_graphs: true\n"))
-    once_more = repeated([f"repeat={tmp_path}"]).run
-    assert once_more == repeated([f"repeat={left}"]).run
+    for name, words in {"now": text, "former": text.replace("\ngraphs: auto\n", "\ncuda_graphs: true\n")}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(words)
+    once_more = repeated([f"repeat={tmp_path / 'former'}"]).run
+    assert once_more == repeated([f"repeat={tmp_path / 'now'}"]).run
     assert once_more.execution.graphs == "auto"
 
 
@@ -161,6 +166,51 @@ def test_the_data_of_a_repeated_run_are_those_of_the_first(tmp_path: Path) -> No
     done = run(*again, "dataset.noise=new #1.npy", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert same_outcome(folder, tmp_path / "again" / folder.relative_to(tmp_path / "results"))
+
+
+def test_published_data_are_expected_as_such(tmp_path: Path, small_cifar: Callable[..., Path]) -> None:
+    """Their fingerprint is null, which is not any."""
+    small_cifar()
+    words = ("dataset=cifar10", f"data_dir={tmp_path}", "dataset.verify=false", "budget=1", "batch_size=4")
+    done = run(*SMALL, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    found = result(folder)
+    found["config"]["dataset"]["fingerprint"] = None
+    published = results.run_folder(tmp_path / "published", found["config"])
+    shutil.copytree(folder, published)
+    results.write(published, found | {"identity": identity_of(found["config"])})
+    again = (f"repeat={published}", "results_dir=again", "trust=own_network", f"data_dir={tmp_path}")
+    refused = run(*again, cwd=tmp_path)
+    assert refused.returncode == 2, refused.stdout
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("broadopt-run: ")]
+    assert "these images or labels are not those of the repeated run (fingerprint sha256:" in line
+    assert ", there published); " in line
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_precision_that_was_left_to_the_machine_may_be_given(tmp_path: Path) -> None:
+    """By it the run that the folder holds goes on or is made again, and not one that this machine decides for."""
+    done = run(*SMALL, "precision=bf16", "budget=0.1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = folders(tmp_path)
+    command = (f"repeat={folder}", "results_dir=again", "trust=own_network")
+    refused = run(*command, "precision=fp32", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "broadopt-run: precision=fp32: a repeated run keeps its recipe; expected precision=bf16\n",
+    )
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("\nprecision: bf16\n", "\nprecision: auto\n"))
+    again = run(*command, "precision=bf16", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert same_outcome(folder, tmp_path / "again" / folder.relative_to(tmp_path / "results"))
+    other = run(*command, "precision=fp32", cwd=tmp_path)
+    assert other.returncode == 0
+    assert other.stderr == (
+        "precision: bf16 in the repeated run, fp32 here, which makes another run; expected precision=bf16 to repeat "
+        "that one\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ BAD_FIELDS: dict[str, tuple[Change, str]] = {
     "budgets that are words": (put("metrics", "collected", value={"\x1b[31m": {}}), "metrics.collected: expected"),
     "no rate": (put("cost", value={"train_seconds": 1.0}), "cost: without images_per_second"),
     "a rate next to nothing": (put("cost", "images_per_second", value=1e-300), "cost.images_per_second: expected"),
-    "passes are none": (put("cost", "passes", value=0), "cost.passes: expected a number from 1 to"),
+    "passes are none": (put("cost", "passes", value=0), "cost.passes: expected a number from 1e-09 to"),
     "another data set than the config's": (
         put("dataset", value="cifar10"),
         "dataset cifar10 is not that of its config",

@@ -10,7 +10,7 @@ from command import SMALL, Sweep, folders, result, run
 from in_process import said
 from printed import cells
 from safetensors.torch import load_file
-from stored import VGG16, record, store
+from stored import VGG16, record, seal, store
 from stored import run as table
 
 import broadopt
@@ -188,6 +188,6 @@ def test_a_result_with_another_form_is_left_out(tmp_path: Path, change: dict, me
     folder = store(tmp_path, recorded)
     if "collected" in change:
         content = result(folder)
-        results.write(folder, {**content, "metrics": {**content["metrics"], **change}})
+        seal(folder, {**content, "metrics": {**content["metrics"], **change}})
     with pytest.raises(ValueError, match="^" + message.replace(".", r"\.").replace("[", r"\[")):
         results.read(folder)

@@ -130,6 +130,40 @@ def test_a_network_that_was_edited_makes_another_run(
     assert len({json.dumps(code) for code in codes}) == 3
 
 
+def test_weights_of_a_network_that_was_edited_are_said_to_be_so_and_measured_anew(
+    own: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    assert own().returncode == 0
+    (folder,) = folders(tmp_path)
+    few = ("--images", "20", "--train-images", "20", "--directions", "1", "--points", "2", "--device", "cpu")
+    variables = {"PYTHONPATH": str(tmp_path)}
+
+    def figure() -> tuple[list[str], str]:
+        """The warnings and the numbers of a figure that reads two files of the run."""
+        arguments = ("rays", str(folder), "trust=net", *few, "--format", "png")
+        done = finish(start(*arguments, cwd=tmp_path, program="broadopt-figure", **variables))
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stderr.splitlines() if "trained with" in line], (
+            tmp_path / "rays.csv"
+        ).read_text()
+
+    none, first = figure()
+    assert none == []
+    (tmp_path / "net.py").write_text(NETWORK.replace("images.flatten(1)", "2 * images.flatten(1)"))
+    recorded, path = result(folder)["config"]["code"]["net"], folder / "predictor.safetensors"
+    (line,), edited = figure()
+    assert line.endswith(f"recorded {recorded}): its weights may compute something else")
+    assert "net is not what the run was trained with (sha256:" in line
+    assert edited != first
+    code = f"from broadopt.predictor import load; [load({str(folder)!r}, trust='net') for _ in range(2)]"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith(f"{path}: net is not what the run was trained with (sha256:")
+    assert done.stderr.count("\n") == 1
+    (tmp_path / "net.py").write_text(NETWORK)
+    assert figure() == ([], first)  # and not the numbers of the edited one, which lie there
+
+
 def test_runs_of_broadopts_own_networks_record_no_code(five_runs: Sweep, tmp_path: Path) -> None:
     assert set(result(five_runs.folders["sgd"])["config"]["code"]) == {"own_network"}
     assert run("experiment=quickstart", "model.depth=8", "budget=0.02", cwd=tmp_path).returncode == 0

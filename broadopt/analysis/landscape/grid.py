@@ -12,10 +12,9 @@ from torch.nn.functional import cross_entropy
 from broadopt.analysis.landscape.images import Images, autocast, evaluated_at_once, in_batches
 from broadopt.analysis.landscape.networks import put
 from broadopt.analysis.landscape.progress import progress
-from broadopt.analysis.landscape.runs import Run
+from broadopt.analysis.landscape.runs import Run, check_code
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.config.identity import AS_WITHOUT
-from broadopt.config.own_code import refuse_foreign
 from broadopt.methods import batchnorm
 from broadopt.models.build import network
 from broadopt.predictor import Predictor
@@ -127,7 +126,7 @@ class Landscape:
         """That of a run's network, with its batch size and precision. Raises InputError for a network that is not
         broadopt's.
         """
-        refuse_foreign(dict(run.recipe.model.target), trusted=run.trust, place=run.folder)
+        check_code(run, run.recipe.model.target)
         return cls(
             network(run.recipe.model, len(images.classes)),
             train=images.train(train_images),

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broadopt.analysis.landscape.runs import Run
+from broadopt.analysis.landscape.runs import Run, check_code
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import instantiated
-from broadopt.config.own_code import refuse_foreign
 from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
 from broadopt.data.batches import EVALUATED_AT_ONCE, Data, stream
 from broadopt.data.datasets import read
@@ -33,7 +32,7 @@ class Images:
         """
         recipe = run.recipe
         for node in (recipe.dataset.target, recipe.augmentation):
-            refuse_foreign(dict(node), trusted=run.trust, place=run.folder)
+            check_code(run, node)
         target = {**recipe.dataset.target, **_location(run, data_dir)}
         own = recipe.dataset
         noise = own.noise if own.noise in KINDS_OF_NOISE else _file_of_labels(run)

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from broadopt import predictor
 from broadopt import snapshots as kept
-from broadopt.analysis.landscape.runs import Run, repeat_command
+from broadopt.analysis.landscape.runs import Run, check_code, repeat_command
 from broadopt.config.instantiate import collectors_of
-from broadopt.config.own_code import refuse_foreign
 from broadopt.errors import InputError
 from broadopt.methods.collect import EverySteps
 from broadopt.methods.fge import SnapshotEnsemble
@@ -92,8 +91,8 @@ def snapshot(run: Run, step: int) -> Predictor:
 
 
 def member_moments(run: Run) -> list[tuple[int, float]]:
-    """The moments of those snapshots that the run's collector took in: what SWA averages, FGE's ensemble. Raises
-    InputError where the run collects nothing or has kept none.
+    """The moments of those snapshots that a finished run's collector took in: what SWA averages, FGE's ensemble. Raises
+    InputError where the run collects nothing or has not kept all.
     """
     budget = run.recipe.budget
     calendar = Calendar.of({"": _collector(run)}, budget=budget, steps_per_epoch=steps_per_epoch(run))
@@ -101,9 +100,8 @@ def member_moments(run: Run) -> list[tuple[int, float]]:
         raise InputError(f"{run.folder}: {run.recipe.method} averages in every step; expected a run of SWA or FGE")
     if not calendar.collection_points[""]:
         raise InputError(f"{run.folder}: {run.recipe.method} collects no weights; expected a run of SWA or FGE")
-    found = [moment for moment in moments(run) if moment[0] in calendar.collection_points[""]]
-    last = max((step for step, _ in moments(run)), default=0)
-    due = [step for step in calendar.collection_points[""] if step <= last]
+    due = {step for step in calendar.collection_points[""] if step <= calendar.total_steps}
+    found = [moment for moment in moments(run) if moment[0] in due]
     if len(found) < len(due):
         what = "ensemble" if is_ensemble(run) else "average"
         raise InputError(
@@ -182,6 +180,6 @@ def _check_owner(run: Run, path: Path) -> None:
 
 def _collector(run: Run) -> "Collector":
     """The run's own collector: those that are evaluated beside it are no part of what it reports."""
-    refuse_foreign(dict(run.recipe.collect), trusted=run.trust, place=run.folder)
+    check_code(run, run.recipe.collect)
     collector: Collector = collectors_of(run.recipe.collect)[""]
     return collector

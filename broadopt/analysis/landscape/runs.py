@@ -1,10 +1,9 @@
 """Which runs are measured: run folders, or what KEY=VALUE selects of results folders; and what tells them apart."""
 
 import os
-import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 from broadopt.analysis.comparing import selection
 from broadopt.analysis.comparing.keys import ABSENT, completed, distinct, flat, label
 from broadopt.config.identity import identity_of
+from broadopt.config.own_code import refuse_foreign, say_what_has_changed
 from broadopt.config.rules import expanded
 from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError, printable
 from broadopt.files import reason
-from broadopt.runs import results
+from broadopt.runs import repeat, results
 from broadopt.runs.objective import longest
 
 MOST_WORDS = 3
@@ -24,6 +24,10 @@ MOST_WORDS = 3
 
 SHORT = {"model.name": "", "dataset.name": "", "dataset.label_noise": "label noise", "weight_decay": "weight decay"}
 """How a key is called in a label, where not by its last part; nothing where its value says it all."""
+
+
+Found = tuple[dict[str, Any], Recipe]
+"""A result with its "path", and its recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +55,21 @@ class Run:
         return found
 
 
+def check_code(run: Run, node: Mapping[str, Any]) -> None:
+    """Raise InputError where a node of a run's recipe names code that is neither broadopt's nor trusted; a line on
+    stderr where it is not the code that the run had.
+    """
+    refuse_foreign(dict(node), trusted=run.trust, place=run.folder)
+    say_what_has_changed(dict(node), run.recipe.code, identity=run.recipe.identity, place=run.folder)
+
+
 def repeat_command(run: Run, option: str) -> str:
     """What to type for a run once more with `option`, which keeps what it has not kept: in the results folder that it
     lies in now, since its config.yaml has that of the first time.
     """
     trusted = [f"trust={module}" for module in run.trust]
-    words = ["broadopt-run", f"repeat={run.folder}", f"results_dir={_root(run)}", *trusted, option, "force=true"]
-    return shlex.join(words)
+    words = [f"results_dir={_root(run)}", *trusted, option, "force=true"]
+    return repeat.repeat_command(run.result["config"], run.folder, words)
 
 
 def _root(run: Run) -> Path:
@@ -88,20 +100,14 @@ def chosen(
     selectors = [word for word in words if word not in folders]
     found = [_of_folder(Path(expanded(word, "RUN")), unfinished) for word in folders]
     found += _selected(selectors, roots, unfinished) if selectors else []
-    names = labels([one["config"] for one in found])
+    names = labels([one["config"] for one, _ in found])
     return tuple(
-        Run(
-            folder=Path(one["path"]),
-            result=one,
-            recipe=Recipe.of_record(one["config"]),
-            label=name,
-            trust=tuple(trust),
-        )
-        for one, name in zip(found, names, strict=True)
+        Run(folder=Path(one["path"]), result=one, recipe=recipe, label=name, trust=tuple(trust))
+        for (one, recipe), name in zip(found, names, strict=True)
     )
 
 
-def _of_folder(folder: Path, unfinished: bool) -> dict[str, Any]:
+def _of_folder(folder: Path, unfinished: bool) -> Found:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a run folder, or KEY=VALUE, which selects runs; there is no such folder")
     try:
@@ -116,7 +122,10 @@ def _of_folder(folder: Path, unfinished: bool) -> dict[str, Any]:
         hint = "has not finished yet" if (folder / "config.yaml").exists() else f"holds no {results.NAME}"
         raise InputError(f"{folder}: {hint}; expected the folder of a finished run")
     _check_state(result, folder, unfinished)
-    return {**result, "path": str(folder)}
+    try:
+        return {**result, "path": str(folder)}, Recipe.of_record(result["config"])
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from error
 
 
 def _check_state(result: Mapping[str, Any], folder: Path, unfinished: bool) -> None:
@@ -130,19 +139,33 @@ def _states(unfinished: bool) -> tuple[str, ...]:
     return ("finished", "running", "interrupted") if unfinished else ("finished",)
 
 
-def _selected(words: Sequence[str], roots: Sequence[Path], unfinished: bool) -> list[dict[str, Any]]:
+def _selected(words: Sequence[str], roots: Sequence[Path], unfinished: bool) -> list[Found]:
     wanted = selection.conditions(words, option="")
     found, left_out = selection.read(roots)
-    for line in left_out:
-        print(f"broadopt-figure: left out: {printable(line)}", file=sys.stderr)
+    _say_left_out(left_out)
     if unfinished:
         found = selection.with_going_on(roots, found)
     kept = selection.select([one for one in found if one["state"] in _states(unfinished)], wanted, option="")
-    if not kept:
+    measurable = list(_with_recipes(kept))
+    if not measurable:
         where = " ".join(map(str, roots))
         state = "run" if unfinished else "finished run"
         raise InputError(f"{' '.join(words)}: no {state} below {where} fits (--results names the folder)")
-    return sorted(kept, key=lambda one: (_places(one["config"], wanted), one["path"]))
+    return sorted(measurable, key=lambda one: (_places(one[0]["config"], wanted), one[0]["path"]))
+
+
+def _with_recipes(results: Sequence[Mapping[str, Any]]) -> Iterator[Found]:
+    """Those results whose configs are recipes; a line on stderr on each of the others."""
+    for one in results:
+        try:
+            yield dict(one), Recipe.of_record(one["config"])
+        except ValueError as error:
+            _say_left_out([f"{one['folder']}: {error}"])
+
+
+def _say_left_out(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"broadopt-figure: left out: {printable(line)}", file=sys.stderr)
 
 
 def _places(config: Mapping[str, Any], wanted: Sequence[selection.Condition]) -> list[int]:

@@ -5,17 +5,20 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from broadopt.config.own_code import own_code
 from broadopt.errors import InputError
 from broadopt.files import MEBIBYTE, read_bytes, replacing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from torch import Tensor, device
+
+    from broadopt.config.run_config import Recipe
 
 KEY = "measured: "
 """What the line of a CSV begins with that holds the key of its measurement."""
@@ -37,6 +40,16 @@ def key_of(facts: Mapping[str, Any], vectors: Sequence["Tensor"] = ()) -> str:
 def device_fact(where: "device") -> dict[str, str]:
     """What a key says of the device: nothing of a CPU, whose keys thereby are those of earlier versions."""
     return {} if where.type == "cpu" else {"device": where.type}
+
+
+def code_fact(recipes: "Iterable[Recipe]") -> dict[str, dict[str, str]]:
+    """What a key says of the code beside broadopt's, as it is now, that measures runs of these recipes: nothing
+    where there is none, whose keys thereby are those of earlier versions.
+    """
+    found: dict[str, str] = {}
+    for recipe in recipes:
+        found |= own_code([dict(node) for node in (recipe.model.target, recipe.dataset.target, recipe.augmentation)])
+    return {"code": found} if found else {}
 
 
 class Store:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,13 @@ from broadopt.analysis.tables.match import Compose, differing, show, step_and_co
 from broadopt.config.identity import AS_WITHOUT, identity_of
 from broadopt.config.shipped import SEVERAL, names_of, options
 from broadopt.errors import InputError
+from broadopt.runs.repeat import repeat_command, run_command
 
 _WORD = re.compile(r"[\w./+-]{1,100}", re.ASCII)
 _KEY = re.compile(r"[a-z_]+(\.[a-z_]+){0,3}", re.ASCII)
 """What can be put on a command line unseen: names and values come from files that anyone may have written."""
 
-LEFT_OPEN = ("seed", "precision")
+LEFT_OPEN = ("seed", "precision", "processes")
 
 MOST = 100
 """Recipes whose overrides are worked out: each takes Hydra some tenths of a second."""
@@ -55,12 +55,12 @@ class Repeats:
         """
         if os.path.isfile(path / "config.yaml"):
             # Its config.yaml has the results folder of the first time, which may have been moved since.
-            return shlex.join(["broadopt-run", f"repeat={path}", f"results_dir={root}"])
+            return repeat_command(record, path, [f"results_dir={root}"])
         words = self._overrides(record)
         if words is None:
             return ""
         named = (f"seed={record['seed']}", f"precision={record['precision']}", *place(root))
-        return shlex.join(["broadopt-run", *words, *named])
+        return run_command(record, [*words, *named])
 
     def _overrides(self, record: Mapping[str, Any]) -> tuple[str, ...] | None:
         recipe = _without(record)

@@ -14,7 +14,7 @@ import pytest
 from documents import section
 from printed import tables, words
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
-from stored import RESNET20, VGG16, record, run, store
+from stored import RESNET20, VGG16, record, run, seal, store
 
 import broadopt
 from broadopt.config.identity import identity_of
@@ -879,7 +879,7 @@ def test_a_result_with_a_figure_that_is_none_is_left_out(tmp_path: Path, field: 
     del content["checksum"]
     *path, name = field.split(".")
     functools.reduce(operator.getitem, path, content["metrics"])[name] = 10**400
-    write(folder, content)
+    seal(folder, content)
     out, err = run("runs", "--results", tmp_path, "--format", "csv", "--strict", expect=1)
     assert {row["method"] for row in csv.DictReader(io.StringIO(out))} == {"sgd"}
     assert f"left out: {folder.relative_to(tmp_path)}: metrics.{field}: expected a " in err

@@ -192,8 +192,8 @@ def test_the_ensemble_is_drawn_from_the_snapshots_that_were_collected(runs: Runs
             "trajectory",
             "sgd",
             (),
-            "{0} has kept no snapshots; broadopt-run repeat={0} results_dir={1} trust=own_network keep=snapshots "
-            "force=true keeps them",
+            "{0} has kept no snapshots; broadopt-run repeat={0} precision=fp32 results_dir={1} trust=own_network "
+            "keep=snapshots force=true keeps them",
         ),
         ("ensemble", "sgd", (), "{}: sgd collects no weights; expected a run of SWA or FGE"),
         ("trajectory", "swa", ("--from", "99"), "{} has 0 snapshots from epoch 99 on; expected three at least"),
@@ -209,20 +209,26 @@ def test_what_is_lacking_is_said_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("epoch", [0.75, 1.25, 1.75])
+@pytest.mark.parametrize("figure", ["calibration", "ensemble", "plane"])
+def test_a_member_that_is_lacking_is_named_with_the_command_that_makes_all(
+    runs: Runs, tmp_path: Path, figure: str, epoch: float
+) -> None:
+    """Also where it is the last, as of a run that has gone on without keep=snapshots."""
     moved = tmp_path / "moved here"
     shutil.copytree(runs["fge"].parents[4], moved)
     folder = moved / runs["fge"].relative_to(runs["fge"].parents[4])
     kept = snapshots.files(folder)
-    # Of three cycles of half an epoch, from epoch 0.5 on, the second has its middle at epoch 1.25 of 2.
-    (member,) = [file.path for file in kept if file.step == round(1.25 * kept[-1].step / 2)]
-    member.unlink()
+    # Three cycles of half an epoch, from epoch 0.5 on: their middles are at epochs 0.75, 1.25 and 1.75 of 2.
+    step = round(epoch * kept[-1].step / 2)
+    assert step in [file.step for file in kept]
+    for file in kept:
+        if file.step == step or file.step > step > 1.5 * kept[-1].step / 2:
+            file.path.unlink()
     (tmp_path / "here").mkdir()
-    code, output, errors = said(
-        "broadopt-figure", "calibration", str(folder), TRUST, "--device", "cpu", cwd=tmp_path / "here"
-    )
-    assert (code, output) == (2, "")
+    code, output, errors = said("broadopt-figure", figure, str(folder), TRUST, "--device", "cpu", cwd=tmp_path / "here")
+    assert (code, output) == (2, ""), errors
     assert errors == (
-        f"broadopt-figure: {folder} has snapshots of 2 members, its ensemble has 3; broadopt-run "
-        f"'repeat={folder}' 'results_dir={moved}' trust=own_network keep=snapshots force=true keeps all\n"
+        f"broadopt-figure: {folder} has snapshots of 2 members, its ensemble has 3; broadopt-run 'repeat={folder}' "
+        f"precision=fp32 'results_dir={moved}' trust=own_network keep=snapshots force=true keeps all\n"
     )

@@ -265,8 +265,8 @@ def test_a_ball_in_which_the_loss_overflows_is_named(runs: Mapping[str, Path], t
         (
             "spectrum",
             ["{bare}"],
-            "has kept no snapshots; broadopt-run repeat={bare} results_dir={bare.parents[4]} trust=own_network "
-            "keep=snapshots force=true keeps them",
+            "has kept no snapshots; broadopt-run repeat={bare} precision=fp32 results_dir={bare.parents[4]} "
+            "trust=own_network keep=snapshots force=true keeps them",
         ),
         ("sharpness", ["{bare}"], "checkpoint.predictor=true force=true keeps it"),
         ("normalisation", ["{bare}"], "checkpoint.predictor=true force=true keeps it"),

@@ -297,7 +297,7 @@ def test_the_l2_term_is_that_of_all_runs_or_of_none(runs: Mapping[str, Path], tm
 
 def test_what_a_figure_lacks_is_named_with_the_command_that_makes_it(runs: Mapping[str, Path], tmp_path: Path) -> None:
     sgd, swa, fge, bare = (runs[name] for name in ("sgd", "swa", "fge", "bare"))
-    again = f"broadopt-run repeat={bare} results_dir={bare.parents[4]} trust=own_network"
+    again = f"broadopt-run repeat={bare} precision=fp32 results_dir={bare.parents[4]} trust=own_network"
     assert refused("plane", bare, "--at", 0, 1, 2, *FEW, cwd=tmp_path) == (
         f"{bare} has kept no snapshots; {again} keep=snapshots force=true keeps them"
     )

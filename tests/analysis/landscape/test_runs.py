@@ -41,8 +41,8 @@ def test_a_run_is_repeated_in_the_results_folder_that_it_lies_in(
 ) -> None:
     def command(folder: Path) -> list[str]:
         (run,) = chosen([str(folder)], [], trust=("one", "two"))
-        program, repeat, *words = shlex.split(repeat_command(run, "keep=snapshots"))
-        assert (program, repeat) == ("broadopt-run", f"repeat={run.folder}")
+        program, repeat, precision, *words = shlex.split(repeat_command(run, "keep=snapshots"))
+        assert (program, repeat, precision) == ("broadopt-run", f"repeat={run.folder}", "precision=fp32")
         return words
 
     folder, results = folders["sgd"], folders["results"]
@@ -144,6 +144,36 @@ def test_results_that_cannot_be_used_are_named_beside_those_that_are(
     assert [run.folder for run in chosen(["method=sgd"], [tmp_path])] == [kept]
     line = f"{other.relative_to(tmp_path)}: its checksum does not fit: edited or damaged"
     assert capsys.readouterr().err == f"broadopt-figure: left out: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("lookahead", "its config has lookahead, which is no key of a recipe here"),
+        ("lr", "its config is without lr"),
+        ("dataset.label_noise", "its config is without dataset.label_noise"),
+    ],
+)
+def test_a_result_whose_config_is_no_recipe_here_is_named(
+    key: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table takes it, as one of a broadopt to come."""
+    recorded = record(RESNET20, "method=sgd")
+    if key == "lookahead":
+        recorded[key] = 5
+    else:
+        group, _, leaf = key.rpartition(".")
+        del (recorded[group] if group else recorded)[leaf]
+    other = store(tmp_path, recorded)
+    with pytest.raises(InputError) as raised:
+        chosen([str(other)], [])
+    assert str(raised.value) == f"{other}: {line}"
+    with pytest.raises(InputError, match="no finished run"):
+        chosen(["method=sgd"], [tmp_path])
+    capsys.readouterr()
+    kept = store(tmp_path, record(RESNET20, "method=sgd", seed=2))
+    assert [run.folder for run in chosen(["method=sgd"], [tmp_path])] == [kept]
+    assert capsys.readouterr().err == f"broadopt-figure: left out: {other.relative_to(tmp_path)}: {line}\n"
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_runs_without_final_figures_say_why(folder: Path, made: Page) -> None:
         ["cifar100", "resnet20", "asam", "4", "interrupted", "from scratch: no checkpoint"],
     ]
     (failed,) = (folder / "runs").glob("*/*/asam/seed3-*")
-    assert rows[0][6] == f"broadopt-run repeat={failed.relative_to(folder.parent)} results_dir=results"
+    assert rows[0][6] == f"broadopt-run repeat={failed.relative_to(folder.parent)} precision=fp32 results_dir=results"
 
 
 def test_the_overrides_of_a_run_make_its_config(folder: Path, made: Page) -> None:
@@ -337,6 +337,17 @@ def test_overrides_are_those_in_which_a_run_differs(tmp_path: Path) -> None:
         "sgd": "",
     }
     assert "An empty cell: the folder has no config.yaml" in page(tmp_path / "page.html").section("All runs").text
+
+
+def test_a_run_is_repeated_as_it_was_decided(tmp_path: Path) -> None:
+    """Its config.yaml may leave the precision to the machine, and never has the number of processes."""
+    recorded = {**record(*SHORT, "method=sgd", precision="bf16"), "processes": 2}
+    repeats, start = Repeats(recipe_of), "torchrun --nproc-per-node 2 -m broadopt.run"
+    words = "dataset=cifar100 model=resnet20 protocol=asam2021 method=sgd budget=10 seed=1 precision=bf16"
+    assert repeats.command(recorded, tmp_path, Path("results")) == f"{start} {words}"
+    (tmp_path / "config.yaml").touch()
+    again = f"{start} repeat={tmp_path} precision=bf16 results_dir=results"
+    assert repeats.command(recorded, tmp_path, Path("results")) == again
 
 
 @pytest.mark.parametrize("key", ["schedule", "optimizer", "experiment", "hydra", "hydra.searchpath"])
@@ -554,7 +565,7 @@ def test_a_run_goes_on_in_the_folder_that_it_was_found_in(tmp_path: Path) -> Non
     unfinished = {row[3]: shlex.split(row[6]) for row in found.table("unfinished-runs")[1:]}
     assert unfinished["2"][-3:] == ["seed=2", "precision=fp32", place]
     again = unfinished["3"]
-    assert again == ["broadopt-run", f"repeat={third.relative_to(tmp_path)}", f"results_dir={second}"]
+    assert again == ["broadopt-run", f"repeat={third.relative_to(tmp_path)}", "precision=fp32", f"results_dir={second}"]
 
 
 BAD = {

@@ -1,6 +1,7 @@
 """Where a table stands: real runs in every state through the real commands, and the commands that fill the rest."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -674,6 +675,24 @@ def test_on_another_machine_the_age_of_the_sign_of_life_decides(
     os.utime(folder / "progress.json", (now + server, now + server))
     found = standing.run_of(standing.look(tmp_path), recorded, identity_of(recorded))
     assert found.state == state
+
+
+@pytest.mark.parametrize(("age", "state"), [(0, "running"), (130, "interrupted")])
+def test_where_there_are_no_locks_the_age_decides_on_its_own_machine_too(
+    tmp_path: Path, age: int, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run trains on there, and must not be started a second time."""
+
+    def refused(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "refused")
+
+    recorded, folder, progress = with_heartbeat(tmp_path)
+    then = time.time() - age
+    (folder / ".lock").touch()
+    (folder / "progress.json").write_text(json.dumps(progress | {"machine": heartbeat.machine(), "time": then}))
+    os.utime(folder / "progress.json", (then, then))
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert standing.run_of(standing.look(tmp_path), recorded, identity_of(recorded)).state == state
 
 
 def test_a_lock_is_seen_by_several_at_once_and_neither_made_nor_kept(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from printed import cells, words
-from stored import RESNET20, VGG16, record, run, store
+from stored import RESNET20, VGG16, record, run, seal, store
 
 from broadopt import table as tables
 from broadopt.analysis.comparing.runs_table import build
@@ -329,7 +329,7 @@ def test_a_result_without_what_a_table_needs_is_left_out(table3_runs):
     path = store(table3_runs, record(RESNET20, "method=asam")) / "result.json"
     result = json.loads(path.read_text())
     del result["metrics"], result["checksum"]
-    results.write(path.parent, result)
+    seal(path.parent, result)
     out, _ = run("table3", "--results", table3_runs, "--strict", expect=1)
     assert f"left out: {path.parent.relative_to(table3_runs)}: without metrics" in out
 

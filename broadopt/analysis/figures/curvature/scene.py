@@ -16,7 +16,7 @@ from broadopt.analysis.landscape.curvature.sharpness import rescale
 from broadopt.analysis.landscape.images import Images, autocast, check_same, kind_of_noise
 from broadopt.analysis.landscape.networks import reported
 from broadopt.analysis.landscape.runs import Run, check_different
-from broadopt.analysis.landscape.store import Point, Store, device_fact, key_of
+from broadopt.analysis.landscape.store import Point, Store, code_fact, device_fact, key_of
 from broadopt.config.run_config import KINDS_OF_NOISE
 from broadopt.devices.device import set_flags
 from broadopt.training.evaluate import log_probabilities, metrics
@@ -73,9 +73,8 @@ class Scene:
         own: dict[str, Any] = {"figure": self.request.figure, "runs": runs, "seed": self.request.seed}
         if any(self.request.train_images >= images.train_size for images in self.images.values()):
             own["order"] = "shuffled"  # earlier versions took all images as they lie, whose rows are not to be kept
-        return key_of(
-            own | {"train images": self.request.train_images} | device_fact(self.request.device) | dict(facts)
-        )
+        found = device_fact(self.request.device) | code_fact(run.recipe for run in self.request.runs)
+        return key_of(own | {"train images": self.request.train_images} | found | dict(facts))
 
     @property
     def caption(self) -> str:

@@ -13,7 +13,7 @@ from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.grid import Landscape, Penalty
 from broadopt.analysis.landscape.images import Images, check_same
 from broadopt.analysis.landscape.networks import Mark
-from broadopt.analysis.landscape.store import Row, Store, device_fact, key_of
+from broadopt.analysis.landscape.store import Row, Store, code_fact, device_fact, key_of
 from broadopt.config.run_config import KINDS_OF_NOISE
 
 
@@ -62,7 +62,8 @@ class Setting:
             "network": first.recipe.model.values(),
             "computation": [self.landscape.weight_decay, self.landscape.batch_size, first.recipe.precision],
         }
-        return key_of(own | device_fact(self.images.device) | dict(facts), vectors)
+        found = device_fact(self.images.device) | code_fact([first.recipe])
+        return key_of(own | found | dict(facts), vectors)
 
     @property
     def panels(self) -> Mapping[str, str]:
