@@ -102,9 +102,14 @@ def parse(arguments: Sequence[str]) -> Request:
     one_of("tracker", given.tracker, TRACKERS)
     asked = Path(expanded(given.results, "RESULTS"))
     results = located(asked, option="")
+    if not (results / "runs").is_dir() and (results / "config.yaml").exists():
+        raise InputError(f"{asked}: that is the folder of a run; expected the results folder, which holds runs/")
     for line in remark(asked, results):
         print(f"broadopt-export: {line}", file=sys.stderr)
-    return Request(given.tracker, results, Path(expanded(given.output, "--output")) if given.output else results)
+    output = Path(expanded(given.output, "--output")) if given.output else results
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output}: expected a folder, found a file")
+    return Request(given.tracker, results, output)
 
 
 def export(request: Request) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 
 from broadopt.config.habits import about_choice
@@ -35,20 +36,30 @@ def _with_home(argument: str) -> str:
 
 
 def quoted_path(argument: str, *, sweep: bool) -> str:
-    """`data_dir=/data/été` with quotes around a path that Hydra's grammar has no room for, or takes for a number: what
-    is typed for a path means nothing else. The paths of a `sweep` are separated by their commas.
+    """`data_dir=/data/été` with quotes around a path that Hydra's grammar has no room for, or reads as something else:
+    what is typed for a path means nothing else. The paths of a `sweep` are separated by their commas.
     """
     key, _, path = argument.partition("=")
     rule = RULES.get(key.lstrip("+"))
     if rule is None or not rule.is_path or not path:
         return argument
-    with suppress(HydraException):
-        parsed = OverridesParser.create().parse_override(argument)
-        is_number = isinstance(parsed.value(), (int, float)) and not isinstance(parsed.value(), bool)
-        if parsed.is_sweep_override() or not is_number:
+    with suppress(HydraException, ValueError):  # ValueError: a whole number of thousands of digits
+        if _is_read_as_typed(OverridesParser.create().parse_override(argument), path, sweep=sweep):
             return argument
     paths = path.split(",") if sweep else [path]
     return f"{key}={','.join(map(quoted, paths))}"
+
+
+def _is_read_as_typed(parsed: Override, path: str, *, sweep: bool) -> bool:
+    """Whether Hydra's reading of a path is left as it is: it is in quotes, or no number, and outside a sweep the text
+    itself and not several values.
+    """
+    if parsed.is_sweep_override():
+        return sweep or parsed.value_type is not ValueType.SIMPLE_CHOICE_SWEEP
+    value = parsed.value()
+    if isinstance(value, str):
+        return sweep or value == path or path[0] in "'\""
+    return isinstance(value, bool) or not isinstance(value, int | float)
 
 
 def options_first(arguments: list[str]) -> list[str]:
@@ -96,15 +107,15 @@ def expand_glob(argument: str, own: str | None = None) -> str:
     """`experiment=glob(table3/*)` as a list of its choices: Hydra's own glob does not look into folders. The choices
     are those of broadopt and of the folder `own` that --config-dir names. Raises InputError for none.
     """
-    match = re.fullmatch(r"([\w/]+)=glob\(([^(),]+)\)", argument)
-    if match is None or not (valid := choices(match[1], own)):
+    match = re.fullmatch(r"(\+*)([\w/]+)=glob\(([^(),]+)\)", argument)
+    if match is None or not (valid := choices(match[2], own)):
         return argument
-    pattern = match[2].strip("'\"")
+    added, group, pattern = match[1], match[2], match[3].strip("'\"")
     found = [choice for choice in valid if fnmatchcase(choice, pattern)]
     if not found:
-        hint = about_choice(match[1], pattern, valid)
-        raise InputError(f"{argument}: no {match[1]} matches; expected some of {', '.join(valid)}{hint}")
-    return f"{match[1]}={','.join(found)}"
+        hint = about_choice(group, pattern, valid)
+        raise InputError(f"{argument}: no {group} matches; expected some of {', '.join(valid)}{hint}")
+    return f"{added}{group}={','.join(found)}"
 
 
 def choices(group: str, own: str | None) -> list[str]:

@@ -245,6 +245,8 @@ def _check_keys(config: DictConfig) -> None:
         if key not in keys:
             raise InputError(f"unknown key {key}{about_key(key, [*keys, *RULES])}")
     for key in sorted(keys):
+        if OmegaConf.is_missing(config, key):
+            raise InputError(f"{key}=???: expected {RULES[key].words if key in RULES else 'its own keys'}")
         if key not in config:
             raise InputError(f"{key} is missing: a key cannot be removed, only given another value")
         if key in COMPOSED and not OmegaConf.is_dict(config[key]):

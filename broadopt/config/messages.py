@@ -81,6 +81,9 @@ def _malformed(arguments: list[str]) -> str | None:
     for argument in get_args_parser().parse_known_args(arguments)[0].overrides:
         try:
             override = OverridesParser.create().parse_override(argument)
+        except ValueError:  # a whole number of thousands of digits
+            key = argument.partition("=")[0].lstrip("+")
+            return f"{argument[:60]}...: expected {RULES[key].words if key in RULES else 'a shorter number'}"
         except HydraException:
             group, equals, _ = argument.partition("=")
             if equals and (choices := options(group)):
@@ -118,6 +121,9 @@ def _override(error: BaseException, arguments: list[str]) -> str:
     text += " " + " ".join(" ".join(str(cause).split()) for cause in _chain(error.__cause__))
     if match := re.search(r"Ambiguous value for argument '(.*?)'", text):
         return _needs_sweep(match[1])
+    match = re.search(r"Multiple values for ([\w/]+)\. To override", text)
+    if match and any(argument.startswith(f"+{match[1]}=") for argument in arguments):
+        return f"+{match[1]}: there is such a group, and its choice is given without the +"
     if match := re.search(r"Error merging override (~\S+)", text):
         return f"{match[1]}: a key cannot be removed, only given another value"
     if match := re.search(r"Error merging override \+([^+=]+)=|Could not append to config.* already at '(.*?)'", text):

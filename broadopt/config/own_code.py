@@ -180,6 +180,7 @@ def _imports(name: str, spec: ModuleSpec, source: bytes) -> Iterator[str]:
 
 def _is_installed(path: Path) -> bool:
     folders = {*map(sysconfig.get_path, ("stdlib", "platlib", "purelib")), *site.getsitepackages()}
+    folders.add(site.getusersitepackages())  # of pip install --user
     return any(path.is_relative_to(folder) for folder in folders)
 
 

@@ -124,7 +124,7 @@ class PyramidNet(nn.Module):
         require_boolean("shakedrop", shakedrop)
         require_choice("rounding", rounding, ROUNDINGS)
         require_choice("gate", gate, GATES)
-        if not isinstance(final_drop_probability, (int, float)) or not 0 <= final_drop_probability <= 1:
+        if type(final_drop_probability) not in (int, float) or not 0 <= final_drop_probability <= 1:
             raise InputError(f"model.final_drop_probability={final_drop_probability}: expected a number from 0 to 1")
         middles = _middle_widths(3 * per_stage, alpha, rounding)
         blocks = []

@@ -94,6 +94,10 @@ OF_THE_CONFIG = {
     ("lr=${recipe:lrr}",): 'protocol=swa2018 has no value for lrr; did you mean "lr"?',
     ("seed=1.5",): "seed=1.5: expected a whole number from 0 to 2^63 - 1",
     ("seed=9223372036854775808",): "seed=9223372036854775808: expected a whole number from 0 to 2^63 - 1",
+    ("seed=" + "1" * 5000,): "...: expected a whole number from 0 to 2^63 - 1",
+    ("lr=???",): "lr=???: expected a number > 0",
+    ("+dataset=cifar10",): "+dataset: there is such a group, and its choice is given without the +",
+    ("-m", "+experiment=glob(table4/*)"): "+experiment=glob(table4/*): no experiment matches; expected some of ",
     ("seed=1,2",): "seed=1,2: a list of values is a sweep and needs -m",
     ("nesterov=2",): "nesterov=2: expected true or false",
     ("batch_size=0",): "batch_size=0: expected a whole number >= 1",
@@ -175,6 +179,9 @@ OF_THE_PARTS = {
     ("+augmentation.pda=1",): 'unknown key augmentation.pda; did you mean "augmentation.pad"? (broadopt.augment.Augme',
     ("dataset._target_=broadopt.datasets.digit",): '; did you mean "broadopt.datasets.digits"?',
     ("schedule._target_=broadopt.schedule.Scedule",): '; did you mean "broadopt.schedule.Schedule"?',
+    ("model=pyramidnet272_shakedrop", "model.final_drop_probability=true"): (
+        "model.final_drop_probability=True: expected a number from 0 to 1"
+    ),
     ("model.depth=21",): "model.depth=21: a ResNet has depth 6n + 2 with n >= 1; nearest: 20",
 }
 
@@ -197,7 +204,9 @@ def line_of(process: "subprocess.CompletedProcess[str]", folder: Path) -> str:
     return line
 
 
-@pytest.mark.parametrize(("arguments", "expected"), OF_THE_CONFIG.items(), ids=map(" ".join, OF_THE_CONFIG))
+@pytest.mark.parametrize(
+    ("arguments", "expected"), OF_THE_CONFIG.items(), ids=[" ".join(words)[:80] for words in OF_THE_CONFIG]
+)
 def test_a_bad_config_is_one_line(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
     done = said("broadopt-run", "experiment=quickstart", *arguments, cwd=tmp_path)
     assert expected in line_of(subprocess.CompletedProcess(arguments, *done), tmp_path)

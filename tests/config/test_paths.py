@@ -32,6 +32,11 @@ ODD = (
     "back\\",
     "a@b!c",
     "%a;b",
+    "Mueller, Jan",
+    "a,b",
+    r"a\ b",
+    r"a\,b",
+    "9" * 200,
 )
 
 
@@ -50,6 +55,15 @@ def test_a_path_passes_as_it_is_typed(name: str, tmp_path: Path) -> None:
     )
     assert code == 2
     assert errors.startswith(f"broadopt-run: {name}/none/train: ")
+
+
+def test_paths_of_a_sweep_and_those_in_quotes_are_hydras() -> None:
+    for typed in ("data_dir=a,b", r"data_dir=a\,b", r"data_dir=a\ b"):
+        assert quoted_path(typed, sweep=True) == typed
+    for typed in ("data_dir='a, b'", 'data_dir="a"', "data_dir=${oc.env:HOME}/x", "data_dir=choice(a,b)"):
+        assert quoted_path(typed, sweep=False) == typed
+    whole = "data_dir=" + "1" * 5000
+    assert quoted_path(whole, sweep=False) == whole.replace("=", '="') + '"'
 
 
 @settings(max_examples=300, derandomize=True, deadline=None)

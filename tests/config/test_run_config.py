@@ -2,6 +2,7 @@
 
 import json
 import re
+import site
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from broadopt.analysis.comparing.keys import ABSENT, completed, flat
 from broadopt.analysis.tables.match import differences
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import AS_WITHOUT, MODULES, identity_of, importable, public
+from broadopt.config.own_code import own_code
 from broadopt.config.run_config import EXECUTION, RECIPE, Recipe, RunConfig
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError
@@ -231,3 +233,17 @@ def test_nested_targets_and_those_of_users() -> None:
         "inner": [{"_target_": "broadopt.data.augment.Augmentation", "pad": 4}],
     }
     assert public("own.broadopt.schedule.Schedule") == "own.broadopt.schedule.Schedule"
+
+
+def test_a_package_installed_for_the_user_alone_is_known_by_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_net").mkdir()
+    (tmp_path / "users_net/__init__.py").write_text("class Net: pass\n")
+    described = tmp_path / "users_net-1.2.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: users-net\nVersion: 1.2\n")
+    (described / "top_level.txt").write_text("users_net\n")
+    monkeypatch.setattr(site, "USER_SITE", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert own_code({"_target_": "users_net.Net"}) == {"users_net": "users-net 1.2"}

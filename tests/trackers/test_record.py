@@ -346,6 +346,16 @@ def test_nothing_to_export_is_said(tmp_path: Path) -> None:
     assert said("broadopt-export", "tensorboard", cwd=tmp_path) == (0, "tensorboard: 0 runs\n", "")
 
 
+def test_a_run_folder_and_a_file_to_send_to_are_bad_input(tmp_path: Path) -> None:
+    folder = with_history(tmp_path / "results", seed=1, history="epoch,lr\n1.0,0.1\n")
+    (folder / "config.yaml").touch()
+    line = f"broadopt-export: {folder}: that is the folder of a run; expected the results folder, which holds runs/\n"
+    assert said("broadopt-export", "tensorboard", str(folder), cwd=tmp_path) == (2, "", line)
+    (tmp_path / "file").touch()
+    line = "broadopt-export: --output file: expected a folder, found a file\n"
+    assert said("broadopt-export", "tensorboard", "--output", "file", cwd=tmp_path) == (2, "", line)
+
+
 def test_a_tracker_that_fails_ends_the_export(tmp_path: Path) -> None:
     folder = with_history(tmp_path / "results", seed=1, history="epoch,lr\n1.0,0.1\n")
     (tmp_path / "results/tensorboard").write_text("no folder")
