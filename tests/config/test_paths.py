@@ -52,7 +52,7 @@ def test_a_path_passes_as_it_is_typed(name: str, tmp_path: Path) -> None:
     assert errors.startswith(f"broadopt-run: {name}/none/train: ")
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300)
 @given(path=st.text(st.characters(exclude_characters="\0,$", exclude_categories=["Cs"]), min_size=1))
 def test_any_text_is_read_back_from_its_quotes(path: str) -> None:
     assert OverridesParser.create().parse_override(f"key={quoted(path)}").value() == path
