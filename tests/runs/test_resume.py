@@ -34,6 +34,17 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*checkpoint*"))
 
 
+def limited(size: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """broadopt-run whose files may have `size` bytes; this process, of which it has the limit, only while it starts."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        process = start(*arguments, cwd=cwd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return finish(process)
+
+
 @pytest.mark.parametrize(("method", "by", "at", "step"), INTERRUPTIONS)
 def test_an_interrupted_run_goes_on_to_the_same_figures_bit_for_bit(
     five_runs: Sweep, tmp_path: Path, method: str, by: signal.Signals, at: str, step: int
@@ -164,17 +175,6 @@ def test_a_signal_ends_a_sweep_which_goes_on_where_it_was(five_runs: Sweep, tmp_
     assert again.stdout.count("already finished: ") == 1
     assert [result(folder)["state"] for folder in folders(tmp_path)] == ["finished"] * 3
     assert same_outcome(folders(tmp_path)[0], five_runs.folders["sgd"])
-
-
-def limited(size: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """broadopt-run whose files may have `size` bytes; this process, of which it has the limit, only while it starts."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        process = start(*arguments, cwd=cwd)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    return finish(process)
 
 
 def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:
