@@ -12,6 +12,7 @@ import kept_configs
 import numpy as np
 import pytest
 from command import SMALL, STARTUP, Sweep, folders, run
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # ahead of torch: a child that is forked beside its threads would hang
 
@@ -19,6 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 kept_configs.install()
+settings.register_profile("tests", derandomize=True, deadline=None)  # the same examples each time, on any machine
+settings.load_profile("tests")
 
 LONGEST = (
     *("training/test_rows.py", "test_docs.py", "test_streams.py", "launchers/test_ecosystem.py"),

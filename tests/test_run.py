@@ -87,6 +87,17 @@ def test_the_same_command_again_shows_the_stored_result_and_trains_nothing(five_
     assert content(folder) == before
 
 
+def test_what_a_process_left_that_died_after_its_result_is_removed(five_runs: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(five_runs.folders["sgd"].parent, tmp_path / "results/runs/digits/small/sgd")
+    (folder,) = folders(tmp_path)
+    before = content(folder)
+    for name in ("checkpoint-0000000090.ckpt", "progress.json", ".result.json.7.tmp"):
+        (folder / name).touch()
+    process = run(*SMALL, "budget=2", cwd=tmp_path)
+    assert process.stdout.startswith("already finished: ")
+    assert content(folder) == before
+
+
 def test_how_a_run_is_carried_out_is_no_part_of_its_identity(five_runs: Sweep) -> None:
     options = ("device=auto", "checkpoint.minutes=0", "wait=true", "data_dir=elsewhere")
     arguments = [argument for argument in SMALL if argument != "device=cpu"]

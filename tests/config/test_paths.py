@@ -66,7 +66,7 @@ def test_paths_of_a_sweep_and_those_in_quotes_are_hydras() -> None:
     assert quoted_path(whole, sweep=False) == whole.replace("=", '="') + '"'
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300)
 @given(path=st.text(st.characters(exclude_characters="\0,$", exclude_categories=["Cs"]), min_size=1))
 def test_any_text_is_read_back_from_its_quotes(path: str) -> None:
     assert OverridesParser.create().parse_override(f"key={quoted(path)}").value() == path

@@ -3,14 +3,17 @@
 That device is torch's "meta": tensors without values, which cannot be read back and work with no other device's.
 """
 
+import resource
+import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import Dataset, Images
-from broadopt.devices.device import automatic_precisions, choose_device, choose_precision
+from broadopt.devices.device import automatic_precisions, choose_device, choose_precision, peak_memory
 from broadopt.devices.processes import device_of
 from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import InputError
@@ -118,6 +121,13 @@ def test_runs_that_share_a_gpu_have_equal_parts_of_its_memory(
     keep_to_share(gpu)
     keep_to_share(torch.device("cpu"))
     assert kept == ([] if share is None else [(share, gpu)])
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_the_memory_of_a_process_is_in_bytes(system: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda whose: SimpleNamespace(ru_maxrss=5000))
+    assert peak_memory(torch.device("cpu")) == 5000 * unit
 
 
 def test_that_device_does_refuse_a_mixture_and_a_read_back() -> None:

@@ -9,7 +9,7 @@ import io
 import pytest
 import torch
 from formulas import SmallNet, batches
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from short_training import assert_same_course, run
 from torch import Tensor, nn
@@ -103,7 +103,6 @@ def test_start_is_no_member() -> None:
     assert SnapshotEnsemble(start=0.0, cycle=0.5).collection_points(8) == [2, 6]
 
 
-@settings(deadline=None)
 @given(cycles=st.integers(1, 60), start=st.sampled_from([0.0, 0.25, 0.5, 0.8, 0.9]), budget=st.integers(1, 2000))
 def test_cycles_fill_the_rest_of_any_budget(cycles: int, start: float, budget: int) -> None:
     cycle = (1 - start) / cycles

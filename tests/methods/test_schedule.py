@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from broadopt.config.compose import recipe_of
@@ -337,7 +337,6 @@ def positions() -> st.SearchStrategy[int]:
 
 
 @pytest.mark.parametrize("shape", SHAPES_BY_STEP, ids=lambda shape: f"{shape['shape']}-{shape.get('tail', 'none')}")
-@settings(deadline=None)
 @given(budget=st.integers(1, 1800), factor=st.sampled_from([0.5, 2, 3, 7, 40]), position=positions())
 def test_every_milestone_scales_with_the_budget(shape: dict, budget: int, factor: float, position: int) -> None:
     one, other = (Schedule(lr=0.1, budget=each, per_step=True, **shape) for each in (budget, factor * budget))
@@ -347,7 +346,6 @@ def test_every_milestone_scales_with_the_budget(shape: dict, budget: int, factor
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape['shape']}-{shape.get('tail', 'none')}")
-@settings(deadline=None)
 @given(budget=st.integers(1, 400), factor=st.integers(1, 9), data=st.data())
 def test_milestones_of_a_decay_once_an_epoch_scale_with_the_budget(
     shape: dict, budget: int, factor: int, data: st.DataObject
@@ -358,7 +356,6 @@ def test_milestones_of_a_decay_once_an_epoch_scale_with_the_budget(
     assert actual == pytest.approx(expected, rel=1e-12, abs=1e-16)
 
 
-@settings(deadline=None)
 @given(shape=st.sampled_from(SHAPES_BY_STEP), budget=st.floats(0.05, 2000), position=st.floats(0, 1.5))
 def test_lr_stays_between_its_extremes(shape: dict, budget: float, position: float) -> None:
     schedule = Schedule(lr=0.1, budget=budget, **shape)

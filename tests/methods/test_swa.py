@@ -294,6 +294,15 @@ def test_what_is_evaluated_at_the_start_has_been_collected_where_that_lies_betwe
     assert (first, list(calendar.evaluation_points)) == (11, [11])
 
 
+def test_collection_points_that_fall_on_one_step_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    average = WeightAverage(start=0.5, cycle=0.05, budgets=[1])
+    calendar = Calendar.of({"": average}, budget=2, steps_per_epoch=5)
+    assert calendar.collection_points[""] == set(range(5, 11))
+    assert caplog.messages == ["11 collection points fall on 6 steps: that many are made"]
+    Calendar.of({"": average}, budget=2, steps_per_epoch=10)
+    assert len(caplog.messages) == 1
+
+
 def test_a_training_that_ends_between_two_steps_is_planned_with_the_steps_that_it_has() -> None:
     average = WeightAverage(start=0.7, budgets=[0.7, 1.9])
     calendar = Calendar.of({"": average}, budget=3, steps_per_epoch=5)

@@ -180,34 +180,33 @@ def odd_completion(typed: str, cwd: Path) -> None:
 
 
 FIXED = {
-    "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "print_blob": True,
     "phases": (Phase.explicit, Phase.generate),  # a line that fails is shown as it is: to shorten it takes minutes
 }
 
 
-@settings(max_examples=60, derandomize=True, **FIXED)
+@settings(max_examples=60, **FIXED)
 @given(arguments=line)
 def test_an_odd_line_for_broadopt_run(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     odd_run(arguments, tmp_path_factory.mktemp("odd"))
 
 
-@settings(max_examples=60, derandomize=True, **FIXED)
+@settings(max_examples=60, **FIXED)
 @given(arguments=st.lists(st.sampled_from(TABLE_WORDS), max_size=5))
 def test_an_odd_line_for_broadopt_table(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     odd_table(arguments, tmp_path_factory.mktemp("odd"))
 
 
 @pytest.mark.long
-@settings(max_examples=1500, **FIXED)
+@settings(max_examples=1500, derandomize=False, **FIXED)
 @given(arguments=line)
 def test_many_odd_lines_for_broadopt_run(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     odd_run(arguments, tmp_path_factory.mktemp("odd"))
 
 
 @pytest.mark.long
-@settings(max_examples=1500, **FIXED)
+@settings(max_examples=1500, derandomize=False, **FIXED)
 @given(arguments=st.lists(st.sampled_from(TABLE_WORDS), max_size=6))
 def test_many_odd_lines_for_broadopt_table(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     odd_table(arguments, tmp_path_factory.mktemp("odd"))
@@ -220,14 +219,14 @@ typed_line = st.builds(
 ).filter(lambda typed: not set(typed) & {"\0", "\ud800"})  # neither can stand in a shell's line
 
 
-@settings(max_examples=30, derandomize=True, **FIXED)
+@settings(max_examples=30, **FIXED)
 @given(typed=typed_line)
 def test_an_odd_line_is_completed(typed: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     odd_completion(typed, tmp_path_factory.mktemp("odd"))
 
 
 @pytest.mark.long
-@settings(max_examples=500, **FIXED)
+@settings(max_examples=500, derandomize=False, **FIXED)
 @given(typed=typed_line)
 def test_many_odd_lines_are_completed(typed: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     odd_completion(typed, tmp_path_factory.mktemp("odd"))

@@ -34,6 +34,17 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*checkpoint*"))
 
 
+def limited(size: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """broadopt-run whose files may have `size` bytes; this process, of which it has the limit, only while it starts."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        process = start(*arguments, cwd=cwd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return finish(process)
+
+
 @pytest.mark.parametrize(("method", "by", "at", "step"), INTERRUPTIONS)
 def test_an_interrupted_run_goes_on_to_the_same_figures_bit_for_bit(
     five_runs: Sweep, tmp_path: Path, method: str, by: signal.Signals, at: str, step: int
@@ -175,17 +186,6 @@ def test_a_forced_run_goes_on_without_force(tmp_path: Path) -> None:
     again = run(*command, cwd=tmp_path)
     assert again.returncode == 0
     assert (again.stdout.count("already finished: "), again.stderr.count("going on from")) == (1, 1)
-
-
-def limited(size: int, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """broadopt-run whose files may have `size` bytes; this process, of which it has the limit, only while it starts."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        process = start(*arguments, cwd=cwd)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    return finish(process)
 
 
 def test_a_checkpoint_that_cannot_be_written_fails_the_run(tmp_path: Path) -> None:

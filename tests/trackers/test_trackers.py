@@ -197,6 +197,9 @@ def killed(tmp_path: Path) -> Path:
     """The results folder of a run that was killed with its tracker in the second epoch."""
     with halted(*RUN, "tracker=tensorboard", cwd=tmp_path, at="train 60") as process:
         child = child_of(process.pid)
+        until(lambda: any((tmp_path / "results").rglob("*tfevents*")), process)
+        own, its = (os.getpriority(os.PRIO_PROCESS, number) for number in (process.pid, child))
+        assert its == min(own + 10, 19)  # the run comes first
     until(lambda: has_died(Path(f"/proc/{child}")))
     return tmp_path / "results"
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from processes import training
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ def test_metrics_are_those_of_torchmetrics(seed: int, classes: int, sharpness: f
     assert values["nll"] == pytest.approx(functional.nll_loss(outputs, labels).item(), rel=1e-14)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), classes=st.sampled_from([2, 10, 100]), sharpness=st.sampled_from([0.1, 1.0, 8.0]))
 def test_metrics_are_their_definitions(seed: int, classes: int, sharpness: float) -> None:
     outputs, labels = random_predictions(seed, classes, sharpness)

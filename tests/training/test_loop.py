@@ -116,6 +116,24 @@ def test_a_training_that_is_interrupted_has_the_time_of_its_steps(monkeypatch: p
     assert (made.progress.train_seconds, saved) == (10 * 30, [10])
 
 
+def test_where_a_training_is_counts_the_epochs_of_its_trunk() -> None:
+    made = training("method=sgd", "+model.batch_norm=false")
+    made.progress.step, made.measured_rate, made.progress.trunk = 11, 321.0, {"epochs": 1}
+    found = made.position()
+    assert (found.step, found.steps, found.steps_per_epoch, found.trunk_epochs) == (11, 16, 8, 1)
+    assert (found.images_per_epoch, found.images_per_second) == (1438, 321.0)
+
+
+def test_an_image_that_is_mixed_of_two_counts_by_its_larger_share() -> None:
+    made = training("method=sgd", "+model.batch_norm=false")
+    images, labels = next(iter(made.parts.data.train(0)))
+    one_hot = nn.functional.one_hot(labels, 10).double()
+    logits = []
+    made.parts.model.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
+    made.train_on(images, 0.6 * one_hot + 0.4 * one_hot.roll(1, 0))
+    assert made.stepper.sums().hits == int((logits[0].argmax(1) == labels).sum()) > 0
+
+
 def test_norms_of_tensors_on_two_devices_are_summed_on_each() -> None:
     """As on a GPU those of an optimizer that is not fused, which counts its steps on the CPU; no GPU is needed."""
     one, other = torch.full((4,), 3.0), torch.tensor(5.0)
