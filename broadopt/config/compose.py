@@ -29,6 +29,15 @@ COMPOSED = (*GROUPS, "protocol", "method")
 UNCHOSEN = ("augmentation", "checkpoint")
 """Those of them whose keys stand in run.yaml itself."""
 
+USED_BY: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "tail": {tail: (*keys, "start") for tail, keys in NEEDED_BY_TAIL.items()},
+    "shape": {shape: keys if shape == "constant" else (*keys, "decay_over") for shape, keys in TAKEN_BY_SHAPE.items()},
+}
+"""Keys of the schedule that one of its choices, by its name, makes use of."""
+
+NOT_NULL = ("start", "decay_over")
+"""Those that have no null."""
+
 NO_PACKAGE = "{}: the chosen file has to begin with the line # @package _global_"
 
 
@@ -111,16 +120,6 @@ def run_config(config: DictConfig) -> RunConfig:
     run = RunConfig.of(values)
     _check_use(config.schedule, run.recipe)
     return run
-
-
-USED_BY: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "tail": {tail: (*keys, "start") for tail, keys in NEEDED_BY_TAIL.items()},
-    "shape": {shape: keys if shape == "constant" else (*keys, "decay_over") for shape, keys in TAKEN_BY_SHAPE.items()},
-}
-"""Keys of the schedule that one of its choices, by its name, makes use of."""
-
-NOT_NULL = ("start", "decay_over")
-"""Those that have no null."""
 
 
 def _check_use(schedule: DictConfig, recipe: Recipe) -> None:
