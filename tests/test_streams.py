@@ -225,7 +225,7 @@ PLACES = {
     ("broadopt-run", f"experiment=quickstart results_dir={LONG}"): "File name too long",
     ("broadopt-run", f"experiment=quickstart results_dir={'/'.join(['a' * 200] * 25)}"): "File name too long",
     ("broadopt-run", f"-m experiment=quickstart results_dir={LONG}"): "File name too long",
-    ("broadopt-run", f"experiment=quickstart model.name={LONG}"): "File name too long",
+    ("broadopt-run", f"experiment=quickstart model.name={LONG}"): "expected a name of at most 200 characters",
     ("broadopt-run", "experiment=quickstart results_dir=file"): "Not a directory",
     ("broadopt-run", "-m experiment=quickstart results_dir=file"): "Not a directory",
     ("broadopt-run", f"dataset=cifar10 data_dir={LONG}"): "File name too long",

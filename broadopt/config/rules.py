@@ -72,9 +72,10 @@ def _choices(*names: str) -> Rule:
 
 
 def _name() -> Rule:
-    return Rule(
-        str, lambda value: bool(re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", value)), "a name, which makes a folder"
-    )
+    def test(value: str) -> bool:
+        return len(value) <= 200 and bool(re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", value))
+
+    return Rule(str, test, "a name of at most 200 characters, which makes a folder")
 
 
 def _folder() -> Rule:

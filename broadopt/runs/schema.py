@@ -147,7 +147,7 @@ def _is_name(text: str) -> bool:
 
 _ANY: Check = _mapping({})
 _LINE = _text(lambda text: len(text) <= 1000, "at most 1000 characters")
-_NAME = _text(_is_name, "a name, which makes a folder")
+_NAME = _text(_is_name, "a name of at most 200 characters, which makes a folder")
 _POSITIVE = _number(1e-9, LARGEST)
 # Zero or large enough to divide by: a rate, or a duration, that was not measured is zero.
 _MEASURED = _number(0, LARGEST, least=1e-9)
