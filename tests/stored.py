@@ -43,6 +43,23 @@ def seal(folder, result):
     (folder / "result.json").write_bytes(results.sealed(result))
 
 
+def figures(accuracy):
+    """Test figures of an accuracy in percent."""
+    return {
+        "test_accuracy": accuracy,
+        "test_nll": round((100 - accuracy) / 20, 4),
+        "test_ece": round((100 - accuracy) / 1000, 5),
+    }
+
+
+def hold_out(metrics, accuracy):
+    """Put figures on held-out images into the metrics of a result."""
+    validation = {"validation_accuracy": accuracy, "validation_nll": 1.0, "validation_ece": 0.1}
+    metrics["validation"] = {"last": validation, "best": {"validation_accuracy": accuracy, "epoch": 3}}
+    for found in metrics["collected"].values():
+        found |= validation | {"validation_accuracy": accuracy + 1}
+
+
 def store(
     root,
     recorded,
@@ -61,14 +78,6 @@ def store(
     `history`: test accuracy by epoch, for history.csv, None of one that was not evaluated; `cost` replaces figures of
     the made-up ones; `held_out`: the last accuracy on held-out images, of which what was collected has one more.
     """
-
-    def figures(accuracy):
-        return {
-            "test_accuracy": accuracy,
-            "test_nll": round((100 - accuracy) / 20, 4),
-            "test_ece": round((100 - accuracy) / 1000, 5),
-        }
-
     collected = collected or {}
     folder = results.run_folder(root, recorded)
     folder.mkdir(parents=True)
@@ -100,10 +109,7 @@ def store(
         "environment": {"broadopt": "0.1.0", "precision": recorded["precision"]},
     }
     if held_out is not None:
-        validation = {"validation_accuracy": held_out, "validation_nll": 1.0, "validation_ece": 0.1}
-        result["metrics"]["validation"] = {"last": validation, "best": {"validation_accuracy": held_out, "epoch": 3}}
-        for found in result["metrics"]["collected"].values():
-            found |= validation | {"validation_accuracy": held_out + 1}
+        hold_out(result["metrics"], held_out)
     if device is not None:
         result["environment"]["device"] = device
     if history is not None:
