@@ -125,19 +125,33 @@ def wait(device: torch.device) -> None:
 
 
 def bare(parts: Parts, steps: int) -> Callable[[], float]:
-    """Seconds of `steps` steps on one batch that never changes: forward, backward, optimizer."""
+    """Seconds of `steps` steps on one batch that never changes: forward, backward, optimizer; recorded as a CUDA graph
+    where the training's own are, which `parts` cannot share: a recording keeps the optimizer's tensors.
+    """
     images, labels = next(iter(parts.data.train(0)))
     autocast = torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.precision == "bf16")
 
-    def once() -> None:
-        for _ in range(steps):
-            parts.step.optimizer.zero_grad()
-            with autocast:
-                logits = parts.model(images)
-            cross_entropy(logits.float(), labels).backward()
-            parts.step.optimizer.step()
+    def step() -> float:
+        parts.step.optimizer.zero_grad()
+        with autocast:
+            logits = parts.model(images)
+        cross_entropy(logits.float(), labels).backward()
+        parts.step.optimizer.step()
+        return 1
 
-    return lambda: seconds(once, parts.device)
+    make: Callable[[], object] = step
+    if parts.graph is not None:
+        graph = parts.graph()
+        for _ in range(WARM_UP):
+            graph.warm_up(step)
+        graph.record(step)
+        make = graph.replay
+
+    def all_steps() -> None:
+        for _ in range(steps):
+            make()
+
+    return lambda: seconds(all_steps, parts.device)
 
 
 def interleaved(cases: Mapping[str, Callable[[], float]], *, rounds: int) -> list[dict[str, float]]:

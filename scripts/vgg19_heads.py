@@ -44,7 +44,7 @@ def counts(
 
 def command(arguments: argparse.Namespace) -> list[str]:
     """The sweep."""
-    swept = {"model.head": HEADS, "method": METHODS, "seed": arguments.seeds}
+    swept = {"seed": arguments.seeds, "model.head": HEADS, "method": METHODS}  # ended early, all have as many seeds
     return [
         *(sys.executable, "-m", "broadopt.run", "-m", "experiment=table3/vgg19_bn"),
         *(f"{key}={','.join(map(str, values))}" for key, values in swept.items()),
