@@ -12,14 +12,17 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from measure import PROTOCOL
 
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import public
+from broadopt.config.instantiate import instantiated
 from broadopt.config.shipped import options
 from broadopt.devices.rates import TABLE
 from broadopt.methods.recorded import PASSES
+from broadopt.models.build import macs
 from broadopt.runs.results import read_all
 from broadopt.training.planning.price import price
 
@@ -46,7 +49,9 @@ def measured(root: Path) -> list[tuple[dict[str, Any], float, str]]:
         content = json.loads(path.read_text())
         for row in content["rows"]:
             if row["part"] == "rates" and row["variant"] == "as auto chooses":
-                what = {"model": recipe_of([f"model={row['network']}", PROTOCOL])["model"]}
+                # A network's configuration may have been another one then: its row says how.
+                keys = [f"model={row['network']}", *row.get("overrides", ()), PROTOCOL]
+                what = {"model": recipe_of(keys)["model"]}
                 what |= {"device": content["environment"]["device"], "threads": None, "precision": row["precision"]}
                 found.append((what, row["sgd, images/s"], f"results/benchmark/{path.name}"))
     return found
@@ -61,8 +66,17 @@ def rates(root: Path) -> list[dict[str, Any]]:
     for what, rates in sorted(together.items()):
         speed = round(statistics.median(rate for rate, _ in rates), 1)
         source = ", ".join(sorted({source for _, source in rates}))
-        rows.append({**json.loads(what), "images_per_second": speed, "runs": len(rates), "source": source})
+        row = json.loads(what)
+        size = {"macs": operations(row["model"])}
+        rows.append({**row, "images_per_second": speed, "runs": len(rates), "source": source, **size})
     return rows
+
+
+def operations(model: dict[str, Any]) -> int:
+    """Multiply-adds of a recorded network on one image, with 100 classes."""
+    arguments = {key: value for key, value in model.items() if key != "name"}
+    with torch.device("meta"):
+        return macs(instantiated("model", arguments, num_classes=100))
 
 
 def networks() -> list[dict[str, Any]]:

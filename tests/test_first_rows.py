@@ -131,7 +131,7 @@ def test_the_heads_are_trained_by_the_recipe_of_the_row() -> None:
     given = Namespace(seeds=[1, 2], budget=2.0, device="cuda", results=Path("heads"), overrides=["data_dir=/data"])
     words = vgg19_heads.command(given)
     assert words[4:] == [
-        *("experiment=table3/vgg19_bn", "model.head=torchvision,hidden4096", "method=sgd,sam,asam", "seed=1,2"),
+        *("experiment=table3/vgg19_bn", "seed=1,2", "model.head=torchvision,hidden4096", "method=sgd,sam,asam"),
         *("budget=2", "precision=fp32", "device=cuda", "results_dir=heads", "data_dir=/data"),
     ]
     single = [f"{key}={values.split(',')[-1]}" for key, _, values in (word.partition("=") for word in words[4:])]

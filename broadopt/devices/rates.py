@@ -1,9 +1,11 @@
-"""How long gradients take: by the measured rate of their network, else by their operations at a share of a GPU's peak.
+"""How long gradients take: by the measured rate of their network, else by their operations at the speed of a measured
+network of the same class, else at a share of a GPU's peak.
 
-Each time says which of the two it is. The measured rates are those of rates.yaml, which scripts/rates.py makes from
+Each time says which of the three it is. The measured rates are those of rates.yaml, which scripts/rates.py makes from
 committed results.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +43,13 @@ class Rate:
     images_per_second: float
     runs: int
     source: str
+    macs: int
+    """Multiply-adds of a forward pass on one image."""
+
+    @property
+    def tflops(self) -> float:
+        """10^12 operations a second: two a multiply-add, a gradient counted as three forward passes."""
+        return 6e-12 * self.macs * self.images_per_second
 
     @property
     def place(self) -> str:
@@ -94,19 +103,42 @@ def rate_of(
     model: Mapping[str, Any], *, device: str, threads: int | None, precision: str, rates: Iterable[Rate] | None = None
 ) -> Rate | None:
     """The measured rate of a network on a device of that name, or kind of GPU; `auto` takes the faster precision."""
-    is_gpu = threads is None
+    found = [rate for rate in _rates_on(device, threads, precision, rates) if rate.model == model]
+    return max(found, key=lambda rate: rate.images_per_second, default=None)
+
+
+def _kin_of(
+    model: Mapping[str, Any],
+    macs: float,
+    *,
+    device: str,
+    threads: int | None,
+    precision: str,
+    rates: Iterable[Rate] | None,
+) -> Rate | None:
+    """The rate of the network that has the nearest number of multiply-adds among those of the same class: a class
+    reaches much the same operations a second at different depths, but on an H100 14 TFLOP/s are ResNet-20's and 296
+    WRN-28-10's.
+    """
     found = [
         rate
+        for rate in _rates_on(device, threads, precision, rates)
+        if macs and rate.model["_target_"] == model.get("_target_")
+    ]
+    return min(found, key=lambda rate: (abs(math.log(rate.macs / macs)), -rate.images_per_second), default=None)
+
+
+def _rates_on(device: str, threads: int | None, precision: str, rates: Iterable[Rate] | None) -> list[Rate]:
+    return [
+        rate
         for rate in (measured() if rates is None else rates)
-        if rate.model == model
-        and (
+        if (
             device in rate.device and rate.threads is None
-            if is_gpu
+            if threads is None
             else (device, threads) == (rate.device, rate.threads)
         )
         and precision in ("auto", rate.precision)
     ]
-    return max(found, key=lambda rate: rate.images_per_second, default=None)
 
 
 def duration(
@@ -121,7 +153,7 @@ def duration(
 ) -> Duration:
     """How long the gradients of `images` images, of `flops` operations in all, take on a device: a GPU where it has no
     `threads`. Where no rate of that device is known it is a GPU of its kind, or of the usual one, by its measured rate
-    where there is one, else by operations.
+    where there is one, else by that of a network of the same class, else by operations alone.
     """
     kind = next((kind for kind in PEAKS if kind in device), USUAL)
     places: tuple[tuple[str, int | None], ...] = ((device, threads), (kind, None))
@@ -130,6 +162,13 @@ def duration(
     if rate is not None:
         words = f"on {rate.place}, measured: {rate.images_per_second:,.0f} images/s a gradient ({_runs(rate.runs)})"
         return Duration(images / rate.images_per_second / 3600, True, words)
+    macs, place = flops / images / 6 if images else 0.0, {"device": kind, "threads": None}
+    kin = _kin_of(model, macs, **place, precision=precision, rates=rates)
+    if kin is not None:
+        name = kin.model["name"]
+        whose = name if name != model.get("name") else f"another variant of {name}"
+        words = f"on {kin.place}, derived from the {kin.tflops:.3g} TFLOP/s of {whose}, not measured"
+        return Duration(flops / kin.tflops / 1e12 / 3600, False, words)
     name = precision if precision in PEAKS[kind] else "bf16"
     words = f"on an {kind} at {100 * SHARE:g} % of its {name} peak, derived, not measured"
     return Duration(flops / tflops(kind, name) / 1e12 / 3600, False, words)

@@ -10,7 +10,8 @@
     torchvision    as hidden4096, on the one pixel repeated 7x7          torchvision's own           homura's registry
 
 SWA's VGG-16 has no BN, so SWA has no statistics to compute anew for it. All dropout is at 0.5. ASAM does not say which
-VGG19-BN it trained; its requirements make torchvision's the likeliest (140 million parameters, most in the head).
+VGG19-BN it trained: its requirements suggest torchvision's (140 million parameters, most in the head), whose weights at
+lr 0.1 were not finite within an epoch in any run of results/vgg19_heads; the default is hidden4096.
 """
 
 import torch

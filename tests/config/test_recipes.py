@@ -50,7 +50,7 @@ SHAKESHAKE = {
     "width": 64,
 }
 DENSENET121 = {"name": "densenet121", "_target_": "broadopt.models.densenet.densenet121", "stem": "imagenet"}
-VGG19_BN = {"name": "vgg19_bn", "_target_": "broadopt.models.vgg.vgg19_bn", "head": "torchvision"}
+VGG19_BN = {"name": "vgg19_bn", "_target_": "broadopt.models.vgg.vgg19_bn", "head": "hidden4096"}
 RESNEXT29 = {
     "name": "resnext29_32x4d",
     "_target_": "broadopt.models.resnext.ResNeXt",
@@ -339,9 +339,9 @@ FIRST_IDENTITIES = {
     ("table3/resnet56", "sgd"): "e92b46b0",
     ("table3/resnet56", "sam"): "2417aa4f",
     ("table3/resnet56", "asam"): "2f60b345",
-    ("table3/vgg19_bn", "sgd"): "f4987d6d",
-    ("table3/vgg19_bn", "sam"): "a739334a",
-    ("table3/vgg19_bn", "asam"): "4aadee15",
+    ("table3/vgg19_bn", "sgd"): "3f67c225",
+    ("table3/vgg19_bn", "sam"): "5e38a2c9",
+    ("table3/vgg19_bn", "asam"): "3e99e0ac",
     ("table3/resnext29_32x4d", "sgd"): "5b4b9569",
     ("table3/resnext29_32x4d", "sam"): "9753e7c3",
     ("table3/resnext29_32x4d", "asam"): "20e59108",

@@ -19,7 +19,7 @@ XEON = "CPU (Intel(R) Xeon(R) Processor)"
 
 
 def rate(device: str, speed: float, *, precision: str = "bf16", threads: int | None = None) -> Rate:
-    return Rate(RESNET, device, threads, precision, speed, 3, "results/a")
+    return Rate(RESNET, device, threads, precision, speed, 3, "results/a", 40_818_944)
 
 
 RATES = (
@@ -33,6 +33,7 @@ RATES = (
 def test_the_committed_table_is_what_the_committed_results_give() -> None:
     assert yaml.safe_load(rates.TABLE.read_text())["rates"] == script.rates(script.RESULTS), "python scripts/rates.py"
     names = {"resnet20", "densenet121", "preresnet110", "preresnet164", "vgg16", "vgg19_bn", "wrn28_10"}
+    names |= {"pyramidnet272", "resnet32", "resnet56", "resnext29_32x4d", "shakeshake26_2x64d", "wrn16_8", "wrn28_2"}
     assert {row.model["name"] for row in rates.measured()} == names
 
 
@@ -52,7 +53,21 @@ def test_rates_of_a_gpu_check_are_taken_into_the_table(tmp_path: Path) -> None:
         "images_per_second": 90_000.0,
         "runs": 1,
         "source": "results/benchmark/gpu.json",
+        "macs": 40_818_944,
     }
+
+
+def test_a_row_of_a_gpu_check_says_how_its_network_was_configured_otherwise(tmp_path: Path) -> None:
+    row = {"part": "rates", "network": "vgg19_bn", "variant": "as auto chooses", "precision": "bf16"}
+    row |= {"sgd, images/s": 1.0, "overrides": ["model.head=linear"]}
+    (tmp_path / "benchmark").mkdir()
+    content = {"environment": {"device": "NVIDIA H100 80GB HBM3"}, "rows": [row]}
+    (tmp_path / "benchmark/gpu.json").write_text(json.dumps(content))
+    (found,) = script.rates(tmp_path)
+    assert (found["model"]["head"], found["macs"]) == ("linear", 398_182_400)
+    rows = json.loads((script.RESULTS / "benchmark/gpu_recorded.json").read_text())["rows"]
+    heads = [row["overrides"] for row in rows if row.get("network") == "vgg19_bn" and row["part"] == "rates"]
+    assert heads == [["model.head=torchvision"]] * 2, "the default when it was measured"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +111,28 @@ def test_hours_say_whether_they_are_measured_or_derived() -> None:
     assert (measured.brief, a100.brief) == ("about 1.0 h (by measured rate)", "about 513 h (derived)")
     assert total([measured, cpu, a100]) == "about 501 h by measured rates and about 513 h derived, not measured"
     assert total([measured]) == "about 1.0 h by measured rates"
+
+
+def test_hours_of_a_network_without_a_rate_are_those_of_the_nearest_one_of_its_class() -> None:
+    """3.6e18 operations, at 6 a multiply-add: of 20 MMACs, or of 600 MMACs."""
+    deep = {**RESNET, "name": "deep", "depth": 110}
+    known = (
+        Rate(RESNET, "NVIDIA H100 80GB HBM3", None, "bf16", 50_000.0, 1, "results/a", 40_000_000),
+        Rate(deep, "NVIDIA H100 80GB HBM3", None, "bf16", 25_000.0, 1, "results/a", 200_000_000),
+        Rate(RESNET, XEON, 2, "bf16", 300.0, 1, "results/a", 40_000_000),
+    )
+    other = {**RESNET, "depth": 14}
+    for macs, speed, whose in ((20e6, 12e12, "another variant of resnet20"), (600e6, 30e12, "deep")):
+        work: dict[str, Any] = {"images": 3.6e18 / 6 / macs, "flops": 3.6e18, "precision": "auto"}
+        for device in ("NVIDIA H100 PCIe", "CPU (AMD EPYC)"):
+            found = duration(other, **work, device=device, threads=None if "H100" in device else 2, rates=known)
+            assert found.hours == pytest.approx(3.6e18 / speed / 3600)
+            assert not found.is_measured
+            place = "on an NVIDIA H100 80GB HBM3 in bf16"
+            assert found.words == f"{place}, derived from the {speed / 1e12:.3g} TFLOP/s of {whose}, not measured"
+        assert "at 10 % of its fp32 peak" in duration(other, **{**work, "precision": "fp32"}, rates=known).words
+        assert "at 10 % of its bf16 peak" in duration({"_target_": "own.Net"}, **work, rates=known).words
+    assert "10 % of its" in duration(RESNET | {"depth": 8}, images=0.0, flops=0.0, precision="bf16", rates=known).words
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str]) -> Request:
         "--tflops",
         metavar="X",
         help="with --status: 10^12 operations a second of a device, for networks that no run has measured (default: "
-        "a tenth of an H100's bf16 peak)",
+        "what the network, or the nearest one of its class, reached on an H100, else a tenth of that card's bf16 peak)",
     )
     options.add(parser)
     parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
