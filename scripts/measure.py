@@ -147,7 +147,7 @@ def bare(parts: Parts, steps: int) -> Callable[[], float]:
         graph.record(step)
         make = graph.replay
 
-    def all_steps(_recorded: object = step) -> None:  # a recording knows addresses: it does not hold its images
+    def all_steps(_held: object = step) -> None:  # a recording knows the addresses of images and labels alone
         for _ in range(steps):
             make()
 

@@ -1,6 +1,10 @@
 """Which steps the benchmark and the GPU check time."""
 
+import gc
 import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,37 @@ def test_a_turn_is_the_same_steps_after_the_first_ones_however_often(method: str
     one, other = seen[first : first + sum(passes)], seen[first + sum(passes) :]
     assert one == other
     assert len(set(one)) == STEPS
+
+
+class Noted:
+    """A graph that knows what was recorded by its address alone, as one on a GPU does."""
+
+    def warm_up(self, work: Callable[[], float]) -> tuple[float, str]:
+        return work(), ""
+
+    def record(self, work: Callable[[], object]) -> None:
+        self.work = weakref.ref(work)
+
+    def replay(self) -> None:
+        work = self.work()
+        assert work is not None, "its images and labels are another tensor's memory by now"
+        work()
+
+
+@pytest.mark.parametrize("graph", [None, Noted])
+def test_bare_steps_are_as_many_and_on_one_batch_also_where_they_are_recorded(graph: type[Noted] | None) -> None:
+    options = ("model=resnet20", "model.depth=8", "batch_size=2", "budget=1", "device=cpu", "precision=fp32")
+    parts = replace(measure.parts_of(*options, dataset=measure.random_dataset(8, 2)), graph=graph)
+    seen: list[float] = []
+    parts.model.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].sum())))
+    turn = measure.bare(parts, STEPS)
+    gc.collect()
+    before = len(seen)
+    weights = [weight.clone() for weight in parts.model.parameters()]
+    assert turn() > 0
+    assert len(seen) - before == STEPS
+    assert len(set(seen)) == 1
+    assert not any(torch.equal(own, other) for own, other in zip(weights, parts.model.parameters(), strict=True))
 
 
 def test_batches_of_the_loop_on_the_device_are_crops_of_all_images_once_an_epoch() -> None:
