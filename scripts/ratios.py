@@ -63,12 +63,10 @@ def judged(what: str, target: str, found: dict[str, float]) -> dict[str, Any]:
 
 
 def of_an_epoch(*, device: str, steps: int, rounds: int) -> Iterator[dict[str, Any]]:
-    """ResNet-20: the loop beside a bare step, and the parts of an epoch beside each other."""
+    """ResNet-20: the parts of an epoch beside each other."""
     dataset = random_dataset(BATCH * steps, BATCH * steps)
-    sgd, alone = (
-        parts_of("model=resnet20", "method=sgd", "budget=1", f"device={device}", dataset=dataset) for _ in range(2)
-    )
-    cases = {"bare": bare(alone, steps), "sgd": steps_of(sgd, steps), **parts_of_an_epoch(sgd)}
+    sgd = parts_of("model=resnet20", "method=sgd", "budget=1", f"device={device}", dataset=dataset)
+    cases = {"sgd": steps_of(sgd, steps), **parts_of_an_epoch(sgd)}
     measured = interleaved(cases, rounds=rounds)
     average = ratio(measured, "average", "sgd")  # one average an epoch; the epoch measured here is a short one
     swa = {key: 1 + value * steps / STEPS_PER_EPOCH for key, value in average.items()}
@@ -76,7 +74,6 @@ def of_an_epoch(*, device: str, steps: int, rounds: int) -> Iterator[dict[str, A
     ema = {key: 1 + value for key, value in update.items()}
     swag = ratio(measured, "moments", "sgd")  # once an epoch, as SWA's average
     swag = {key: 1 + value * steps / STEPS_PER_EPOCH for key, value in swag.items()}
-    yield judged("images/s, loop over bare step", ">= 0.97", ratio(measured, "bare", "sgd"))
     yield judged("seconds, SWA epoch of 50,000 images over SGD epoch", "<= 1.01", swa)
     yield judged("seconds, EMA epoch over SGD epoch", "<= 1.02", ema)
     yield judged("seconds, SWAG epoch of 50,000 images over SGD epoch", "<= 1.02", swag)

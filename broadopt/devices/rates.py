@@ -107,7 +107,7 @@ def rate_of(
     return max(found, key=lambda rate: rate.images_per_second, default=None)
 
 
-def _kin_of(
+def _nearest_of_class(
     model: Mapping[str, Any],
     macs: float,
     *,
@@ -163,12 +163,12 @@ def duration(
         words = f"on {rate.place}, measured: {rate.images_per_second:,.0f} images/s a gradient ({_runs(rate.runs)})"
         return Duration(images / rate.images_per_second / 3600, True, words)
     macs, place = flops / images / 6 if images else 0.0, {"device": kind, "threads": None}
-    kin = _kin_of(model, macs, **place, precision=precision, rates=rates)
-    if kin is not None:
-        name = kin.model["name"]
+    nearest = _nearest_of_class(model, macs, **place, precision=precision, rates=rates)
+    if nearest is not None:
+        name = nearest.model["name"]
         whose = name if name != model.get("name") else f"another variant of {name}"
-        words = f"on {kin.place}, derived from the {kin.tflops:.3g} TFLOP/s of {whose}, not measured"
-        return Duration(flops / kin.tflops / 1e12 / 3600, False, words)
+        words = f"on {nearest.place}, derived from the {nearest.tflops:.3g} TFLOP/s of {whose}, not measured"
+        return Duration(flops / nearest.tflops / 1e12 / 3600, False, words)
     name = precision if precision in PEAKS[kind] else "bf16"
     words = f"on an {kind} at {100 * SHARE:g} % of its {name} peak, derived, not measured"
     return Duration(flops / tflops(kind, name) / 1e12 / 3600, False, words)
