@@ -23,7 +23,7 @@ import pytest
 from command import BIN, OWN, PATIENCE, STARTUP, Process, finish, start, until
 from filelock import FileLock
 from printed import cells
-from stored import RESNET20, record, run, store
+from stored import RESNET20, record, run, seal, store
 
 from broadopt.analysis.status import state as standing
 from broadopt.analysis.status.estimate import Estimates
@@ -436,18 +436,72 @@ def test_every_hour_is_called_measured_or_derived(tmp_path: Path) -> None:
     page, _ = run("table3", "--status", "--results", tmp_path)
     text = " ".join(page.split())
     # One run of SGD is missing, and has been measured; 9 of three networks have a rate of a GPU; others are derived.
-    needed, by_rate, derived = map(float, re.findall(r"([\d.]+) (?:needed|by measured rates|derived, not m)", text))
+    apart = (
+        r"([\d.]+) needed \(([\d.]+) by measured rates and ([\d.]+) derived, not measured\) on (an H100|devices that)"
+    )
+    found = {where: tuple(map(float, hours)) for *hours, where in re.findall(apart, text)}
     gpu = {rate.model["name"]: rate.images_per_second for rate in rates.measured() if "H100" in rate.device}
-    inverse = 1 / 5001.5 + sum(9 / gpu[name] for name in ("densenet121", "vgg19_bn", "wrn28_10"))
-    assert by_rate == pytest.approx(400 * 50_000 * inverse / 3600, abs=0.05)
-    assert needed == pytest.approx(by_rate + derived, abs=0.11)
-    assert "spent (measured)" in text
+    inverse = sum(9 / gpu[name] for name in ("densenet121", "vgg19_bn", "wrn28_10"))
+    for where, images in (("an H100", inverse), ("devices that", 1 / 5001.5)):
+        needed, by_rate, derived = found.pop(where)
+        assert by_rate == pytest.approx(400 * 50_000 * images / 3600, abs=0.05)
+        assert needed == pytest.approx(by_rate + derived, abs=0.11)
+    assert not found
+    assert "spent (measured) on devices that are not recorded" in text
     lines = [line for line in page.splitlines() if line.startswith("|")]
     lines = [line for line in lines[2:] if line.count("|") == 11]
     assert len(lines) == 24
     assert all(line.split("|")[-2].strip().startswith(("measured: ", "derived from", "on an ")) for line in lines)
     assert sum("derived, not measured" in line for line in lines) == 12
     assert sum("on an NVIDIA H100 80GB HBM3 in bf16, measured: " in line for line in lines) == 9
+
+
+def on_cpu(folder: Path, threads: object) -> None:
+    """Let the result of a run be that of a CPU with so many threads."""
+    stored = json.loads((folder / "result.json").read_text())
+    environment = stored["environment"] | {"device": "CPU (AMD EPYC)", "threads": threads}
+    seal(folder, {key: value for key, value in stored.items() if key != "checksum"} | {"environment": environment})
+
+
+def test_hours_of_different_kinds_of_devices_are_not_added(tmp_path: Path) -> None:
+    h100, hour = "NVIDIA H100 80GB HBM3", {"train_seconds": 3600.0, "images_per_second": 5000.0}
+    on_cpu(store(tmp_path, record(RESNET20, "method=sgd"), cost=hour | {"images_per_second": 500.0}), 1)
+    store(tmp_path, record(RESNET20, "method=sgd", seed=2), device=h100, cost=hour)
+    store(tmp_path, record(RESNET20, "method=sgd", seed=3), device=h100, cost=hour)
+    store(tmp_path, record(RESNET20, "method=sam"), device=h100, cost=hour)
+    page, _ = run("table3", "--status", "--results", tmp_path)
+    text = " ".join(page.split())
+    assert (
+        "Device hours: 1.0 spent (measured) on 1 thread of a CPU (AMD EPYC) and 3.0 spent (measured) on an H100, "
+        in text
+    )
+    assert (
+        "h spent on devices of several kinds: ResNet-20, SGD: 1.0 on 1 thread of a CPU (AMD EPYC) and 2.0 on an H100."
+        in text
+    )
+    cells = status(tmp_path)
+    assert (cells["resnet20", "sam"]["spent_on"], cells["resnet20", "sam"]["needed_on"]) == ("", "an H100")
+    assert cells["resnet20", "sgd"]["needed_on"] == ""
+    page, _ = run("table3", "--status", "--results", tmp_path, "--tflops", "100")
+    text = " ".join(page.split())
+    assert re.search(r" needed \([^)]*\) on a device of 100 TFLOP/s and [\d.]+ needed \([^)]*\) on an H100\.", text)
+
+
+def test_a_rate_is_that_of_as_many_threads(tmp_path: Path) -> None:
+    speeds = {1: 100.0, 2: 400.0, 3: 410.0}
+    for seed, speed in speeds.items():
+        folder = store(tmp_path, record(RESNET20, "method=sgd", seed=seed), cost={"images_per_second": speed})
+        on_cpu(folder, 1 if seed == 1 else 4)
+    one = Estimates(look(tmp_path), tflops=None).of(record(RESNET20, "method=sgd", seed=4))
+    assert (one.seconds_per_epoch, one.kind) == (50_000 / 405, "4 threads of a CPU (AMD EPYC)")
+    assert one.words == "measured: 405 img/s, 4 threads of a CPU (AMD EPYC) fp32"
+
+
+@pytest.mark.parametrize("threads", [None, True, 0, -1, "4", 2.0, 10**9, [1]])
+def test_threads_that_can_be_none_are_not_believed(threads: object, tmp_path: Path) -> None:
+    recorded = record(RESNET20, "method=sgd")
+    on_cpu(store(tmp_path, recorded), threads)
+    assert standing.run_of(look(tmp_path), recorded, identity_of(recorded)).device.kind == "a CPU (AMD EPYC)"
 
 
 def test_hours_of_a_network_that_never_ran_come_from_its_operations(tmp_path: Path) -> None:
@@ -621,7 +675,7 @@ def with_heartbeat(root: Path) -> tuple[dict, Path, dict]:
     recorded = record(RESNET20, "method=sgd")
     folder = results.run_folder(root, recorded)
     folder.mkdir(parents=True)
-    with heartbeat.Heartbeat(folder, recorded, device="a device"):
+    with heartbeat.Heartbeat(folder, recorded, device="CPU (AMD EPYC)", threads=2):
         return recorded, folder, json.loads((folder / "progress.json").read_text())
 
 
@@ -641,7 +695,8 @@ def test_a_run_that_is_on_has_not_spent_the_epochs_of_its_trunk(
     recorded, folder, progress = with_heartbeat(tmp_path)
     where = {"epoch": 151, "epochs": 400.0, "images_per_epoch": 50_000, "images_per_second": 5000.0}
     (folder / "progress.json").write_text(json.dumps(progress | where | figures))
-    assert standing.run_of(look(tmp_path), recorded, identity_of(recorded)).seconds == seconds
+    found = standing.run_of(look(tmp_path), recorded, identity_of(recorded))
+    assert (found.seconds, found.device.kind) == (seconds, "2 threads of a CPU (AMD EPYC)")
 
 
 def test_a_checkpoint_whose_epoch_is_not_known_is_no_start_from_scratch(tmp_path: Path) -> None:
