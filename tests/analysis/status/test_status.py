@@ -245,6 +245,7 @@ def a_sign_of_life_comes_again_while_the_loop_waits(disturbed: Disturbed) -> Non
     first, last = disturbed.beats
     assert last["time"] - first["time"] > heartbeat.INTERVAL / 2
     assert last["step"] == 59
+    assert last["threads"] >= 1
     assert last["identity"] == identity_of(last["config"])
     assert last["moved"] < last["time"]
 
