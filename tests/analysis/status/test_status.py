@@ -620,11 +620,30 @@ def test_every_key_of_the_execution_goes_into_the_missing_commands(tmp_path: Pat
         (["table3", "--status", "--tflops", "many"], "--tflops many: expected a number > 0"),
         (["table3", "--missing", "--format", "csv"],
          "--format does not go with --missing; see broadopt-table --help"),
+        (["table1", "--missing", "trunk=share", "keep=snapshots"],
+         "trunk=share: the weights of epochs that another run has trained cannot be kept; expected keep=none with it, "
+         "or trunk=none"),
+        (["table3", "--missing", "data_dir=/it's here", "objective=validation_accuracy"],
+         "objective=validation_accuracy: expected dataset.validation=5000, or as many, with it"),
         (["runs", "--missing"], "--missing is for the papers' tables: no paper says what runs there should be"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], line: str) -> None:
     assert run(*arguments, expect=2) == ("", f"broadopt-table: {line}\n")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trunk=share", "keep=none"],
+        ["trunk=share", "keep=snapshots", "trunk=none"],
+        ["trunk=share", "keep=${oc.env:K}"],
+    ],
+)
+def test_what_goes_together_is_added_to_the_commands(overrides: list[str], tmp_path: Path) -> None:
+    out, _ = run("table3", "--missing", "--seeds", "1", "--results", tmp_path, *overrides)
+    assert all(shlex.split(line)[-len(overrides) :] == overrides for line in out.splitlines())
+    assert len(out.splitlines()) == 24
 
 
 # ---- the live view
