@@ -523,7 +523,7 @@ def test_every_field_of_a_result_and_column_of_a_history_is_there(left: Path) ->
 def test_every_field_of_a_heartbeat_is_there(left: Path) -> None:
     config, size = json.loads((left / "result.json").read_text())["config"], {"parameters": 1, "macs": 1, "passes": 1}
     numbers = {"step": 1, "steps": 10, "steps_per_epoch": 5, "images_per_epoch": 100, "images_per_second": 50.0}
-    with heartbeat.Heartbeat(left, config, device="CPU", size=size) as beat:
+    with heartbeat.Heartbeat(left, config, device="CPU", threads=1, size=size) as beat:
         beat.follow(lambda: heartbeat.Position(**numbers))
         until(lambda: "step" in json.loads((left / heartbeat.NAME).read_text()))
         found = json.loads((left / heartbeat.NAME).read_text())

@@ -1,8 +1,8 @@
 """How long gradients take: by the measured rate of their network, else by their operations at the speed of a measured
 network of the same class, else at a share of a GPU's peak.
 
-Each time says which of the three it is. The measured rates are those of rates.yaml, which scripts/rates.py makes from
-committed results.
+Each time says which of the three it is, and of which kind of device: hours of different kinds are never added. The
+measured rates are those of rates.yaml, which scripts/rates.py makes from committed results.
 """
 
 import math
@@ -54,16 +54,18 @@ class Rate:
     @property
     def place(self) -> str:
         """`an NVIDIA H100 80GB HBM3 in bf16`, `1 thread of a CPU (AMD EPYC) in bf16`."""
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)} of a " if self.threads else "an "
-        return f"{threads}{self.device} in {self.precision}"
+        where = on_threads(self.device, self.threads) if self.threads else f"an {self.device}"
+        return f"{where} in {self.precision}"
 
 
 @dataclass(frozen=True)
 class Duration:
-    """Device hours, and whether they rest on a measured rate."""
+    """Hours of one kind of device, and whether they rest on a measured rate."""
 
     hours: float
     is_measured: bool
+    kind: str
+    """Of device, as `kind_of` calls it."""
     words: str
 
     def __str__(self) -> str:
@@ -71,8 +73,22 @@ class Duration:
 
     @property
     def brief(self) -> str:
-        """The same in a few words."""
-        return f"about {shown(self.hours)} h ({'by measured rate' if self.is_measured else 'derived'})"
+        """The same in a few words, without the name of a processor."""
+        kind = self.kind.partition(" (")[0]
+        return f"about {shown(self.hours)} h on {kind} ({'by measured rate' if self.is_measured else 'derived'})"
+
+
+def kind_of(device: str, threads: int | None = None) -> str:
+    """The kind of a device of that name: `an H100`, `1 thread of a CPU (AMD EPYC)`; the name itself of another GPU."""
+    if threads:
+        return on_threads(device, threads)
+    known = next((kind for kind in PEAKS if kind in device), None)
+    return f"an {known}" if known else f"a {device}" if device.startswith("CPU") else device
+
+
+def on_threads(device: str, threads: int) -> str:
+    """`1 thread of a CPU (AMD EPYC)`."""
+    return f"{threads} thread{'s' * (threads != 1)} of a {device}"
 
 
 def shown(hours: float) -> str:
@@ -161,17 +177,17 @@ def duration(
     rate = next((rate for rate in found if rate is not None), None)
     if rate is not None:
         words = f"on {rate.place}, measured: {rate.images_per_second:,.0f} images/s a gradient ({_runs(rate.runs)})"
-        return Duration(images / rate.images_per_second / 3600, True, words)
+        return Duration(images / rate.images_per_second / 3600, True, kind_of(rate.device, rate.threads), words)
     macs, place = flops / images / 6 if images else 0.0, {"device": kind, "threads": None}
     nearest = _nearest_of_class(model, macs, **place, precision=precision, rates=rates)
     if nearest is not None:
         name = nearest.model["name"]
         whose = name if name != model.get("name") else f"another variant of {name}"
         words = f"on {nearest.place}, derived from the {nearest.tflops:.3g} TFLOP/s of {whose}, not measured"
-        return Duration(flops / nearest.tflops / 1e12 / 3600, False, words)
+        return Duration(flops / nearest.tflops / 1e12 / 3600, False, kind_of(nearest.device), words)
     name = precision if precision in PEAKS[kind] else "bf16"
     words = f"on an {kind} at {100 * SHARE:g} % of its {name} peak, derived, not measured"
-    return Duration(flops / tflops(kind, name) / 1e12 / 3600, False, words)
+    return Duration(flops / tflops(kind, name) / 1e12 / 3600, False, kind_of(kind), words)
 
 
 def tflops(kind: str = USUAL, precision: str = "bf16") -> float:
@@ -179,13 +195,27 @@ def tflops(kind: str = USUAL, precision: str = "bf16") -> float:
     return SHARE * PEAKS[kind][precision]
 
 
-def total(durations: Sequence[Duration]) -> str:
-    """The hours of several runs, those that rest on measured rates apart from the others."""
-    parts = []
-    for is_measured, words in ((True, "by measured rates"), (False, "derived, not measured")):
-        hours = [one.hours for one in durations if one.is_measured is is_measured]
-        parts += [f"about {shown(sum(hours))} h {words}"] if hours else []
-    return " and ".join(parts)
+def total(durations: Iterable[Duration]) -> str:
+    """The hours of several runs, apart by kind of device and by whether they rest on measured rates."""
+    sums: dict[tuple[str, bool], float] = {}
+    for one in durations:
+        place = (one.kind, one.is_measured)
+        sums[place] = sums.get(place, 0.0) + one.hours
+    kinds = list(dict.fromkeys(kind for kind, _ in sums))
+    ordered = sorted(sums, key=lambda place: (kinds.index(place[0]), not place[1]))
+    return together(
+        f"about {shown(sums[kind, is_measured])} h on {kind} {SOURCES[is_measured]}" for kind, is_measured in ordered
+    )
+
+
+SOURCES = {True: "by measured rates", False: "derived, not measured"}
+"""What is said of hours that rest on the measured rate of the same step and network, and of all others."""
+
+
+def together(parts: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _runs(count: int) -> str:

@@ -57,9 +57,15 @@ class Heartbeat:
     """Within the `with` block `folder` holds a heartbeat; with figures once a training is followed."""
 
     def __init__(
-        self, folder: Path, config: Mapping[str, Any], *, device: str, size: Mapping[str, float | None] | None = None
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        device: str,
+        threads: int | None = None,
+        size: Mapping[str, float | None] | None = None,
     ) -> None:
-        """`size`: what estimates of cost need, as a result's cost has it."""
+        """`threads`: of a CPU; `size`: what estimates of cost need, as a result's cost has it."""
         self._file = folder / NAME
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -71,6 +77,7 @@ class Heartbeat:
             "machine": machine(),
             "pid": os.getpid(),
             "device": device,
+            **({"threads": threads} if threads is not None else {}),
             "config": config,
             **(size or {}),
         }

@@ -240,6 +240,7 @@ _PROGRESS = _mapping(
     },
     {
         **_SIZE,
+        "threads": _whole(1),
         "step": _whole(0),
         "steps": _whole(1),
         "moved": _number(0, LARGEST),

@@ -199,7 +199,8 @@ def carried_out(
         if not parts.processes.is_first:
             train(parts, run, recipe, folder, stop)
             return None
-        with Heartbeat(folder, config, device=device_name(parts.device), size=parts.size) as beat:
+        threads = torch.get_num_threads() if parts.device.type == "cpu" else None
+        with Heartbeat(folder, config, device=device_name(parts.device), threads=threads, size=parts.size) as beat:
             tracking = trackers.start(run.execution.tracker, config, Path(run.execution.results_dir))
             return train(parts, run, recipe, folder, stop, beat, tracking, place)
 

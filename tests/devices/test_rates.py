@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from broadopt.devices import rates
-from broadopt.devices.rates import Rate, duration, rate_of, shown, total
+from broadopt.devices.rates import Rate, duration, kind_of, rate_of, shown, total
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 import rates as script
@@ -108,9 +108,41 @@ def test_hours_say_whether_they_are_measured_or_derived() -> None:
     assert elsewhere == measured, "as an H100's, where it is measured too"
     a100 = duration(RESNET, **work, precision="fp32", device="NVIDIA A100-SXM4-80GB", rates=())
     assert str(a100) == "about 513 h on an A100 at 10 % of its fp32 peak, derived, not measured"
-    assert (measured.brief, a100.brief) == ("about 1.0 h (by measured rate)", "about 513 h (derived)")
-    assert total([measured, cpu, a100]) == "about 501 h by measured rates and about 513 h derived, not measured"
-    assert total([measured]) == "about 1.0 h by measured rates"
+    assert [one.brief for one in (measured, cpu, a100)] == [
+        "about 1.0 h on an H100 (by measured rate)",
+        "about 500 h on 1 thread of a CPU (by measured rate)",
+        "about 513 h on an A100 (derived)",
+    ]
+
+
+def test_hours_of_different_kinds_of_devices_are_not_added() -> None:
+    work: dict[str, Any] = {"images": 3.6e8, "flops": 3.6e18, "precision": "bf16"}
+    h100 = duration(RESNET, **work, rates=RATES)
+    derived = duration(RESNET, **work, device="NVIDIA H100 PCIe", rates=())
+    one, two = (duration(RESNET, **work, device=XEON, threads=1, rates=RATES[2:3]) for _ in range(2))
+    four = duration(RESNET, **work, device=XEON, threads=4, rates=[rate(XEON, 500.0, threads=4)])
+    assert total([h100]) == "about 1.0 h on an H100 by measured rates"
+    assert total([h100, derived, h100]) == (
+        "about 2.0 h on an H100 by measured rates and about 10 h on an H100 derived, not measured"
+    )
+    assert total([derived, one, four, h100, two]) == (
+        "about 1.0 h on an H100 by measured rates, about 10 h on an H100 derived, not measured, "
+        f"about 1,000 h on 1 thread of a {XEON} by measured rates and about 200 h on 4 threads of a {XEON} by measured "
+        "rates"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", None, "an H100"),
+        ("CPU (AMD EPYC)", 2, "2 threads of a CPU (AMD EPYC)"),
+        ("CPU (AMD EPYC)", None, "a CPU (AMD EPYC)"),
+        ("NVIDIA L4", None, "NVIDIA L4"),
+    ],
+)
+def test_devices_are_called_by_their_kind(device: str, threads: int | None, kind: str) -> None:
+    assert kind_of(device, threads) == kind
 
 
 def test_hours_of_a_network_without_a_rate_are_those_of_the_nearest_one_of_its_class() -> None:

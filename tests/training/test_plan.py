@@ -93,6 +93,30 @@ def test_the_hours_of_the_evaluations_are_those_of_their_operations() -> None:
     assert "evaluations come on top" in unknown
 
 
+def test_a_sweep_is_planned_in_hours_of_each_kind_of_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a CPU the rate of ResNet-20 is known, and that of VGG-16 is a GPU's."""
+    monkeypatch.setattr("broadopt.training.planning.price.device_name", lambda device: "CPU (AMD EPYC)")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    given = ("-m", "dataset=cifar10", "method=sgd,swa", "device=cpu", "precision=bf16", "plan=true")
+    code, out, err = said("broadopt-run", *given, "model=resnet20,vgg16", "trunk=share", cwd=tmp_path)
+    assert code == 0, err
+    *_, shared, summed = out.splitlines()
+    hours = [re.search(r"about \S+ h on .*? \(by measured rate\)", line) for line in out.splitlines()]
+    assert sorted(found[0] for found in hours[:-2] if found) == [
+        "about 0.044 h on an H100 (by measured rate)",
+        "about 0.066 h on an H100 (by measured rate)",
+        "about 3.1 h on 1 thread of a CPU (by measured rate)",
+        "about 4.7 h on 1 thread of a CPU (by measured rate)",
+    ]
+    cpu = "on 1 thread of a CPU (AMD EPYC)"
+    assert shared.endswith(f" budgets, about 6.6 of 7.9 h {cpu} and about 0.093 of 0.11 h on an H100")
+    assert re.fullmatch(
+        rf"4 runs, about 7.9 h {re.escape(cpu)} by measured rates and about 0.11 h on an H100 by measured rates, "
+        rf"evaluations about 0.54 h more {re.escape(cpu)} and about 0.0074 h more on an H100, \S+ PFLOPs",
+        summed,
+    )
+
+
 def test_a_plan_says_nothing_of_a_collector_that_says_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mine.py").write_text(
         "from broadopt.methods.swa import WeightAverage\n\n\nclass Mine(WeightAverage):\n    passes = None\n"

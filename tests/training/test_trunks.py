@@ -354,7 +354,7 @@ def test_plan_says_what_is_shared_and_why_no_more(tmp_path: Path) -> None:
         "  trains all its 300 epochs; 1 run begins from what it leaves",
         "  takes 81 epochs from method=swa: from epoch 82 on its lr is another",
         "  takes 100 epochs from method=sgd: from epoch 101 on its lr is another",
-        "trunk=share: trains 519 of 700 epochs, 2.595 of 3.5 budgets, about 0.11 of 0.15 h",
+        "trunk=share: trains 519 of 700 epochs, 2.595 of 3.5 budgets, about 0.11 of 0.15 h on an H100",
     ]
 
 
@@ -367,7 +367,7 @@ def test_plan_says_why_nothing_is_shared(tmp_path: Path) -> None:
         "  takes 300 epochs from collect=none seed=2: its collector begins there",
         "  takes 225 epochs from collect=none seed=1: they are equal up to epoch 228, but that leaves no later state",
         "  takes 225 epochs from collect=none seed=2: they are equal up to epoch 228, but that leaves no later state",
-        "trunk=share: trains 1650 of 2700 epochs, 5.5 of 9 budgets, about 6.2 of 10 h",
+        "trunk=share: trains 1650 of 2700 epochs, 5.5 of 9 budgets, about 6.2 of 10 h on an H100",
     ]
 
 

@@ -1,6 +1,7 @@
 """The rows of a table of runs or of a paper compared with those of one method: which with which, on which accuracy."""
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,26 @@ def by_seed(runs: Sequence[Result], metric: str | None) -> dict[int, float]:
     """The accuracies of the runs that finished and did not diverge."""
     known = {run["seed"]: reported(run, metric) for run in runs if run["state"] == "finished" and not has_diverged(run)}
     return {seed: value for seed, value in sorted(known.items()) if value is not None}
+
+
+def best_alike(
+    line: Line,
+    lines: Iterable[Line],
+    *,
+    accuracies: Callable[[Line], Mapping[int, float]],
+    stands_in: Callable[[Line], bool] = lambda other: True,
+) -> Line | None:
+    """Of the `lines` with all settings of `line` that with the highest mean of its `accuracies` by seed; where none has
+    them, of those that `stands_in` takes in their place. None where there are none.
+    """
+
+    def mean(other: Line) -> float:
+        values = accuracies(other).values()
+        return statistics.fmean(values) if values else 0.0
+
+    known = list(lines)
+    alike = [other for other in known if other.settings == line.settings]
+    return max(alike or filter(stands_in, known), key=mean, default=None)
 
 
 def compare(found: Sequence[Sweep], asked: Comparison) -> list[list[Compared] | None]:
@@ -140,13 +161,8 @@ class _Rivals:
         if (place, line.data) not in self._by_data and line.method != self._against:
             place = protocol_of(line)
         known = [other for other in self._by_data.get((place, line.data), []) if self.values(other)]
-        alike = [other for other in known if other.settings == line.settings]
-        best = max(alike or known, key=self._mean, default=None)
+        best = best_alike(line, known, accuracies=self.values)
         return None if best is None or best is line else (best, self._named_by(line, best, place))
-
-    def _mean(self, line: Line) -> float:
-        found = self.values(line).values()
-        return sum(found) / len(found)
 
     def _named_by(self, line: Line, best: Line, place: str) -> tuple[str, ...]:
         """The keys in which the lines that there were to choose from differ, and the settings in which the best of

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from broadopt.analysis.comparing.against import by_seed
+from broadopt.analysis.comparing.against import best_alike, by_seed
 from broadopt.analysis.comparing.lines import Line
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.match import Result, precision
@@ -105,16 +105,14 @@ def baseline_runs(sweep: Sweep, line: Line, asked: Comparison, *, method: str) -
     something else.
     """
 
-    def mean(other: Line) -> float:
-        values = by_seed(other.finished, asked.metric).values()
-        return statistics.fmean(values) if values else 0.0
+    def costs_as_much(other: Line) -> bool:
+        return {key for key, _ in other.settings ^ line.settings} <= COSTS_NOTHING
 
-    known = [other for other in sweep.lines if other.method == method and other.finished]
-    alike = [other for other in known if other.settings == line.settings]
-    as_dear = alike or [
-        other for other in known if not {key for key, _ in other.settings ^ line.settings} - COSTS_NOTHING
-    ]
-    return max(as_dear, key=mean).finished if as_dear else ()
+    known = (other for other in sweep.lines if other.method == method and other.finished)
+    best = best_alike(
+        line, known, accuracies=lambda other: by_seed(other.finished, asked.metric), stands_in=costs_as_much
+    )
+    return best.finished if best else ()
 
 
 class AlongTraining:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from broadopt.analysis.status.devices import Device
 from broadopt.analysis.status.state import Folder, Record, processes, total_epochs
 from broadopt.config.identity import public
 from broadopt.devices import rates
@@ -30,8 +31,14 @@ class Rate:
 
     images_per_second: float
     runs: int
-    where: str
+    device: Device
+    precision: str
     method: str
+
+    @property
+    def where(self) -> str:
+        """Device and precision."""
+        return f"{self.device} {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,11 @@ class Estimate:
     source: str
     """`measured`, `other method`, `flops` or `unknown`."""
     words: str
+    kind: str
+    """Of device, whose seconds they are."""
 
 
-UNKNOWN = Estimate(None, "unknown", "")
+UNKNOWN = Estimate(None, "unknown", "", "")
 
 
 class Estimates:
@@ -86,13 +95,13 @@ class Estimates:
         if same and images:
             rate = max(same, key=lambda rate: rate.runs)
             words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
-            return Estimate(images / rate.images_per_second, "measured", words)
+            return Estimate(images / rate.images_per_second, "measured", words, rate.device.kind)
         others = [(rate, passes) for cost, rate in found if (passes := self._gradients(cost))]
         if others and images and gradients:
             rate, passes = max(others, key=lambda other: other[0].runs)
             speed = rate.images_per_second * passes / gradients
             words = f"derived from the rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
-            return Estimate(images / speed, "other method", words)
+            return Estimate(images / speed, "other method", words, rate.device.kind)
         return self._unmeasured(record, images, gradients)
 
     def _unmeasured(self, record: Record, images: int | None, gradients: float | None) -> Estimate:
@@ -103,12 +112,13 @@ class Estimates:
         epochs = total_epochs(record)
         if self._tflops is not None:
             words = f"derived from operations: {flops / 1e15:,.4g} PFLOPs at {self._tflops:g} TFLOP/s"
-            return Estimate(flops / epochs / (self._tflops * 1e12), "flops", words)
+            kind = f"a device of {self._tflops:g} TFLOP/s"
+            return Estimate(flops / epochs / (self._tflops * 1e12), "flops", words, kind)
         time = rates.duration(
             record["model"], images=gradients * images, flops=flops / epochs, precision=record["precision"]
         )
         source = "measured" if time.is_measured else "flops"
-        return Estimate(3600 * time.hours, source, f"{time.words}: {flops / 1e15:,.4g} PFLOPs")
+        return Estimate(3600 * time.hours, source, f"{time.words}: {flops / 1e15:,.4g} PFLOPs", time.kind)
 
     def flops(self, record: Record) -> float | None:
         """Floating-point operations of the gradients of a whole run, by the multiply-adds that runs of its network have
@@ -175,7 +185,7 @@ def _images_by_rate(folder: Folder) -> Iterator[tuple[str, int]]:
             yield _key(result["config"]["dataset"]), images
 
 
-Measured = list[tuple[str, float, str]]
+Measured = list[tuple[tuple[Device, str], float, str]]
 """Device and precision, images a second, method."""
 
 
@@ -187,27 +197,27 @@ def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
     for result in folder.results.values():
         if varies(result["config"]["step"]) and result["state"] != "finished":
             continue
-        _add(found, result["config"], result["environment"].get("device"), result["cost"]["images_per_second"])
+        _add(found, result["config"], Device.of(result["environment"]), result["cost"]["images_per_second"])
     for _, progress in folder.progress.values():
         if not varies(progress["config"]["step"]):
-            _add(found, progress["config"], progress["device"], progress.get("images_per_second"))
+            _add(found, progress["config"], Device.of(progress), progress.get("images_per_second"))
     return found
 
 
-def _add(found: dict[tuple[str, str], Measured], record: Record, device: str | None, rate: float | None) -> None:
+def _add(found: dict[tuple[str, str], Measured], record: Record, device: Device, rate: float | None) -> None:
     if rate:  # of one device: a run on several has the images of all
         found[_key(record["model"]), _key(_cost_of_step(record))].append(
-            (f"{device} {record['precision']}", rate / processes(record), record["method"])
+            ((device, record["precision"]), rate / processes(record), record["method"])
         )
 
 
 def _usual(measured: Measured) -> Rate:
     """The median of the kind of device that most runs were on."""
-    by_device: dict[str, list[float]] = defaultdict(list)
+    by_device: dict[tuple[Device, str], list[float]] = defaultdict(list)
     for where, rate, _ in measured:
         by_device[where].append(rate)
     where, rates = max(by_device.items(), key=lambda item: (len(item[1]), max(item[1])))
-    return Rate(statistics.median(rates), len(rates), where, measured[0][2])
+    return Rate(statistics.median(rates), len(rates), *where, measured[0][2])
 
 
 def _key(node: Any) -> str:

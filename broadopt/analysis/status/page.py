@@ -8,12 +8,13 @@ from broadopt.analysis.status.cells import Cell, Status
 from broadopt.analysis.status.estimate import Estimate, Estimates
 from broadopt.analysis.status.state import STATES, Run
 from broadopt.analysis.tables.formats import Block, Document
-from broadopt.devices.rates import shown
+from broadopt.devices.rates import SOURCES, shown, together
 from broadopt.runs.heartbeat import AGE_LIMIT
 
 FIELDS = (
     *("table", "dataset", "model", "method", "protocol", "budget", "precision", "row", "seed", "state"),
     *("epoch", "epochs", "device_hours_spent", "device_hours_needed", "estimated_from", "words"),
+    *("spent_on", "needed_on"),
 )
 """The columns of the CSV: one line a run."""
 
@@ -24,8 +25,8 @@ NOTES = (
     "running: a process holds the run's lock, on this machine, or its heartbeat on another one is at most "
     f"{AGE_LIMIT:g} seconds old. interrupted and failed runs go on from their checkpoint where there is one.",
     "Device hours are those of training steps; evaluations come on top. Those spent are measured; of those needed the "
-    "last column says whether they are measured or derived. A rate is the median over the runs of the same network on "
-    "the kind of device that most of them had.",
+    "last column says whether they are measured or derived, and on what. A rate is the median over the runs of the "
+    "same network on the kind of device that most of them had.",
 )
 
 
@@ -39,7 +40,9 @@ def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[
         header=(*titles, *STATES, "h spent", "h needed", "estimated from"),
         rows=tuple(_line(cell, price) for cell, price in priced),
         labels=len(titles),
-        notes=(*status.notes, *_diverged(status.cells), *_unknown(priced), *NOTES) if status.cells else (),
+        notes=(*status.notes, *_diverged(status.cells), *_mixed(status.cells), *_unknown(priced), *NOTES)
+        if status.cells
+        else (),
     )
     listed = [(cell, run) for cell in status.cells for run in cell.runs if run.words]
     blocks = (main, _runs(listed, titles)) if listed else (main,)
@@ -48,8 +51,6 @@ def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[
 
 
 Priced = tuple[Cell, Estimate | None]
-SOURCES = {True: "by measured rates", False: "derived, not measured"}
-"""What is said of hours that rest on the measured rate of the same step and network, and of all others."""
 
 
 def _unfinished(cell: Cell) -> bool:
@@ -59,18 +60,40 @@ def _unfinished(cell: Cell) -> bool:
 def _totals(priced: Sequence[Priced]) -> str:
     counts = Counter(run.state for cell, _ in priced for run in cell.runs)
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none"
-    spent = sum(run.seconds for cell, _ in priced for run in cell.runs) / 3600
     needed = [(_needed(run, price), price) for cell, price in priced for run in cell.runs]
-    known = [(hours, price is not None and price.source == "measured") for hours, price in needed if hours]
-    parts = {words: sum(hours for hours, by_rate in known if by_rate is flag) for flag, words in SOURCES.items()}
-    sources = " and ".join(f"{hours:,.1f} {words}" for words, hours in parts.items() if hours)
     unknown = sum(hours is None for hours, _ in needed)
-    open_ = f" and those of {_runs_in_words(unknown)} that are unknown" if unknown else ""
-    runs, total = _runs_in_words(sum(counts.values())), sum(parts.values())
+    open_ = f", and those of {_runs_in_words(unknown)} that are unknown" if unknown else ""
+    spent = [
+        f"{hours:,.1f} spent (measured) on {kind}"
+        for kind, hours in _spent([run for cell, _ in priced for run in cell.runs]).items()
+    ]
+    known = [(price.kind, price.source == "measured", hours) for hours, price in needed if price and hours]
     return (
-        f"{runs}: {states}. Device hours: {spent:,.1f} spent (measured), {total:,.1f} needed"
-        f"{f' ({sources})' * bool(sources)}{open_}."
+        f"{_runs_in_words(sum(counts.values()))}: {states}. Device hours: "
+        f"{together(spent) if spent else '0.0 spent (measured)'}, {_needed_in_words(known)}{open_}."
     )
+
+
+def _needed_in_words(needed: Sequence[tuple[str, bool, float]]) -> str:
+    """Hours by kind of device and by whether they rest on a measured rate, in words."""
+    parts = []
+    for kind in dict.fromkeys(kind for kind, _, _ in needed):
+        own = {
+            words: sum(hours for of, by_rate, hours in needed if (of, by_rate) == (kind, flag))
+            for flag, words in SOURCES.items()
+        }
+        sources = " and ".join(f"{hours:,.1f} {words}" for words, hours in own.items() if hours)
+        parts.append(f"{sum(own.values()):,.1f} needed ({sources}) on {kind}")
+    return together(parts) if parts else "0.0 needed"
+
+
+def _spent(runs: Sequence[Run]) -> dict[str, float]:
+    """Hours that runs have spent, by kind of device."""
+    hours: dict[str, float] = {}
+    for run in runs:
+        if run.seconds:
+            hours[run.device.kind] = hours.get(run.device.kind, 0.0) + run.seconds / 3600
+    return hours
 
 
 def _runs_in_words(number: int) -> str:
@@ -109,6 +132,17 @@ def _diverged(cells: Sequence[Cell]) -> tuple[str, ...]:
     if not words:
         return ()
     return (f"Of the runs that have ended: {'; '.join(words)} (failed, or at chance on the test set at the end).",)
+
+
+def _mixed(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The line on the cells whose hours spent are of several kinds of devices."""
+    words = []
+    for cell in cells:
+        spent = _spent(cell.runs)
+        if len(spent) > 1:
+            parts = together(f"{hours:,.1f} on {kind}" for kind, hours in spent.items())
+            words.append(f"{', '.join(cell.labels)}: {parts}")
+    return (f"h spent on devices of several kinds: {'; '.join(words)}.",) if words else ()
 
 
 def _unknown(priced: Sequence[Priced]) -> tuple[str, ...]:
@@ -150,4 +184,6 @@ def _record(table: str, cell: Cell, run: Run, price: Estimate | None) -> dict[st
         "device_hours_needed": _needed(run, price),
         "estimated_from": price.source if price and run.state != "finished" else None,
         "words": run.words,
+        "spent_on": run.device.kind if run.seconds else None,
+        "needed_on": price.kind or None if price and run.state != "finished" else None,
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broadopt.analysis.status.devices import UNKNOWN, Device
 from broadopt.analysis.tables.summary import has_diverged
 from broadopt.files import reason
 from broadopt.runs import heartbeat, results
@@ -36,6 +37,8 @@ class Run:
     """Where it is, for people."""
     diverged: bool = False
     """Whether it has come to its end without having learned."""
+    device: Device = UNKNOWN
+    """On which `seconds` were spent."""
 
     @property
     def seed(self) -> int:
@@ -111,7 +114,8 @@ def run_of(folder: Folder, record: Record, identity: str) -> Run:
     if result is not None and result["state"] == "finished":
         diverged, last = has_diverged(result), result["metrics"]["last"]
         words = f"diverged: its last test accuracy is {last['test_accuracy']:.2f} %" if diverged else ""
-        return Run(record, "finished", result["epochs"], result["epochs"], _seconds(result), words, diverged)
+        epochs, device = result["epochs"], Device.of(result["environment"])
+        return Run(record, "finished", epochs, epochs, _seconds(result), words, diverged, device)
     if identity in folder.progress:
         return _in_progress(record, *folder.progress[identity], result)
     if result is not None:
@@ -157,16 +161,16 @@ def _in_progress(record: Record, path: Path, progress: Mapping[str, Any], result
     seconds = own * images / rate * processes(record) if rate and images else 0.0
     if result is not None:
         seconds = max(seconds, _seconds(result))
-    place = f"on {progress['host']}"
+    place, device = f"on {progress['host']}", Device.of(progress)
     if heartbeat.is_alive(path, progress):
         left = progress.get("seconds_left")
         words = f"epoch {epoch:.1f} of {epochs:g}" + (f", {duration(left)} left" if left is not None else "")
         still = progress["time"] - progress.get("moved", progress["time"])
         stuck = f", no step for {duration(still)}" if still > STILL else ""
-        return Run(record, "running", epoch, epochs, seconds, f"{words}, {place}{stuck}")
+        return Run(record, "running", epoch, epochs, seconds, f"{words}, {place}{stuck}", device=device)
     saved = _saved(path, result, epochs, steps=progress.get("steps"))
     words = f"died {place} in epoch {epoch:.1f}; {_goes_on(saved, epochs)}"
-    return Run(record, "interrupted", saved or 0.0, epochs, seconds, words)
+    return Run(record, "interrupted", saved or 0.0, epochs, seconds, words, device=device)
 
 
 STILL = 300.0
@@ -180,12 +184,12 @@ LONGEST = 500
 def _ended(record: Record, path: Path, result: dict[str, Any]) -> Run:
     """A run that wrote why it came to its end."""
     epochs = total_epochs(record)
-    saved = _saved(path, result, epochs, steps=None)
+    saved, device = _saved(path, result, epochs, steps=None), Device.of(result["environment"])
     if result["state"] == "failed":
         why = result.get("failure", {}).get("reason", "no reason given")
         words = why.strip().splitlines()[0][:LONGEST]
-        return Run(record, "failed", saved or 0.0, epochs, _seconds(result), words, has_diverged(result))
-    return Run(record, "interrupted", saved or 0.0, epochs, _seconds(result), _goes_on(saved, epochs))
+        return Run(record, "failed", saved or 0.0, epochs, _seconds(result), words, has_diverged(result), device)
+    return Run(record, "interrupted", saved or 0.0, epochs, _seconds(result), _goes_on(saved, epochs), device=device)
 
 
 def _without_figures(record: Record, path: Path) -> Run:

@@ -7,7 +7,7 @@ from typing import Any
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import collectors_of
 from broadopt.config.run_config import Recipe
-from broadopt.devices.rates import Duration, shown, total
+from broadopt.devices.rates import Duration, shown, together, total
 from broadopt.methods.collect import Collector, EverySteps
 from broadopt.methods.schedule import Schedule, learning_rate
 from broadopt.methods.steps.optimizers import handed, unheeded
@@ -40,18 +40,22 @@ def summary(prices: Sequence[Price]) -> str:
     """A planned sweep in one line."""
     times = [price.time for price in prices if price.time is not None]
     words = [total(times) if times else "hours unknown"]
-    words += [on_top([price.evaluations for price in prices]), petaflops(sum(price.flops for price in prices))]
+    words += [on_top(prices), petaflops(sum(price.flops for price in prices))]
     uncounted = sum(not price.flops for price in prices)
     words += [f"{UNCOUNTED} of {uncounted} of them"] if 0 < uncounted < len(prices) else []
     return f"{len(prices)} runs, {', '.join(words)}"
 
 
-def on_top(hours: Sequence[float | None]) -> str:
-    """What evaluations take beside the steps, in words."""
-    known = [one for one in hours if one is not None]
-    if len(known) < len(hours):
-        return "evaluations come on top"
-    return f"evaluations about {shown(sum(known))} h more"
+def on_top(prices: Sequence[Price]) -> str:
+    """What evaluations take beside the steps, in words, apart by kind of device."""
+    hours: dict[str, float] = {}
+    for price in prices:
+        if price.time is None or price.evaluations is None:
+            return "evaluations come on top"
+        hours[price.time.kind] = hours.get(price.time.kind, 0.0) + price.evaluations
+    several = len(hours) > 1
+    parts = (f"about {shown(sum_)} h more" + f" on {kind}" * several for kind, sum_ in hours.items())
+    return f"evaluations {together(parts)}"
 
 
 def page(
@@ -74,7 +78,7 @@ def page(
         f"  training   {cost.epochs:g} epochs, {cost.steps:,} steps of {recipe.batch_size}",
         f"  cost       {_count(cost.gradient_evaluations)} gradient evaluations" + _operations(cost.flops),
         *_evaluating(cost),
-        f"  time       {time or 'unknown'}; {on_top([Price.of(cost, time).evaluations])}",
+        f"  time       {time or 'unknown'}; {on_top([Price.of(cost, time)])}",
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]

@@ -1,12 +1,13 @@
 """What a sweep saves by trunk=share, in words: how each run begins, why it takes over no more, and the sum."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 from broadopt.config.run_config import Recipe, RunConfig
-from broadopt.devices.rates import shown
+from broadopt.devices.rates import shown, together
 from broadopt.errors import printable
 from broadopt.training.planning.page import UNCOUNTED
 from broadopt.training.planning.price import Cost, Price, share_of_first
@@ -88,7 +89,8 @@ class SharedSweep:
 
     def total(self) -> str:
         """What the planned runs train of what they would train without each other, in a line."""
-        epochs = budgets = hours = all_epochs = all_budgets = all_hours = 0.0
+        epochs = budgets = all_epochs = all_budgets = 0.0
+        trained, whole = defaultdict[str, float](float), defaultdict[str, float](float)  # hours, by kind of device
         are_hours_known = all(price.time is not None for _, _, price in self._planned.values())
         shares: dict[tuple[str, int], float] = {}
         for run, (recipe, cost, price) in self._planned.items():
@@ -101,11 +103,12 @@ class SharedSweep:
             budgets += (cost.epochs - taken) / recipe.budget
             all_budgets += cost.epochs / recipe.budget
             if price.time is not None:
-                hours += price.time.hours * (1 - shares[key])
-                all_hours += price.time.hours
+                trained[price.time.kind] += price.time.hours * (1 - shares[key])
+                whole[price.time.kind] += price.time.hours
+        hours = [f"about {shown(trained[kind])} of {shown(whole[kind])} h on {kind}" for kind in whole]
         return (
             f"trunk=share: trains {epochs:g} of {all_epochs:g} epochs, {budgets:.4g} of {all_budgets:.4g} budgets, "
-            + (f"about {shown(hours)} of {shown(all_hours)} h" if are_hours_known else UNCOUNTED)
+            + (together(hours) if are_hours_known else UNCOUNTED)
         )
 
 

@@ -658,6 +658,19 @@ def test_cost_is_that_of_sgd_with_the_same_settings(tmp_path: Path) -> None:
     assert "with the same settings" in words(out)
 
 
+def test_of_several_sgd_with_the_same_settings_the_most_accurate_is_what_cost_and_difference_are_to(
+    tmp_path: Path,
+) -> None:
+    for shape, last, seconds in (("linear", 70.0, 200.0), ("cosine", 71.0, 100.0), ("constant", 69.0, 50.0)):
+        recorded = record(*SHORT, "method=sgd", f"schedule.shape={shape}")
+        store(tmp_path, recorded, last=last, device="H100", cost={"train_seconds": seconds})
+    sam = record(*SHORT, "method=sam", "schedule.shape=linear")
+    store(tmp_path, sam, last=72.0, device="H100", cost={"train_seconds": 400.0})
+    out, _ = run("runs", "--results", tmp_path, "--against", "sgd")
+    assert [row[-1] for row in tables(out)[-1]][-1] == "4.00", "of cosine's 100 seconds"
+    assert "1.00" in next(line for line in out.splitlines() if line.startswith("| sam") and "cosine" in line)
+
+
 def test_a_step_that_is_plain_at_first_has_spent_less_by_then(tmp_path: Path) -> None:
     """Late SAM takes one gradient a step in 43 % of its epochs and two in the others: 1.57 in the mean. By epoch 7 of
     10 it has taken 4.3 + 2 x 2.7 = 9.7 of SGD's 10, and by epoch 8 more; by epoch 5, 5.7 of its own 15.7.

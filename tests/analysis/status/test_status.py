@@ -23,7 +23,7 @@ import pytest
 from command import BIN, OWN, PATIENCE, STARTUP, Process, finish, start, until
 from filelock import FileLock
 from printed import cells
-from stored import RESNET20, record, run, store
+from stored import RESNET20, record, run, seal, store
 
 from broadopt.analysis.status import state as standing
 from broadopt.analysis.status.estimate import Estimates
@@ -245,6 +245,7 @@ def a_sign_of_life_comes_again_while_the_loop_waits(disturbed: Disturbed) -> Non
     first, last = disturbed.beats
     assert last["time"] - first["time"] > heartbeat.INTERVAL / 2
     assert last["step"] == 59
+    assert last["threads"] >= 1
     assert last["identity"] == identity_of(last["config"])
     assert last["moved"] < last["time"]
 
@@ -436,13 +437,19 @@ def test_every_hour_is_called_measured_or_derived(tmp_path: Path) -> None:
     page, _ = run("table3", "--status", "--results", tmp_path)
     text = " ".join(page.split())
     # One run of SGD is missing, and has been measured; 9 of five networks have a rate of a GPU; others are derived.
-    needed, by_rate, derived = map(float, re.findall(r"([\d.]+) (?:needed|by measured rates|derived, not m)", text))
+    apart = (
+        r"([\d.]+) needed \(([\d.]+) by measured rates and ([\d.]+) derived, not measured\) on (an H100|devices that)"
+    )
+    found = {where: tuple(map(float, hours)) for *hours, where in re.findall(apart, text)}
     gpu = {rate.model["name"]: rate.images_per_second for rate in rates.measured() if "H100" in rate.device}
     known = ("densenet121", "resnet56", "resnext29_32x4d", "wrn28_2", "wrn28_10")
-    inverse = 1 / 5001.5 + sum(9 / gpu[name] for name in known)
-    assert by_rate == pytest.approx(400 * 50_000 * inverse / 3600, abs=0.05)
-    assert needed == pytest.approx(by_rate + derived, abs=0.11)
-    assert "spent (measured)" in text
+    inverse = sum(9 / gpu[name] for name in known)
+    for where, images in (("an H100", inverse), ("devices that", 1 / 5001.5)):
+        needed, by_rate, derived = found.pop(where)
+        assert by_rate == pytest.approx(400 * 50_000 * images / 3600, abs=0.05)
+        assert needed == pytest.approx(by_rate + derived, abs=0.11)
+    assert not found
+    assert "spent (measured) on devices that are not recorded" in text
     lines = [line for line in page.splitlines() if line.startswith("|")]
     lines = [line for line in lines[2:] if line.count("|") == 11]
     assert len(lines) == 24
@@ -452,6 +459,54 @@ def test_every_hour_is_called_measured_or_derived(tmp_path: Path) -> None:
     assert sum(place + "derived from the 34.5 TFLOP/s of pyramidnet272, not measured" in line for line in lines) == 3
     derived_of_its_own = "derived from the 81.1 TFLOP/s of another variant of vgg19_bn, not measured"
     assert sum(place + derived_of_its_own in line for line in lines) == 3
+
+
+def on_cpu(folder: Path, threads: object) -> None:
+    """Let the result of a run be that of a CPU with so many threads."""
+    stored = json.loads((folder / "result.json").read_text())
+    environment = stored["environment"] | {"device": "CPU (AMD EPYC)", "threads": threads}
+    seal(folder, {key: value for key, value in stored.items() if key != "checksum"} | {"environment": environment})
+
+
+def test_hours_of_different_kinds_of_devices_are_not_added(tmp_path: Path) -> None:
+    h100, hour = "NVIDIA H100 80GB HBM3", {"train_seconds": 3600.0, "images_per_second": 5000.0}
+    on_cpu(store(tmp_path, record(RESNET20, "method=sgd"), cost=hour | {"images_per_second": 500.0}), 1)
+    store(tmp_path, record(RESNET20, "method=sgd", seed=2), device=h100, cost=hour)
+    store(tmp_path, record(RESNET20, "method=sgd", seed=3), device=h100, cost=hour)
+    store(tmp_path, record(RESNET20, "method=sam"), device=h100, cost=hour)
+    page, _ = run("table3", "--status", "--results", tmp_path)
+    text = " ".join(page.split())
+    assert (
+        "Device hours: 1.0 spent (measured) on 1 thread of a CPU (AMD EPYC) and 3.0 spent (measured) on an H100, "
+        in text
+    )
+    assert (
+        "h spent on devices of several kinds: ResNet-20, SGD: 1.0 on 1 thread of a CPU (AMD EPYC) and 2.0 on an H100."
+        in text
+    )
+    cells = status(tmp_path)
+    assert (cells["resnet20", "sam"]["spent_on"], cells["resnet20", "sam"]["needed_on"]) == ("", "an H100")
+    assert cells["resnet20", "sgd"]["needed_on"] == ""
+    page, _ = run("table3", "--status", "--results", tmp_path, "--tflops", "100")
+    text = " ".join(page.split())
+    assert re.search(r" needed \([^)]*\) on a device of 100 TFLOP/s and [\d.]+ needed \([^)]*\) on an H100\.", text)
+
+
+def test_a_rate_is_that_of_as_many_threads(tmp_path: Path) -> None:
+    speeds = {1: 100.0, 2: 400.0, 3: 410.0}
+    for seed, speed in speeds.items():
+        folder = store(tmp_path, record(RESNET20, "method=sgd", seed=seed), cost={"images_per_second": speed})
+        on_cpu(folder, 1 if seed == 1 else 4)
+    one = Estimates(look(tmp_path), tflops=None).of(record(RESNET20, "method=sgd", seed=4))
+    assert (one.seconds_per_epoch, one.kind) == (50_000 / 405, "4 threads of a CPU (AMD EPYC)")
+    assert one.words == "measured: 405 img/s, 4 threads of a CPU (AMD EPYC) fp32"
+
+
+@pytest.mark.parametrize("threads", [None, True, 0, -1, "4", 2.0, 10**9, [1]])
+def test_threads_that_can_be_none_are_not_believed(threads: object, tmp_path: Path) -> None:
+    recorded = record(RESNET20, "method=sgd")
+    on_cpu(store(tmp_path, recorded), threads)
+    assert standing.run_of(look(tmp_path), recorded, identity_of(recorded)).device.kind == "a CPU (AMD EPYC)"
 
 
 def test_hours_of_a_network_that_never_ran_come_from_its_operations(tmp_path: Path) -> None:
@@ -569,11 +624,30 @@ def test_every_key_of_the_execution_goes_into_the_missing_commands(tmp_path: Pat
         (["table3", "--status", "--tflops", "many"], "--tflops many: expected a number > 0"),
         (["table3", "--missing", "--format", "csv"],
          "--format does not go with --missing; see broadopt-table --help"),
+        (["table1", "--missing", "trunk=share", "keep=snapshots"],
+         "trunk=share: the weights of epochs that another run has trained cannot be kept; expected keep=none with it, "
+         "or trunk=none"),
+        (["table3", "--missing", "data_dir=/it's here", "objective=validation_accuracy"],
+         "objective=validation_accuracy: expected dataset.validation=5000, or as many, with it"),
         (["runs", "--missing"], "--missing is for the papers' tables: no paper says what runs there should be"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], line: str) -> None:
     assert run(*arguments, expect=2) == ("", f"broadopt-table: {line}\n")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trunk=share", "keep=none"],
+        ["trunk=share", "keep=snapshots", "trunk=none"],
+        ["trunk=share", "keep=${oc.env:K}"],
+    ],
+)
+def test_what_goes_together_is_added_to_the_commands(overrides: list[str], tmp_path: Path) -> None:
+    out, _ = run("table3", "--missing", "--seeds", "1", "--results", tmp_path, *overrides)
+    assert all(shlex.split(line)[-len(overrides) :] == overrides for line in out.splitlines())
+    assert len(out.splitlines()) == 24
 
 
 # ---- the live view
@@ -625,7 +699,7 @@ def with_heartbeat(root: Path) -> tuple[dict, Path, dict]:
     recorded = record(RESNET20, "method=sgd")
     folder = results.run_folder(root, recorded)
     folder.mkdir(parents=True)
-    with heartbeat.Heartbeat(folder, recorded, device="a device"):
+    with heartbeat.Heartbeat(folder, recorded, device="CPU (AMD EPYC)", threads=2):
         return recorded, folder, json.loads((folder / "progress.json").read_text())
 
 
@@ -645,7 +719,8 @@ def test_a_run_that_is_on_has_not_spent_the_epochs_of_its_trunk(
     recorded, folder, progress = with_heartbeat(tmp_path)
     where = {"epoch": 151, "epochs": 400.0, "images_per_epoch": 50_000, "images_per_second": 5000.0}
     (folder / "progress.json").write_text(json.dumps(progress | where | figures))
-    assert standing.run_of(look(tmp_path), recorded, identity_of(recorded)).seconds == seconds
+    found = standing.run_of(look(tmp_path), recorded, identity_of(recorded))
+    assert (found.seconds, found.device.kind) == (seconds, "2 threads of a CPU (AMD EPYC)")
 
 
 def test_a_checkpoint_whose_epoch_is_not_known_is_no_start_from_scratch(tmp_path: Path) -> None:
