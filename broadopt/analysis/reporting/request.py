@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broadopt.analysis.status.cells import DEFAULT_SEEDS
-from broadopt.analysis.tables.request import Parser, parse_seeds
+from broadopt.analysis.tables.options import parse_seeds
+from broadopt.analysis.tables.request import Parser
 from broadopt.config.rules import expanded
 from broadopt.errors import InputError
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -159,3 +160,24 @@ def nearest_listed(word: str, valid: Sequence[str]) -> str:
     meant = INSTEAD.get(as_typed(word))
     hint = f'; did you mean "{meant}"?' if meant in valid else nearest(word, valid)
     return "" if " or " in hint else hint
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """The seeds that `1-5` or `1,2,7` names, ascending. Raises InputError."""
+    seeds: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < 100_000:
+            raise InputError(f"--seeds {text}: expected whole numbers and ranges of them, as 1-5 or 1,2,7")
+        seeds.update(range(first, last + 1))
+    return tuple(sorted(seeds))
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """`1-3, 7` for 1, 2, 3, 7."""
+    starts = [seed for seed in seeds if seed - 1 not in seeds]
+    ends = [seed for seed in seeds if seed + 1 not in seeds]
+    return ", ".join(
+        str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)
+    )

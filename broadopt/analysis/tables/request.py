@@ -9,14 +9,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from broadopt.analysis.tables import options
-from broadopt.analysis.tables.added import ADDED, checked_overrides
-from broadopt.analysis.tables.options import METRICS, Comparison, nearest_listed, one_of, positive
-from broadopt.config.rules import expanded
+from broadopt.analysis.tables.options import METRICS, Comparison, nearest_listed, one_of, parse_seeds, positive
+from broadopt.config.rules import RULES, checked, expanded
+from broadopt.config.run_config import EXECUTION
 from broadopt.config.shipped import paper_dir
-from broadopt.errors import InputError
+from broadopt.errors import InputError, nearest
 
 TABLES = ("table1", "table3", "label_noise", "runs")
 FORMATS = ("markdown", "latex", "csv", "html")
+ADDED = tuple(
+    key for key in RULES if key == "precision" or (key.partition(".")[0] in EXECUTION and key != "results_dir")
+)
+"""Keys that --missing adds to its commands: the run remains one of the table. Its results folder is --results."""
+
+OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweep")
+"""Beginnings of keys that a command with -m takes, and one of --missing, a single run, does not."""
+
 LONGEST_WATCH = 86_400
 """Seconds between two looks: a day."""
 
@@ -155,7 +163,7 @@ def parse(arguments: Sequence[str]) -> Request:
         seeds=parse_seeds(given.seeds) if given.seeds else None,
         tflops=positive("--tflops", given.tflops) if given.tflops else None,
         watch=positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
-        overrides=checked_overrides(given.overrides),
+        overrides=_overrides(given.overrides),
         comparison=comparison,
     )
 
@@ -192,22 +200,46 @@ def _fits(given: argparse.Namespace, view: str) -> None:
         raise InputError(f"{option} does not go with {shown}; see broadopt-table --help")
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """The seeds that `1-5` or `1,2,7` names, ascending. Raises InputError."""
-    seeds: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,19})(?:-(\d{1,19}))?", part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not 0 <= last - first < 100_000:
-            raise InputError(f"--seeds {text}: expected whole numbers and ranges of them, as 1-5 or 1,2,7")
-        seeds.update(range(first, last + 1))
-    return tuple(sorted(seeds))
+def _overrides(given: Sequence[str]) -> tuple[str, ...]:
+    """The overrides, each checked, and all together as the run checks them. Raises InputError."""
+    found = tuple(map(_override, given))
+    words: dict[str, list[str]] = {}
+    for text in found:
+        words.setdefault(text.partition("=")[0], []).append(text)
+    known = [text for key, own in words.items() if key in ADDED and "${" not in "".join(own) for text in own]
+    if known:
+        from broadopt.config.arguments import quoted_path
+        from broadopt.config.compose import compose, run_config
+
+        run_config(compose([quoted_path(text, sweep=False) for text in known]))
+    return found
 
 
-def seeds_in_words(seeds: Sequence[int]) -> str:
-    """`1-3, 7` for 1, 2, 3, 7."""
-    starts = [seed for seed in seeds if seed - 1 not in seeds]
-    ends = [seed for seed in seeds if seed + 1 not in seeds]
-    return ", ".join(
-        str(first) if first == last else f"{first}-{last}" for first, last in zip(starts, ends, strict=True)
-    )
+def _override(text: str) -> str:
+    """An override that may be added to a printed command: it must not make it another run, nor one that is refused."""
+    key = text.partition("=")[0]
+    if "=" not in text or not (key in ADDED or key.startswith(("hydra.", "hydra/"))):
+        hint = nearest(key, ADDED) or "; --results names it" * (key == "results_dir")
+        raise InputError(f"{text}: expected KEY=VALUE with one of {', '.join(ADDED)} or hydra.KEY{hint}")
+    if key.startswith(OF_SWEEPS):
+        raise InputError(f"{text}: that is for the runs of a sweep, and each of these commands is a single run")
+    if key in ADDED and "${" not in text:  # what an interpolation stands for, the run will see
+        _check_value(key, text)
+    return text
+
+
+def _check_value(key: str, text: str) -> None:
+    """Raise InputError for an override whose value broadopt-run would not take."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from broadopt.config.arguments import quoted_path
+
+    try:
+        override = OverridesParser.create().parse_override(quoted_path(text, sweep=False))
+    except HydraException as error:
+        raise InputError(f"{text}: expected {RULES[key].words}") from error
+    if override.is_sweep_override():
+        raise InputError(f"{text}: several values are a sweep, and each of these commands is a single run")
+    group, _, leaf = key.rpartition(".")
+    checked({group: {leaf: override.value()}} if group else {leaf: override.value()})
