@@ -367,7 +367,7 @@ def test_plan_says_why_nothing_is_shared(tmp_path: Path) -> None:
         "  takes 300 epochs from collect=none seed=2: its collector begins there",
         "  takes 225 epochs from collect=none seed=1: they are equal up to epoch 228, but that leaves no later state",
         "  takes 225 epochs from collect=none seed=2: they are equal up to epoch 228, but that leaves no later state",
-        "trunk=share: trains 1650 of 2700 epochs, 5.5 of 9 budgets, about 6.2 of 10 h on an H100",
+        "trunk=share: trains 1650 of 2700 epochs, 5.5 of 9 budgets, about 18 of 29 h on an H100",
     ]
 
 
