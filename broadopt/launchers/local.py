@@ -58,9 +58,11 @@ class LocalLauncher(SweepLauncher):
             one, output = planned[place], outputs / f"{place}.out"
             code = run(one, output, gpus, threads, children, per_gpu=self.per_gpu)
             if code is not None:
-                line = f"{state(code)}: {quoted(one.overrides)}\n"
+                line, ended = f"{state(code)}: {quoted(one.overrides)}\n", Ended(one, code, output)
                 if code == 0:
-                    line += f"  {Ended(one, code, output).last_line()}\n"
+                    line += f"  {ended.last_line()}\n"
+                elif state(code) == "failed":  # at once: the other runs may go on for days, or end for the same reason
+                    line += f"  {ended.line()}\n"
                 print(line, end="", flush=True)  # in one write, since threads share stdout
             return Ended(one, code, output)
 

@@ -1,6 +1,7 @@
 """hydra/launcher=local: several runs at a time on one machine."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,8 @@ def test_failed_runs_are_named_and_the_others_finish(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "1 of the sweep's runs failed:" in done.stderr
     assert "features.0.weight is not finite" in done.stderr
+    (failed,) = re.findall(r"^failed: .*lr=1e\+30.*\n(.*)$", done.stdout, flags=re.MULTILINE)
+    assert re.fullmatch(r"  features.0.weight is not finite in epoch 1 at lr .* \(see .*\.out\)", failed), "at once"
     assert sorted(result(folder)["state"] for folder in folders(tmp_path)) == ["failed", "finished"]
 
 
