@@ -128,17 +128,16 @@ def _nearest_of_class(
     macs: float,
     *,
     device: str,
-    threads: int | None,
     precision: str,
     rates: Iterable[Rate] | None,
 ) -> Rate | None:
-    """The rate of the network that has the nearest number of multiply-adds among those of the same class: a class
+    """The rate on a kind of GPU of the network that has the nearest number of multiply-adds among those of the same class: a class
     reaches much the same operations a second at different depths, but on an H100 14 TFLOP/s are ResNet-20's and 296
     WRN-28-10's.
     """
     found = [
         rate
-        for rate in _rates_on(device, threads, precision, rates)
+        for rate in _rates_on(device, None, precision, rates)
         if macs and rate.model["_target_"] == model.get("_target_")
     ]
     return min(found, key=lambda rate: (abs(math.log(rate.macs / macs)), -rate.images_per_second), default=None)
@@ -178,8 +177,8 @@ def duration(
     if rate is not None:
         words = f"on {rate.place}, measured: {rate.images_per_second:,.0f} images/s a gradient ({_runs(rate.runs)})"
         return Duration(images / rate.images_per_second / 3600, True, kind_of(rate.device, rate.threads), words)
-    macs, place = flops / images / 6 if images else 0.0, {"device": kind, "threads": None}
-    nearest = _nearest_of_class(model, macs, **place, precision=precision, rates=rates)
+    macs = flops / images / 6 if images else 0.0
+    nearest = _nearest_of_class(model, macs, device=kind, precision=precision, rates=rates)
     if nearest is not None:
         name = nearest.model["name"]
         whose = name if name != model.get("name") else f"another variant of {name}"
