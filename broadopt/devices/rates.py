@@ -131,9 +131,8 @@ def _nearest_of_class(
     precision: str,
     rates: Iterable[Rate] | None,
 ) -> Rate | None:
-    """The rate on a kind of GPU of the network that has the nearest number of multiply-adds among those of the same class: a class
-    reaches much the same operations a second at different depths, but on an H100 14 TFLOP/s are ResNet-20's and 296
-    WRN-28-10's.
+    """The rate on a kind of GPU of the network that has the nearest number of multiply-adds among those of the same
+    class: a class reaches much the same operations a second at different depths, and more where it is wider.
     """
     found = [
         rate
