@@ -29,6 +29,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -398,6 +399,8 @@ if __name__ == "__main__":
     kept_configs.install()
     kept_configs.warm()
 
+    for finalizer in tuple(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # torch would take all its operators apart at the end of every command
     gc.freeze()
     use_huge_pages()
     taken = serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]), at_start)
