@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import omegaconf
+from hydra._internal import defaults_list
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -40,6 +41,7 @@ def install() -> None:
         # Hydra copies the store of all registered configs for each that it composes, and copies again what it takes.
         ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
         Hydra.get_mode = _looking_first(Hydra.get_mode)  # type: ignore[method-assign]
+        defaults_list._create_interpolation_map = _where_there_are_some(defaults_list._create_interpolation_map)
 
 
 def _looking_first(get_mode: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,6 +54,15 @@ def _looking_first(get_mode: Callable[..., Any]) -> Callable[..., Any]:
         return get_mode(self, config_name, overrides)
 
     return mode
+
+
+def _where_there_are_some(create: Callable[..., Any]) -> Callable[..., Any]:
+    """What the interpolations in the defaults of a file are resolved with, made for those files alone that have one."""
+
+    def created(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+        return create(overrides, defaults, self_added) if any(one.is_interpolation() for one in defaults) else None
+
+    return created
 
 
 def _keeping(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
