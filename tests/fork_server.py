@@ -15,8 +15,10 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import runpy
 import secrets
@@ -374,28 +376,25 @@ if __name__ == "__main__":
 
     import filelock  # noqa: F401
     import hydra._internal.hydra
+    import hydra.experimental.callback
     import hydra.main  # noqa: F401
     import hydra_plugins.hydra_optuna_sweeper._impl  # noqa: F401
     import kept_configs
     import pandas  # noqa: F401
+    import pyarrow.pandas_compat  # noqa: F401
     import safetensors.torch  # noqa: F401
     import tabulate  # noqa: F401
     import torch._inductor  # noqa: F401
     from hydra.core.plugins import Plugins
     from scipy import stats  # noqa: F401
+    from statsmodels.stats import multitest  # noqa: F401
 
-    import broadopt.completion
-    import broadopt.launchers.session
-    import broadopt.predictor
-    import broadopt.report
-    import broadopt.run
-    import broadopt.table
-    import broadopt.training.execute  # noqa: F401
-    from broadopt.analysis.comparing import difference_blocks, runs_table  # noqa: F401
-    from broadopt.analysis.reporting import page, papers, repeating, runs, sweeps  # noqa: F401
-    from broadopt.analysis.tables import paper_table, published, stored_recipes  # noqa: F401
+    import broadopt
 
-    Plugins.instance()  # imports every plugin of Hydra's that is installed
+    Plugins.instance()  # imports every plugin of Hydra's that is installed, anew: ahead of what is derived from them
+    for module in pkgutil.walk_packages(broadopt.__path__, "broadopt."):
+        if not module.name.endswith(("mlflow_run", "tensorboard_run", "trackio_run", "wandb_run")):  # not of commands
+            importlib.import_module(module.name)
     kept_configs.install()
     kept_configs.warm()
 
