@@ -16,6 +16,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -121,6 +122,7 @@ def request_of(command: Sequence[str], *, cwd: str | Path, environment: Mapping[
         "limits": [(limit, resource.getrlimit(limit)) for limit in LIMITS],
         "ignored": [int(one) for one in DEFAULTS if signal.getsignal(one) is signal.SIG_IGN],
         "umask": mask,
+        "unbuffered": False,
         "session": False,
         "prefix": sys.prefix,
     }
@@ -166,6 +168,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, object]:
     found = {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
     path = found.pop("PYTHONPATH", "")
     found.pop("CUDA_VISIBLE_DEVICES", "")  # read when CUDA is first called, which the server never does
+    found.pop("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")  # of torchrun's; read when processes are joined by NCCL
     found.pop("TORCHINDUCTOR_CACHE_DIR", "")  # torch itself sets it when it is first used, in the process of the tests
     if found.get("OMP_NUM_THREADS") == "1":  # one thread waits for none, so how they would wait does not matter
         found = {name: value for name, value in found.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
@@ -330,7 +333,9 @@ def become(request: dict[str, Any]) -> None:
     for one in request["ignored"]:
         signal.signal(one, signal.SIG_IGN)
     # The server's streams can be sought in, a pipe cannot: they are made anew, as an interpreter makes them.
-    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
+    encoding, raw = sys.stdout.encoding, open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
+    unbuffered = request["unbuffered"]
+    sys.stdout = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), encoding, write_through=unbuffered)
     sys.stderr = open(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     folders = _folders(os.environ.get("PYTHONPATH", ""))
     hidden = {file.stem for folder in folders for file in folder.glob("*")} & set(sys.modules) - {"sitecustomize"}
