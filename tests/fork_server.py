@@ -15,8 +15,11 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import importlib
+import io
 import json
 import os
+import pkgutil
 import resource
 import runpy
 import secrets
@@ -29,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -118,6 +122,7 @@ def request_of(command: Sequence[str], *, cwd: str | Path, environment: Mapping[
         "limits": [(limit, resource.getrlimit(limit)) for limit in LIMITS],
         "ignored": [int(one) for one in DEFAULTS if signal.getsignal(one) is signal.SIG_IGN],
         "umask": mask,
+        "unbuffered": False,
         "session": False,
         "prefix": sys.prefix,
     }
@@ -163,6 +168,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, object]:
     found = {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
     path = found.pop("PYTHONPATH", "")
     found.pop("CUDA_VISIBLE_DEVICES", "")  # read when CUDA is first called, which the server never does
+    found.pop("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")  # of torchrun's; read when processes are joined by NCCL
     found.pop("TORCHINDUCTOR_CACHE_DIR", "")  # torch itself sets it when it is first used, in the process of the tests
     if found.get("OMP_NUM_THREADS") == "1":  # one thread waits for none, so how they would wait does not matter
         found = {name: value for name, value in found.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
@@ -327,7 +333,9 @@ def become(request: dict[str, Any]) -> None:
     for one in request["ignored"]:
         signal.signal(one, signal.SIG_IGN)
     # The server's streams can be sought in, a pipe cannot: they are made anew, as an interpreter makes them.
-    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
+    encoding, raw = sys.stdout.encoding, open(1, "wb", buffering=0, closefd=False)  # noqa: SIM115
+    unbuffered = request["unbuffered"]
+    sys.stdout = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), encoding, write_through=unbuffered)
     sys.stderr = open(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     folders = _folders(os.environ.get("PYTHONPATH", ""))
     hidden = {file.stem for folder in folders for file in folder.glob("*")} & set(sys.modules) - {"sitecustomize"}
@@ -373,31 +381,30 @@ if __name__ == "__main__":
 
     import filelock  # noqa: F401
     import hydra._internal.hydra
+    import hydra.experimental.callback
     import hydra.main  # noqa: F401
     import hydra_plugins.hydra_optuna_sweeper._impl  # noqa: F401
     import kept_configs
     import pandas  # noqa: F401
+    import pyarrow.pandas_compat  # noqa: F401
     import safetensors.torch  # noqa: F401
     import tabulate  # noqa: F401
     import torch._inductor  # noqa: F401
     from hydra.core.plugins import Plugins
     from scipy import stats  # noqa: F401
+    from statsmodels.stats import multitest  # noqa: F401
 
-    import broadopt.completion
-    import broadopt.launchers.session
-    import broadopt.predictor
-    import broadopt.report
-    import broadopt.run
-    import broadopt.table
-    import broadopt.training.execute  # noqa: F401
-    from broadopt.analysis.comparing import difference_blocks, runs_table  # noqa: F401
-    from broadopt.analysis.reporting import page, papers, repeating, runs, sweeps  # noqa: F401
-    from broadopt.analysis.tables import paper_table, published, stored_recipes  # noqa: F401
+    import broadopt
 
-    Plugins.instance()  # imports every plugin of Hydra's that is installed
+    Plugins.instance()  # imports every plugin of Hydra's that is installed, anew: ahead of what is derived from them
+    for module in pkgutil.walk_packages(broadopt.__path__, "broadopt."):
+        if not module.name.endswith(("mlflow_run", "tensorboard_run", "trackio_run", "wandb_run")):  # not of commands
+            importlib.import_module(module.name)
     kept_configs.install()
     kept_configs.warm()
 
+    for finalizer in tuple(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # torch would take all its operators apart at the end of every command
     gc.freeze()
     use_huge_pages()
     taken = serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]), at_start)

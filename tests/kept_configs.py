@@ -11,19 +11,37 @@ ones and those of tests/own can have set it, and no override does, it is None, a
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kept_compositions
 import omegaconf
+from hydra._internal import defaults_list
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from broadopt.config.shipped import config_dir
 
 OWN = Path(__file__).parent / "own"
+KNOWN = {f"file://{folder}" for folder in (config_dir(), OWN)}
+"""Folders of configs that no test writes to."""
+SMALL = ("experiment=quickstart", "model=small")
+COMMON = (
+    ((), RunMode.RUN, SMALL[:1]),
+    ((OWN,), RunMode.RUN, SMALL),
+    *(((OWN,), RunMode.RUN, (*SMALL, f"method={method}")) for method in ("sgd", "sam", "asam")),
+    ((OWN,), RunMode.RUN, (*SMALL, "method=sam", "collect=swa")),
+    ((OWN,), RunMode.MULTIRUN, SMALL),
+    ((OWN,), RunMode.MULTIRUN, (*SMALL, "hydra/launcher=local")),
+)
+"""What most commands of the tests choose: folders of configs beside the shipped one, mode, choices."""
 kept: dict[str, bytes] = {}
 
 
@@ -40,18 +58,27 @@ def install() -> None:
         # Hydra copies the store of all registered configs for each that it composes, and copies again what it takes.
         ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
         Hydra.get_mode = _looking_first(Hydra.get_mode)  # type: ignore[method-assign]
+        defaults_list._create_interpolation_map = _where_there_are_some(defaults_list._create_interpolation_map)
+        kept_compositions.install(KNOWN)
 
 
 def _looking_first(get_mode: Callable[..., Any]) -> Callable[..., Any]:
-    known = {f"file://{folder}" for folder in (config_dir(), OWN)}
-
     def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
         paths = {source.full_path() for source in self.config_loader.get_sources() if source.scheme() == "file"}
-        if paths <= known and not any("hydra.mode" in override or "searchpath" in override for override in overrides):
+        if paths <= KNOWN and not any("hydra.mode" in override or "searchpath" in override for override in overrides):
             return None
         return get_mode(self, config_name, overrides)
 
     return mode
+
+
+def _where_there_are_some(create: Callable[..., Any]) -> Callable[..., Any]:
+    """What the interpolations in the defaults of a file are resolved with, made for those files alone that have one."""
+
+    def created(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+        return create(overrides, defaults, self_added) if any(one.is_interpolation() for one in defaults) else None
+
+    return created
 
 
 def _keeping(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -75,7 +102,6 @@ def warm() -> None:
     parsing; what Hydra is in a process that has composed nothing is left as it was.
     """
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
     from broadopt.config.compose import compose, run_config
@@ -88,5 +114,16 @@ def warm() -> None:
         ("experiment=table3/resnet20", "method=asam", "step.rho=0.5"),
     ):
         run_config(compose(words))
+    for folders, mode, words in COMMON:
+        _compose_as_the_command(folders, mode, words)
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
+
+
+def _compose_as_the_command(folders: Sequence[Path], mode: RunMode, words: Sequence[str]) -> None:
+    GlobalHydra.instance().clear()
+    path = create_config_search_path(str(config_dir()))
+    for folder in folders:
+        path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    hydra = Hydra.create_main_hydra2(task_name="run", config_search_path=path)
+    hydra.compose_config("run", list(words), mode, with_log_configuration=False)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from command import (
     OWN,
     SMALL,
+    STARTUP,
     Process,
     finish,
     folders,
@@ -64,7 +65,8 @@ COMMAND = (*SMALL, "method=sam", "collect=swa", "budget=2")
 
 def torchrun(*command: str, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
     """Start two processes of a script or module."""
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(OWN)} | environment
+    path = os.pathsep.join([str(OWN), str(STARTUP)])
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
     call = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
     return subprocess.Popen(call, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

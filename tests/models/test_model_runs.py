@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 PYRAMID = {"num_classes": 10, "depth": 29, "alpha": 30, "rounding": "round"}
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "resnet": lambda: ResNet(num_classes=10, depth=14),
-    "resnext": lambda: ResNeXt(num_classes=10, depth=11, groups=32, group_width=4),
+    "resnext": lambda: ResNeXt(num_classes=10, depth=11, groups=8, group_width=4),
     "wrn_homura": lambda: WideResNet(num_classes=10, depth=16, widen_factor=2, variant="homura"),
     "wrn_swa2018": lambda: WideResNet(num_classes=10, depth=16, widen_factor=2, variant="swa2018"),
     "preresnet": lambda: PreResNet(num_classes=10, depth=20),

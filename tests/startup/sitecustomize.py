@@ -11,7 +11,8 @@ from pathlib import Path
 
 def command() -> list[str] | None:
     """What of this interpreter's command line the server can carry out."""
-    first, *others = sys.orig_argv[1:] or [""]
+    words = sys.orig_argv[1:]
+    first, *others = words[words[:1] == ["-u"] :] or [""]  # torchrun starts all with -u
     if first == "-m" and others and others[0] == "broadopt.run":
         return [first, *others]
     is_command = Path(first).parent == Path(sys.executable).parent and Path(first).name.startswith("broadopt-")
@@ -47,6 +48,7 @@ def stand_for(words: list[str], place: str) -> None:
     except OSError:
         return
     request = fork_server.request_of(words, cwd=os.getcwd(), environment=os.environ)
+    request["unbuffered"] = bool(sys.stdout) and sys.stdout.write_through
     caught = [one for one in fork_server.DEFAULTS if one not in request["ignored"] and one is not signal.SIGCHLD]
     signal.pthread_sigmask(signal.SIG_BLOCK, caught)
     try:
