@@ -127,7 +127,7 @@ def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:
         reestimate(model, (images for images, _ in parts.data.statistics(0)), autocast=autocast)
 
     def evaluation() -> None:
-        log_probabilities(model, parts.data.test(), autocast=autocast, before_batch=lambda: None)
+        log_probabilities(model, parts.data.held_out()["test"], autocast=autocast, before_batch=lambda: None)
 
     def collect() -> None:
         average.collect(model)

@@ -11,7 +11,7 @@ from broadopt.analysis.landscape.runs import Run, check_code
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
-from broadopt.data.batches import EVALUATED_AT_ONCE, Data, stream
+from broadopt.data.batches import Data, stream
 from broadopt.data.datasets import read
 from broadopt.devices.device import choose_memory_format, set_flags
 from broadopt.errors import InputError
@@ -101,11 +101,6 @@ def in_batches(images: Tensor, size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def evaluated_at_once(device: torch.device) -> int:
-    """Images in a batch of an evaluation on a device: as a training evaluates, so that it gives the same bits."""
-    return EVALUATED_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
 
 
 def autocast(run: Run, device: torch.device) -> torch.autocast:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.analysis.landscape import distances
-from broadopt.analysis.landscape.images import autocast, evaluated_at_once, in_batches
+from broadopt.analysis.landscape.images import autocast, in_batches
 from broadopt.analysis.landscape.networks import (
     is_ensemble,
     is_mean_of_collected,
@@ -23,6 +23,7 @@ from broadopt.analysis.landscape.networks import (
     snapshot,
 )
 from broadopt.analysis.landscape.runs import Run
+from broadopt.data.batches import evaluated_at_once
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import reestimate, statistics
 from broadopt.seeds import derive
