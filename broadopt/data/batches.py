@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import Recipe
 from broadopt.data.augment import (
     SIDE,
     Augmentation,
@@ -103,6 +105,23 @@ class Data:
         self._held_out = {"test": self._unaugmented(dataset.test)}
         if validation:
             self._held_out["validation"] = self._unaugmented(held_out)
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, dataset: Dataset, *, device: torch.device, memory_format: torch.memory_format
+    ) -> "Data":
+        """The batches of a recipe from its data set. Raises InputError."""
+        return cls(
+            dataset,
+            batch_size=recipe.batch_size,
+            augmentation=instantiated("augmentation", recipe.augmentation),
+            seed=recipe.seed,
+            device=device,
+            validation=recipe.dataset.validation,
+            label_noise=recipe.dataset.label_noise,
+            noise=recipe.dataset.noise,
+            channels_last=memory_format == torch.channels_last,
+        )
 
     def train(self, epoch: int, first: int = 0) -> Batches:
         """The batches of an epoch from number `first` on, shuffled and augmented, each the same wherever one starts."""

@@ -41,17 +41,7 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         torch.cuda.set_device(device)  # what names no device of its own is made on the current one
     second_order = bool(recipe.step.get("second_order"))
     memory_format = choose_memory_format(execution.memory_format, recipe.model.name, device, second_order=second_order)
-    data = Data(
-        dataset,
-        batch_size=recipe.batch_size,
-        augmentation=instantiated("augmentation", recipe.augmentation),
-        seed=recipe.seed,
-        device=device,
-        validation=recipe.dataset.validation,
-        label_noise=recipe.dataset.label_noise,
-        noise=recipe.dataset.noise,
-        channels_last=memory_format == torch.channels_last,
-    )
+    data = Data.of(recipe, dataset, device=device, memory_format=memory_format)
     torch.manual_seed(derive(recipe.seed, "weights"))
     model = network(recipe.model, data.num_classes)
     model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
