@@ -129,7 +129,7 @@ def bare(parts: Parts, steps: int) -> Callable[[], float]:
     where the training's own are, which `parts` cannot share: a recording keeps the optimizer's tensors.
     """
     images, labels = next(iter(parts.data.train(0)))
-    autocast = torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.precision == "bf16")
+    autocast = parts.autocast
 
     def step() -> float:
         parts.step.optimizer.zero_grad()

@@ -91,11 +91,6 @@ def in_batches(images: Tensor, size: int) -> list[Tensor]:
     return batches
 
 
-def autocast(run: Run, device: torch.device) -> torch.autocast:
-    """The context in which a run's networks are evaluated: in bf16 where it was trained so, as its own evaluations."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16")
-
-
 def check_same(runs: tuple[Run, ...], *, networks: bool = True) -> None:
     """Raise InputError unless the runs have the same images and normalisation and, with `networks`, the same training
     labels, network and precision: only then can one be evaluated between them.
