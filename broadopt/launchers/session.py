@@ -254,8 +254,7 @@ def unforeseen(error: BaseException) -> RunFailed:
 def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "tuple[Cost, Price]":
     """Print what a run would do and cost, in one line where `brief`; returns its size and its price."""
     from broadopt.config.instantiate import collectors_of, instantiated
-    from broadopt.methods.schedule import learning_rate
-    from broadopt.training.build import say_where_nothing_moves
+    from broadopt.training.build import schedule_of
     from broadopt.training.planning.page import line, origins, page
     from broadopt.training.planning.price import Price, price, time_of
 
@@ -265,11 +264,10 @@ def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, bri
     whole = Price.of(cost, time)
     # What the run would refuse is refused, and what it would warn of is said, of each run of a sweep too.
     instantiated("augmentation", recipe.augmentation)
-    schedule, collectors = instantiated("schedule", recipe.schedule), collectors_of(recipe.collect)
-    learning_rate(schedule, 0.0)
+    collectors = collectors_of(recipe.collect)
     for collector in collectors.values():
         collector.collection_points(recipe.budget)
-    say_where_nothing_moves(recipe, schedule, collectors)
+    schedule = schedule_of(recipe, collectors)
     if brief:
         print(line(recipe, cost, time), flush=True)
         return cost, whole
