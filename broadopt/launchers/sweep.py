@@ -10,15 +10,14 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig
 
-from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.messages import quoted as literal
 from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, LeftToAnother
 from broadopt.launchers.ended import Ended, what_became
 from broadopt.launchers.known import Runs, fingerprint, key, known, variant
+from broadopt.launchers.place import run_of
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
 
@@ -98,7 +97,7 @@ class SweepLauncher(BasicLauncher):
         assert self.config is not None
         assert self.hydra_context is not None
         load = self.hydra_context.config_loader.load_sweep_config
-        runs = [_composed(load(self.config, list(overrides))) for overrides in job_overrides]
+        runs = [run_of(load(self.config, list(overrides))) for overrides in job_overrides]
         if any(run.execution.plan for run in runs):
             return super().launch(job_overrides, initial_job_idx)
         places = {run.execution.results_dir: None for run in runs}
@@ -195,10 +194,3 @@ def for_each_run(arguments: Sequence[str]) -> list[str]:
 def quoted(words: Iterable[str]) -> str:
     """A command as a shell takes it."""
     return " ".join(map(shlex.quote, words))
-
-
-def _composed(config: DictConfig) -> RunConfig:
-    from hydra.core.hydra_config import HydraConfig
-
-    HydraConfig.instance().set_config(config)
-    return run_config(config)

@@ -24,10 +24,9 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from broadopt.config.compose import run_config
 from broadopt.config.run_config import RunConfig
 from broadopt.errors import InputError, RunFailed
-from broadopt.launchers.place import Sweep, mixed_protocols, seed_of
+from broadopt.launchers.place import Sweep, given_seed, mixed_protocols, run_of, seed_of
 from broadopt.launchers.session import Session
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class PlanningLauncher:
         plans: dict[int, Any] = {}
         begun: set[int] = set()
         for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
-            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
+            seed = given_seed(overrides)
             if id(original) in plans and seed is not None and seed < 2**63:
                 self._session.plan_like(plans[id(original)], seed)
                 if shared is not None:
@@ -115,7 +114,7 @@ class PlanningLauncher:
                 run = _checked(loader.load_sweep_config(self._config, list(overrides)))
                 if run is not None and _is_free_of_the_seed(original):
                     alike[id(original)] = run
-            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
+            seed = given_seed(overrides)
             if run is not None and seed is not None:
                 run = replace(run, recipe=replace(run.recipe, seed=seed))
             runs.append(run)
@@ -136,14 +135,10 @@ class PlanningLauncher:
 
 def _checked(config: DictConfig) -> RunConfig | None:
     """The run of a composed config; None where it is not one, which is said where it is to be carried out."""
-    before = HydraConfig.instance().cfg
     try:
-        HydraConfig.instance().set_config(config)
-        return run_config(config)
+        return run_of(config)
     except InputError:
         return None
-    finally:
-        HydraConfig.instance().cfg = before
 
 
 def _is_free_of_the_seed(config: DictConfig) -> bool:
