@@ -74,30 +74,38 @@ class PlanningLauncher:
         if shared is not None:
             job_overrides = [job_overrides[run] for run in shared.order]
             originals = [originals[run] for run in shared.order]
-        if not all(original.plan is True for original in originals):
+        if all(original.plan is True for original in originals):
+            self._show_plans(job_overrides, originals, shared, initial_job_idx)
+        else:
             self._launcher.launch(job_overrides, initial_job_idx)
-            return []
+        return []
+
+    def _show_plans(
+        self,
+        job_overrides: Sequence[Sequence[str]],
+        originals: Sequence[DictConfig],
+        shared: "SharedSweep | None",
+        initial_job_idx: int,
+    ) -> None:
+        loader: Any = self._context.config_loader
         plans: dict[int, Any] = {}
         begun: set[int] = set()
         for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
-            seed = given_seed(overrides)
-            if id(original) in plans and seed is not None and seed < 2**63:
-                self._session.plan_like(plans[id(original)], seed)
-                if shared is not None:
-                    shared.show(place, plans[id(original)])
-                continue
-            # Its first run is the original itself; another one is worked out only where that one's plan is not its own.
-            first = id(original) not in begun
-            begun.add(id(original))
-            composed = original if first else loader.load_sweep_config(self._config, list(overrides))
-            planned = self._plan(composed, initial_job_idx + place)
-            if planned is not None and shared is not None:
-                shared.show(place, planned)
-            if planned is not None and _is_free_of_the_seed(original):
-                plans[id(original)] = planned
+            seed, plan = given_seed(overrides), plans.get(id(original))
+            if plan is not None and seed is not None and seed < 2**63:
+                self._session.plan_like(plan, seed)
+            else:
+                # The first run of an original is the original itself.
+                is_first = id(original) not in begun
+                begun.add(id(original))
+                composed = original if is_first else loader.load_sweep_config(self._config, list(overrides))
+                plan = self._plan(composed, initial_job_idx + place)
+                if plan is not None and _is_free_of_the_seed(original):
+                    plans[id(original)] = plan
+            if plan is not None and shared is not None:
+                shared.show(place, plan)
         if shared is not None:
             shared.show_total()
-        return []
 
     def _shared(self, job_overrides: Sequence[Sequence[str]], originals: Sequence[DictConfig]) -> "SharedSweep | None":
         """The runs as they share trunks; None where none of them does."""
