@@ -159,22 +159,22 @@ def trajectory(request: Request) -> Drawing:
     InputError.
     """
     check_different(request.runs, request.figure)
-    tables = [_course(run, request.options.start) for run in request.runs]
+    tables = [_trajectory(run, request.options.start) for run in request.runs]
     rows = pandas.concat(tables)
     figure = Figure(figsize=(3.4, 1.3 + 1.3 * len(tables)))
     panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
     for axes, table, run in zip(panels, tables, request.runs, strict=True):
-        ends = _draw_course(axes, table)
+        ends = _draw_trajectory(axes, table)
         if len(tables) > 1:
             axes.set_title(run.label, parse_math=False)
         if axes is panels[0]:
             name_lines(axes, ends)
     panels[-1].set_xlabel("epochs trained")
     figure.supylabel("distance in weight space", fontsize="medium")
-    return Drawing(figure=figure, rows=rows, caption=_described(request.runs, tables), seen=_seen_courses(tables))
+    return Drawing(figure=figure, rows=rows, caption=_described(request.runs, tables), seen=_seen_trajectories(tables))
 
 
-def _course(run: Run, start: float | None) -> pandas.DataFrame:
+def _trajectory(run: Run, start: float | None) -> pandas.DataFrame:
     found = moments(run)
     begin = collection_start(run) if start is None else start
     if begin is None:
@@ -196,7 +196,7 @@ WORDS = {
 }
 
 
-def _draw_course(axes: Axes, table: pandas.DataFrame) -> list[End]:
+def _draw_trajectory(axes: Axes, table: pandas.DataFrame) -> list[End]:
     ends = []
     looks = ({"color": "0.0", "marker": "o"}, {"color": "0.5", "marker": "D", "linestyle": "--"}, look("swa"))
     for (name, word), own in zip(WORDS.items(), looks, strict=True):
@@ -235,7 +235,7 @@ def _lr(run: Run, table: pandas.DataFrame) -> str:
     return f", lr {low:.4g}" if low == high else f", lr {low:.4g} to {high:.4g}"
 
 
-def _seen_courses(tables: Sequence[pandas.DataFrame]) -> str:
+def _seen_trajectories(tables: Sequence[pandas.DataFrame]) -> str:
     parts = []
     for table in tables:
         count, radius, apart = len(table), table["from_mean"], table["from_others"]
