@@ -23,8 +23,8 @@ from broadopt.errors import InputError
 from broadopt.methods.collect import Collector
 from broadopt.methods.schedule import Schedule, at_rest, learning_rate
 from broadopt.methods.step import Step
-from broadopt.methods.steps.occasions import Course, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer, is_fused, unheeded
+from broadopt.methods.steps.sharp_steps import Course, gradients_a_step
 from broadopt.models.build import macs, network
 from broadopt.seeds import derive
 from broadopt.training.parts import Parts

@@ -19,8 +19,8 @@ from broadopt.devices.rates import OPERATIONS, Duration, duration
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import statistics
 from broadopt.methods.collect import Collector, CountedCollector, Passes
-from broadopt.methods.steps.occasions import Course, counted, gradients, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer
+from broadopt.methods.steps.sharp_steps import Course, counted, gradients, gradients_a_step
 from broadopt.models.build import macs, network
 
 
