@@ -19,12 +19,10 @@ from broadopt.analysis.landscape.images import Images
 from broadopt.analysis.landscape.networks import collection_start, flat, member_moments, moments, snapshot
 from broadopt.analysis.landscape.probabilities import Predictions
 from broadopt.analysis.landscape.progress import progress
-from broadopt.analysis.landscape.runs import Run, check_different
+from broadopt.analysis.landscape.runs import Run, check_different, history_of
 from broadopt.devices.device import set_flags
 from broadopt.errors import InputError
-from broadopt.files import reason
 from broadopt.predictor import Predictor
-from broadopt.runs import history
 
 SHARES = 7
 """Spreads, each 1 / sqrt(2) of the one before."""
@@ -223,12 +221,7 @@ def _described(runs: Sequence[Run], tables: Sequence[pandas.DataFrame]) -> str:
 
 def _lr(run: Run, table: pandas.DataFrame) -> str:
     """The learning rates of these epochs, as history.csv has them."""
-    try:
-        rates = [
-            row["lr"] for row in history.read(run.folder) if row["epoch"] >= table["epoch"].iloc[0] and "lr" in row
-        ]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run.folder / history.NAME}: {reason(error)}") from error
+    rates = [row["lr"] for row in history_of(run) if row["epoch"] >= table["epoch"].iloc[0] and "lr" in row]
     if not rates:
         return ""
     low, high = min(rates), max(rates)
