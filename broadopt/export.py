@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from broadopt import streams
 from broadopt.analysis.tables.options import one_of
-from broadopt.analysis.tables.request import Parser
+from broadopt.analysis.tables.request import Completion, Parser
 from broadopt.config.rules import RULES, expanded
 from broadopt.errors import InputError, Interrupted, RunFailed, printable
 from broadopt.runs.folders import located, remark
@@ -65,20 +64,6 @@ def _leave(line: str, code: int) -> None:
     sys.exit(code)
 
 
-class Completion(argparse.Action):
-    """--completion SHELL: prints what a shell evaluates to complete the options and trackers of the command."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
-        """Raise InputError for a shell that is not known, else end the process with 0."""
-        from broadopt.completion import SHELLS, script  # imports Hydra
-
-        one_of("--completion", values, SHELLS)
-        options = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-        known = {"--completion": SHELLS}
-        print(script(values, "broadopt-export", words=TRACKERS, options=options, values=known, files=("--output",)))
-        parser.exit()
-
-
 def parse(arguments: Sequence[str]) -> Request:
     """The command line, checked. Raises InputError."""
     parser = Parser(
@@ -97,7 +82,7 @@ def parse(arguments: Sequence[str]) -> Request:
         help="the folder with runs/ (default: results)",
     )
     parser.add_argument("--output", metavar="FOLDER", help="where what is local goes (default: RESULTS)")
-    parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
+    parser.add_argument("--completion", action=Completion, words=TRACKERS, files=("--output",))
     given = parser.parse_args(arguments)
     one_of("tracker", given.tracker, TRACKERS)
     asked = Path(expanded(given.results, "RESULTS"))

@@ -28,6 +28,7 @@ from torchvision import transforms
 
 from broadopt.config.shipped import options
 from broadopt.data.batches import Data
+from broadopt.devices.rates import OPERATIONS
 from broadopt.errors import InputError
 from broadopt.training.parts import Parts
 
@@ -93,7 +94,7 @@ def of_networks(arguments: argparse.Namespace) -> Rows:
             "GMACs": gmacs,
             **{f"{name}, images/s": rate for name, rate in rates.items()},
             **{f"{name} / contiguous": ratio(measured, "contiguous", name)["ratio"] for name in list(cases)[1:]},
-            "best, TFLOP/s": 6e-3 * gmacs * max(rates.values()),
+            "best, TFLOP/s": 1e-3 * OPERATIONS * gmacs * max(rates.values()),
         }
 
 

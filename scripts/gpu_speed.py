@@ -20,6 +20,7 @@ from torch.nn.functional import conv2d
 
 from broadopt.config.compose import compose, run_config
 from broadopt.devices.device import choose_device, choose_precision, peak_memory
+from broadopt.devices.rates import OPERATIONS
 from broadopt.devices.sharing import PER_GPU, keep_to_share
 from broadopt.models.build import network
 
@@ -66,7 +67,7 @@ def rate(name: str, variant: str, keys: tuple[str, ...], arguments: argparse.Nam
         "precision": parts.precision,
         "recorded": "yes" if parts.settings["graphs"] else "no",
         "sgd, images/s": images_per_second,
-        "TFLOP/s": 6e-3 * measure.gmacs(f"model={name}", PROTOCOL) * images_per_second,
+        "TFLOP/s": 1e-3 * OPERATIONS * measure.gmacs(f"model={name}", PROTOCOL) * images_per_second,
         **({} if memory is None else {"sgd, peak GiB": memory / 2**30}),
         "parameters GiB": sum(parameter.nbytes for parameter in parts.model.parameters()) / 2**30,
     }

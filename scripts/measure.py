@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from broadopt.config.compose import compose, run_config
-from broadopt.config.run_config import RunConfig
+from broadopt.config.run_config import ModelConfig, RunConfig
 from broadopt.data.datasets import Dataset, Images
 from broadopt.devices.device import choose_device, choose_precision, set_flags
 from broadopt.devices.graphs import WARM_UP
@@ -129,7 +129,7 @@ def bare(parts: Parts, steps: int) -> Callable[[], float]:
     where the training's own are, which `parts` cannot share: a recording keeps the optimizer's tensors.
     """
     images, labels = next(iter(parts.data.train(0)))
-    autocast = torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.precision == "bf16")
+    autocast = parts.autocast
 
     def step() -> float:
         parts.step.optimizer.zero_grad()
@@ -166,10 +166,15 @@ def ratio(measured: Sequence[Mapping[str, float]], above: str, below: str) -> di
     return {"ratio": median(quotients), "least": min(quotients), "greatest": max(quotients)}
 
 
-def gmacs(*overrides: str, classes: int = 100) -> float:
-    """Multiply-adds of a forward pass of the network of a command line on one image, in units of 1e9."""
+def multiply_adds(model: ModelConfig) -> int:
+    """Multiply-adds of a forward pass of a network with 100 classes on one image."""
     with torch.device("meta"):
-        return macs(network(run_config(compose(list(overrides))).recipe.model, classes)) / 1e9
+        return macs(network(model, 100))
+
+
+def gmacs(*overrides: str) -> float:
+    """Those of the network of a command line, in units of 1e9."""
+    return multiply_adds(run_config(compose(list(overrides))).recipe.model) / 1e9
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

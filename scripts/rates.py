@@ -12,17 +12,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from measure import PROTOCOL
+from measure import PROTOCOL, multiply_adds
 
 from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import public
-from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import ModelConfig
 from broadopt.config.shipped import options
 from broadopt.devices.rates import TABLE
 from broadopt.methods.recorded import PASSES
-from broadopt.models.build import macs
 from broadopt.runs.results import read_all
 from broadopt.training.planning.price import price
 
@@ -67,16 +65,9 @@ def rates(root: Path) -> list[dict[str, Any]]:
         speed = round(statistics.median(rate for rate, _ in rates), 1)
         source = ", ".join(sorted({source for _, source in rates}))
         row = json.loads(what)
-        size = {"macs": operations(row["model"])}
-        rows.append({**row, "images_per_second": speed, "runs": len(rates), "source": source, **size})
+        size = multiply_adds(ModelConfig.of(row["model"]))
+        rows.append({**row, "images_per_second": speed, "runs": len(rates), "source": source, "macs": size})
     return rows
-
-
-def operations(model: dict[str, Any]) -> int:
-    """Multiply-adds of a recorded network on one image, with 100 classes."""
-    arguments = {key: value for key, value in model.items() if key != "name"}
-    with torch.device("meta"):
-        return macs(instantiated("model", arguments, num_classes=100))
 
 
 def networks() -> list[dict[str, Any]]:

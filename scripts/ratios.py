@@ -116,7 +116,7 @@ def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:
     moving, gaussian = MovingAverage(half_life=2.0), GaussianAverage(start=0, rank=20)
     average.collect(model)
     batches = list(parts.data.train(0))
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=parts.precision == "bf16")
+    autocast = parts.autocast
 
     def forward() -> None:
         for images, _ in batches:
@@ -127,7 +127,7 @@ def parts_of_an_epoch(parts: Parts) -> dict[str, Callable[[], float]]:
         reestimate(model, (images for images, _ in parts.data.statistics(0)), autocast=autocast)
 
     def evaluation() -> None:
-        log_probabilities(model, parts.data.test(), autocast=autocast, before_batch=lambda: None)
+        log_probabilities(model, parts.data.held_out()["test"], autocast=autocast, before_batch=lambda: None)
 
     def collect() -> None:
         average.collect(model)

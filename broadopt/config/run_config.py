@@ -38,6 +38,15 @@ class DatasetConfig:
     fingerprint: str | None = None
     """Of the data that are really used; None where they are the published ones, or not read yet."""
 
+    @classmethod
+    def of(cls, node: Node) -> "DatasetConfig":
+        """That of a config's node."""
+        target = dict(node)
+        own = {key: target.pop(key) for key in GROUPS["dataset"]}
+        # A config.yaml of before has no such key, nor a recorded config where it is this one.
+        noise = target.pop("noise", KINDS_OF_NOISE[0])
+        return cls(**own, noise=noise, target=target)
+
     @property
     def reader(self) -> Node:
         """The node that reads the data set: its target takes the name as well."""
@@ -65,6 +74,11 @@ class ModelConfig:
 
     name: str
     target: Node
+
+    @classmethod
+    def of(cls, node: Node) -> "ModelConfig":
+        """That of a config's node."""
+        return cls(name=node["name"], target={key: value for key, value in node.items() if key != "name"})
 
     def values(self) -> dict[str, Any]:
         """The plain values of the config's node."""
@@ -138,14 +152,10 @@ class Recipe:
         come may not.
         """
         _check_record(record)
-        dataset, model = dict(record["dataset"]), dict(record["model"])
-        own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation", "fingerprint")}
-        own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])
-        typed = {
-            "dataset": DatasetConfig(**own, target=dataset),
-            "model": ModelConfig(name=model.pop("name"), target=model),
-        }
-        return cls(**{**record, **typed})
+        node = dict(record["dataset"])
+        fingerprint = node.pop("fingerprint")
+        dataset = replace(DatasetConfig.of(node), fingerprint=fingerprint)
+        return cls(**{**record, "dataset": dataset, "model": ModelConfig.of(record["model"])})
 
     def __str__(self) -> str:
         return f"{self.method}, {self.model.name}, {self.dataset.name}, seed {self.seed}"
@@ -216,23 +226,17 @@ class RunConfig:
         if values["objective"].startswith("validation") and not values["dataset"]["validation"]:
             raise InputError(f"objective={values['objective']}: expected dataset.validation=5000, or as many, with it")
         check_together(values)
-        dataset, model = dict(values["dataset"]), dict(values["model"])
-        own = {key: dataset.pop(key) for key in ("name", "label_noise", "validation")}
-        own["noise"] = dataset.pop("noise", KINDS_OF_NOISE[0])  # a config.yaml of before has no such key
-        if own["noise"] not in KINDS_OF_NOISE and own["label_noise"]:
+        dataset = DatasetConfig.of(values["dataset"])
+        if dataset.noise not in KINDS_OF_NOISE and dataset.label_noise:
             raise InputError(
-                f"dataset.label_noise={own['label_noise']:g}: expected 0 with dataset.noise={own['noise']}, a file "
+                f"dataset.label_noise={dataset.label_noise:g}: expected 0 with dataset.noise={dataset.noise}, a file "
                 "whose labels are taken as they are"
             )
-        typed = {
-            "dataset": DatasetConfig(**own, target=dataset),
-            "model": ModelConfig(name=model.pop("name"), target=model),
-            "checkpoint": CheckpointConfig(**values["checkpoint"]),
-        }
-        recipe_nodes = [values[key] for key in GROUPS]
-        values |= typed
+        code = own_code([values[key] for key in GROUPS])
+        values |= {"dataset": dataset, "model": ModelConfig.of(values["model"])}
+        values["checkpoint"] = CheckpointConfig(**values["checkpoint"])
         recipe, execution = ({key: values[key] for key in keys} for keys in (RECIPE, EXECUTION))
-        return cls(recipe=Recipe(**recipe, code=own_code(recipe_nodes)), execution=Execution(**execution))
+        return cls(recipe=Recipe(**recipe, code=code), execution=Execution(**execution))
 
     @property
     def objective(self) -> str:

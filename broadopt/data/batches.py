@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from broadopt.config.instantiate import instantiated
+from broadopt.config.run_config import Recipe
 from broadopt.data.augment import (
     SIDE,
     Augmentation,
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
     from broadopt.data.autoaugment import Policies
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-EVALUATED_AT_ONCE = {"cpu": 250, "cuda": 1000}
-"""Images in a batch of an evaluation. On a CPU 1000 take 1.07 to 1.3 times as long as 256 (ResNet-20, WRN-28-2,
-VGG-16): the activations no longer fit its caches."""
+
+
+def evaluated_at_once(device: torch.device) -> int:
+    """Images in a batch of an evaluation on a device."""
+    # On a CPU 1000 take 1.07 to 1.3 times as long as 256 (ResNet-20, WRN-28-2, VGG-16): the activations no longer fit
+    # its caches.
+    return 250 if device.type == "cpu" else 1000
 
 
 def stream(seed: int, number: int, purpose: str) -> torch.Generator:
@@ -89,23 +95,37 @@ class Data:
         self.classes, self.num_classes = dataset.classes, len(dataset.classes)
         self.train_size = len(labels)
         self.steps_per_epoch = -(-self.train_size // batch_size)
-        self._seed, self._batch_size, self._augmentation = seed, batch_size, augmentation
+        self.batch_size = batch_size
+        self._seed, self._augmentation = seed, augmentation
         self._device = torch.device(device)
         self._normalise = Normalisation(augmentation, device=self._device, channels_last=channels_last)
         self._policies = _policies() if augmentation.autoaugment else None
         self._frames = padded(train.pixels.to(self._device), augmentation.pad)
         self._labels = labels.to(self._device)
-        self._test = self._unaugmented(dataset.test)
-        self._held_out = self._unaugmented(held_out)
+        self._held_out = {"test": self._unaugmented(dataset.test)}
+        if validation:
+            self._held_out["validation"] = self._unaugmented(held_out)
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, dataset: Dataset, *, device: torch.device, memory_format: torch.memory_format
+    ) -> "Data":
+        """The batches of a recipe from its data set. Raises InputError."""
+        return cls(
+            dataset,
+            batch_size=recipe.batch_size,
+            augmentation=instantiated("augmentation", recipe.augmentation),
+            seed=recipe.seed,
+            device=device,
+            validation=recipe.dataset.validation,
+            label_noise=recipe.dataset.label_noise,
+            noise=recipe.dataset.noise,
+            channels_last=memory_format == torch.channels_last,
+        )
 
     def train(self, epoch: int, first: int = 0) -> Batches:
         """The batches of an epoch from number `first` on, shuffled and augmented, each the same wherever one starts."""
-        return self._pass(epoch, "train", first)
-
-    @property
-    def batch_size(self) -> int:
-        """Images of every training batch but, perhaps, the last of a pass."""
-        return self._batch_size
+        return map(self._augment, self._drawn(epoch, "train", first))
 
     def inputs(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """What `batch` makes the batches of `train` from: tensors on the device, of the same kinds for each batch."""
@@ -121,17 +141,7 @@ class Data:
 
     def statistics(self, key: int) -> Batches:
         """One pass over the training images as `train` makes it, drawn from a stream of its own for each `key`."""
-        return self._pass(key, "statistics", 0)
-
-    def test(self, batch_size: int | None = None) -> Batches:
-        """The test images in their order, normalised, not augmented; as many at once as the device works best on."""
-        return self._in_order(self._test, batch_size)
-
-    def validation(self, batch_size: int | None = None) -> Batches:
-        """The held-out training images, with their true labels, normalised, not augmented."""
-        if len(self._held_out[1]) == 0:
-            raise InputError("dataset.validation=0: no images are held out; expected a number above 0")
-        return self._in_order(self._held_out, batch_size)
+        return map(self._augment, self._drawn(key, "statistics", 0))
 
     def unaugmented(self, split: str, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The images at `positions` (int64 [n]) of a split, "train" or "test", normalised, not augmented, float32
@@ -139,33 +149,31 @@ class Data:
         """
         chosen = positions.to(self._device)
         if split == "test":
-            return self._normalise(self._test[0][chosen]), self._test[1][chosen]
+            pixels, labels = self._held_out["test"]
+            return self._normalise(pixels[chosen]), labels[chosen]
         inner = slice(self._augmentation.pad, self._augmentation.pad + SIDE)
         return self._normalise(self._frames[chosen, inner, inner].contiguous()), self._labels[chosen]
 
     def held_out(self, share: Callable[[int], slice] = slice) -> dict[str, Batches]:
-        """The batches of every split that is not trained on: "test", and "validation" where images are held out; of
-        each the images of `share`(their number), all by default.
+        """The batches of every split that is not trained on: "test", and "validation" where training images are held
+        out, with their true labels; in their order, normalised, not augmented, as many at once as the device works best
+        on. Of each split the images of `share`(their number), all by default.
         """
-        splits = {"test": self._test} | ({"validation": self._held_out} if len(self._held_out[1]) else {})
         return {
-            name: self._in_order((pixels[share(len(pixels))], labels[share(len(labels))]), None)
-            for name, (pixels, labels) in splits.items()
+            name: self._in_order(pixels[share(len(pixels))], labels[share(len(labels))])
+            for name, (pixels, labels) in self._held_out.items()
         }
 
     def targets(self) -> dict[str, Tensor]:
         """The labels, int64 [N], of the splits of `held_out` in their order."""
-        return {"test": self._test[1]} | ({"validation": self._held_out[1]} if len(self._held_out[1]) else {})
-
-    def _pass(self, number: int, purpose: str, first: int) -> Batches:
-        return map(self._augment, self._drawn(number, purpose, first))
+        return {name: labels for name, (_, labels) in self._held_out.items()}
 
     def _drawn(self, number: int, purpose: str, first: int) -> Iterator[Draws]:
         if not 0 <= first <= self.steps_per_epoch:
             raise ValueError(f"first={first}: expected a batch number from 0 to {self.steps_per_epoch}")
         draws = draw(self._augmentation, self.train_size, stream(self._seed, number, purpose)).to(self._device)
-        starts = range(first * self._batch_size, self.train_size, self._batch_size)
-        return (draws.part(slice(start, start + self._batch_size)) for start in starts)
+        starts = range(first * self.batch_size, self.train_size, self.batch_size)
+        return (draws.part(slice(start, start + self.batch_size)) for start in starts)
 
     def _augment(self, batch: Draws) -> tuple[Tensor, Tensor]:
         pixels, labels = crop_and_flip(self._frames, batch), self._labels[batch.images]
@@ -182,10 +190,10 @@ class Data:
             return cut_mix(images, labels, batch.mixes, probability=mix, classes=self.num_classes)
         return images, labels
 
-    def _in_order(self, images: tuple[Tensor, Tensor], batch_size: int | None) -> Batches:
-        batch_size = batch_size or EVALUATED_AT_ONCE["cpu" if self._device.type == "cpu" else "cuda"]
-        for pixels, labels in zip(*(tensor.split(batch_size) for tensor in images), strict=True):
-            yield self._normalise(pixels), labels
+    def _in_order(self, pixels: Tensor, labels: Tensor) -> Batches:
+        at_once = evaluated_at_once(self._device)
+        for some, their_labels in zip(pixels.split(at_once), labels.split(at_once), strict=True):
+            yield self._normalise(some), their_labels
 
     def _unaugmented(self, images: Images) -> tuple[Tensor, Tensor]:
         return padded(images.pixels.to(self._device), 0), images.labels.to(self._device)

@@ -66,6 +66,11 @@ def choose_memory_format(
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass: bf16 products where the precision is bf16, nothing otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def set_flags(precision: str, *, deterministic: bool) -> None:
     """Set torch's process-wide switches for one run, whatever an earlier run of the process left.
 

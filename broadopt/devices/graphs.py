@@ -1,4 +1,4 @@
-"""Steps recorded once and replayed: CUDA graphs of whole training steps, by hand, and a twin that replays by calling.
+"""Steps recorded once and replayed: CUDA graphs of whole training steps, by hand.
 
 A step of a small network is hundreds of kernels of microseconds each, which the host cannot launch as fast as the
 device carries them out. A graph launches them all at once. Recorded are kernels with the addresses of their tensors and
@@ -104,22 +104,6 @@ def waiting_counted(device: torch.device) -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
             places += [f"{one.filename}:{one.lineno}" for one in caught if SYNCHRONISES in str(one.message)]
-
-
-class CalledGraph:
-    """The same by calling the work, on any device: what goes in and out of the buffers is that of a graph."""
-
-    def warm_up(self, work: Callable[[], float]) -> tuple[float, str]:
-        """See Graph."""
-        return work(), ""
-
-    def record(self, work: Callable[[], object]) -> None:
-        """See Graph."""
-        self._work = work
-
-    def replay(self) -> None:
-        """See Graph."""
-        self._work()
 
 
 class Recorder:

@@ -29,6 +29,10 @@ USUAL = "H100"
 SHARE = 0.1
 """Of the peak: an assumption. Small networks reach less, wide ones more."""
 
+OPERATIONS = 6.0
+"""Floating-point operations of a gradient for each multiply-add of a forward pass: two each, in three passes, of which
+the backward pass makes two, with the weights and with the activations."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -48,8 +52,8 @@ class Rate:
 
     @property
     def tflops(self) -> float:
-        """10^12 operations a second: two a multiply-add, a gradient counted as three forward passes."""
-        return 6e-12 * self.macs * self.images_per_second
+        """10^12 operations a second."""
+        return 1e-12 * OPERATIONS * self.macs * self.images_per_second
 
     @property
     def place(self) -> str:
@@ -176,7 +180,7 @@ def duration(
     if rate is not None:
         words = f"on {rate.place}, measured: {rate.images_per_second:,.0f} images/s a gradient ({_runs(rate.runs)})"
         return Duration(images / rate.images_per_second / 3600, True, kind_of(rate.device, rate.threads), words)
-    macs = flops / images / 6 if images else 0.0
+    macs = flops / images / OPERATIONS if images else 0.0
     nearest = _nearest_of_class(model, macs, device=kind, precision=precision, rates=rates)
     if nearest is not None:
         name = nearest.model["name"]

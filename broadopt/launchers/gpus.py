@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from broadopt.errors import InputError
@@ -27,24 +28,15 @@ def claim(
     moment is said.
     """
     folder = folder or Path(tempfile.gettempdir())
-    wholes = {gpu: folder / f"broadopt-gpu-{_job()}{gpu}.lock" for gpu in gpus}
+    files = {gpu: folder / f"broadopt-gpu-{_job()}{gpu}.lock" for gpu in gpus}
     begun, said = time.monotonic(), False
     while not given_up():
-        for slot in range(per_gpu):  # the GPUs take one run each before any takes a second
-            for gpu in gpus:
-                whole = wholes[gpu]
-                part = whole.with_name(f"{whole.stem}-{slot}.lock")
-                if per_gpu == 1:
-                    held = _locked(whole, fcntl.LOCK_EX)
-                elif held := _shared(whole, per_gpu):
-                    held += (own := _locked(part, fcntl.LOCK_EX))
-                    if not own:
-                        let_go_of(held)
-                        continue
-                if held:
-                    return gpu, held
+        for slot, gpu in product(range(per_gpu), gpus):  # the GPUs take one run each before any takes a second
+            held = _locked(files[gpu], fcntl.LOCK_EX) if per_gpu == 1 else _held_slot(files[gpu], slot, per_gpu)
+            if held:
+                return gpu, held
         if not said and time.monotonic() - begun > MOMENT:
-            print(f"waiting for a GPU: other runs hold {', '.join(map(str, wholes.values()))}", flush=True)
+            print(f"waiting for a GPU: other runs hold {', '.join(map(str, files.values()))}", flush=True)
             said = True
         time.sleep(0.2)
     return None
@@ -56,6 +48,18 @@ def _job() -> str:
     """
     job = os.environ.get("SLURM_JOB_ID", "")
     return f"job{job}-" if job.isdigit() else ""
+
+
+def _held_slot(path: Path, slot: int, per_gpu: int) -> list[int]:
+    """The descriptors that hold a GPU's file together with others, and one of its `per_gpu` slots alone; none where
+    either is taken.
+    """
+    held = _shared(path, per_gpu)
+    own = _locked(path.with_name(f"{path.stem}-{slot}.lock"), fcntl.LOCK_EX) if held else []
+    if own:
+        return held + own
+    let_go_of(held)
+    return []
 
 
 def _shared(path: Path, per_gpu: int) -> list[int]:

@@ -4,9 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from broadopt.config.compose import run_config
+from broadopt.config.run_config import RunConfig
 from broadopt.errors import printable
 
 PLACE = "BROADOPT_PLACE"
@@ -61,6 +64,23 @@ def mixed_protocols(batch: Sequence[Sequence[str]], configs: Sequence[DictConfig
             names = " or ".join(f"protocol={name}" for name in dict.fromkeys(methods.values()))
             return f"recipes are compared, not methods alone: {by}; {names} trains all by one"
     return ""
+
+
+def run_of(config: DictConfig) -> RunConfig:
+    """The run of a config of the sweep, which need not be Hydra's current one: that says what was chosen. Raises
+    InputError.
+    """
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)
+        return run_config(config)
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def given_seed(overrides: Iterable[str]) -> int | None:
+    """The seed that a run's overrides give as a plain number."""
+    return next((seed for seed in map(seed_of, overrides) if seed is not None), None)
 
 
 def seed_of(override: str) -> int | None:

@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from broadopt.config.compose import run_config
-from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.config.run_config import RunConfig
 from broadopt.errors import (
     ClosedPipe,
     DeviceLost,
@@ -34,7 +34,8 @@ from broadopt.signals import Stop, hand_on
 from broadopt.trackers.live import Trackers
 
 if TYPE_CHECKING:
-    from broadopt.training.planning.price import Cost, Price
+    from broadopt.training.planning.price import Price
+    from broadopt.training.planning.show import Plan
 
 stopped_by: str | None = None
 """The signal that has ended a run of this worker process: it begins no other."""
@@ -59,8 +60,8 @@ class Session:
     failed: list[tuple[str, Exception]] = field(default_factory=list)
     """Overrides, empty outside a sweep, and the InputError or RunFailed of each run that failed."""
     planned: "list[Price]" = field(default_factory=list)
-    latest: "tuple[Recipe, Cost, Price] | None" = None
-    """Of the last planned run the recipe, its size and its price."""
+    latest: "Plan | None" = None
+    """Of the last planned run."""
     sweep: Sweep | None = None
     finished: list[tuple[str, Outcome]] = field(default_factory=list)
     """Swept overrides and outcome of each run of a sweep that is finished."""
@@ -152,9 +153,7 @@ class Session:
         try:
             run = checked()
             if run.execution.plan and composed is not None:
-                cost, price = show_plan(composed, run, overrides, brief=sweep)
-                self.planned.append(price)
-                self.latest = run.recipe, cost, price
+                self._plan(run, composed, overrides, brief=sweep)
             else:
                 outcome = self._executed(run, place)
         except LeftToAnother as left:
@@ -178,6 +177,12 @@ class Session:
             self.stop.check()  # a signal after the last batch of a run still ends a sweep
         return outcome
 
+    def _plan(self, run: RunConfig, composed: DictConfig, overrides: list[str], *, brief: bool) -> None:
+        from broadopt.training.planning.show import show  # imports torch: --help answers without it
+
+        self.latest = show(composed, run, overrides, brief=brief)
+        self.planned.append(self.latest[2])
+
     def _executed(self, run: RunConfig, place: str) -> Outcome | None:
         from broadopt.training.execute import execute  # imports torch: --help answers without it
 
@@ -190,7 +195,7 @@ class Session:
             print(line, flush=True)
         return Outcome(value(result["metrics"], run.objective), run.execution.results_dir, folder, line)
 
-    def plan_like(self, planned: "tuple[Recipe, Cost, Price]", seed: int) -> None:
+    def plan_like(self, planned: "Plan", seed: int) -> None:
         """Show the plan of a run that differs from one that is `planned` in its seed alone, and so costs the same."""
         from broadopt.training.planning.page import line
 
@@ -249,31 +254,3 @@ def let_go(error: BaseException | None) -> None:
 def unforeseen(error: BaseException) -> RunFailed:
     """The failure, in a line, that an error of a kind which nobody foresaw amounts to."""
     return RunFailed(f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
-
-
-def show_plan(composed: DictConfig, run: RunConfig, overrides: list[str], *, brief: bool) -> "tuple[Cost, Price]":
-    """Print what a run would do and cost, in one line where `brief`; returns its size and its price."""
-    from broadopt.config.instantiate import collectors_of, instantiated
-    from broadopt.methods.schedule import learning_rate
-    from broadopt.training.build import say_where_nothing_moves
-    from broadopt.training.planning.page import line, origins, page
-    from broadopt.training.planning.price import Price, price, time_of
-
-    recipe = run.recipe
-    cost = price(recipe)
-    time = time_of(recipe, cost, device=run.execution.device)
-    whole = Price.of(cost, time)
-    # What the run would refuse is refused, and what it would warn of is said, of each run of a sweep too.
-    instantiated("augmentation", recipe.augmentation)
-    schedule, collectors = instantiated("schedule", recipe.schedule), collectors_of(recipe.collect)
-    learning_rate(schedule, 0.0)
-    for collector in collectors.values():
-        collector.collection_points(recipe.budget)
-    say_where_nothing_moves(recipe, schedule, collectors)
-    if brief:
-        print(line(recipe, cost, time), flush=True)
-        return cost, whole
-    nodes: Any = OmegaConf.to_container(composed, resolve=False)
-    sources = origins(nodes, run.values(), protocol=nodes["protocol"]["recipe"], given=overrides)
-    print(page(recipe, cost, time, schedule=schedule, origins=sources))
-    return cost, whole

@@ -4,21 +4,20 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig
 
-from broadopt.config.compose import run_config
 from broadopt.config.identity import identity_of
 from broadopt.config.messages import quoted as literal
 from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import InputError, LeftToAnother
 from broadopt.launchers.ended import Ended, what_became
 from broadopt.launchers.known import Runs, fingerprint, key, known, variant
+from broadopt.launchers.place import run_of
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
 
@@ -38,13 +37,25 @@ class Planned:
     """As the sweep has resolved it: a process of its own could find another time, or another environment."""
     place: str = ""
     """Which run of the sweep it is, in words."""
+    force: bool = False
+    """Whether it is made anew where it is finished."""
+    objective: str = ""
+    """What it returns to the sweeper."""
 
     @classmethod
-    def of(cls, overrides: Sequence[str], run: RunConfig, *, processes: int) -> "Planned":
+    def of(cls, overrides: Sequence[str], run: RunConfig, *, processes: int, place: str) -> "Planned":
         """The run that a sweep's `overrides` compose, on as many `processes`."""
-        recipe = run.recipe
-        recipe_key = key(recipe.decided(precision="", fingerprint=None, processes=processes).record())
-        return cls(tuple(overrides), recipe_key, recipe.precision, recipe.dataset, str(run.execution.results_dir))
+        recipe, execution = run.recipe, run.execution
+        return cls(
+            overrides=tuple(overrides),
+            key=key(recipe.decided(precision="", fingerprint=None, processes=processes).record()),
+            precision=recipe.precision,
+            dataset=recipe.dataset,
+            results_dir=str(execution.results_dir),
+            place=place,
+            force=execution.force,
+            objective=run.objective,
+        )
 
     @property
     def name(self) -> str:
@@ -86,7 +97,7 @@ class SweepLauncher(BasicLauncher):
         assert self.config is not None
         assert self.hydra_context is not None
         load = self.hydra_context.config_loader.load_sweep_config
-        runs = [_composed(load(self.config, list(overrides))) for overrides in job_overrides]
+        runs = [run_of(load(self.config, list(overrides))) for overrides in job_overrides]
         if any(run.execution.plan for run in runs):
             return super().launch(job_overrides, initial_job_idx)
         places = {run.execution.results_dir: None for run in runs}
@@ -96,46 +107,33 @@ class SweepLauncher(BasicLauncher):
                 f"results_dir={second}: the runs of a sweep that a launcher carries out share one results folder, "
                 f"another run has {first}; expected one results_dir"
             )
-        planned = [
-            Planned.of(overrides, run, processes=self.processes)
-            for overrides, run in zip(job_overrides, runs, strict=True)
-        ]
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)  # sweepers write into it
         session: Any = getattr(self.task_function, "__self__", None)
         root = Path(runs[0].execution.results_dir)
         planned = [
-            replace(one, place=session.sweep.place(initial_job_idx + place, one.overrides))
-            for place, one in enumerate(planned)
+            Planned.of(overrides, run, processes=self.processes, place=session.sweep.place(number, overrides))
+            for number, (overrides, run) in enumerate(zip(job_overrides, runs, strict=True), start=initial_job_idx)
         ]
-        left, others = self._sorted_out(planned, runs, root)
+        left, others = self._sorted_out(planned, root)
         ended = {one.planned.name: one for one in (self.launch_elsewhere(left, root) if left else [])}
-        waited_for = [
-            (one, run)
-            for one, run in zip(planned, runs, strict=True)
-            if one.name in ended or one not in left  # the rest is submitted, and nobody waits for it
-        ]
-        found: dict[str, Outcome | Exception] = {one.name: what_became(ended.get(one.name)) for one, _ in waited_for}
+        # The rest is submitted, and nobody waits for it.
+        waited_for = [one for one in planned if one.name in ended or one not in left]
+        found: dict[str, Outcome | Exception] = {one.name: what_became(ended.get(one.name)) for one in waited_for}
         # With force=true a finished result may be the one that was there before: only the run's own end says that it
         # is not.
-        made = [
-            (one, run)
-            for one, run in waited_for
-            if not run.execution.force or (one.name in ended and ended[one.name].code == 0)
-        ]
+        made = [one for one in waited_for if not one.force or (one.name in ended and ended[one.name].code == 0)]
         found |= outcomes(made, root) | {one.name: LeftToAnother() for one in others}
         if self.stopped_by is not None:  # noted by the launcher, for whoever has called it
             session.stop.requested = self.stopped_by
-        return [returned(one, found[one.name]) for one, _ in waited_for]
+        return [returned(one, found[one.name]) for one in waited_for]
 
-    def _sorted_out(
-        self, planned: Sequence[Planned], runs: Sequence[RunConfig], root: Path
-    ) -> tuple[list[Planned], list[Planned]]:
+    def _sorted_out(self, planned: Sequence[Planned], root: Path) -> tuple[list[Planned], list[Planned]]:
         """Those that are left to do, and those that others are on; what is not, and why, is said."""
         under_way = self.look(root)
         finished, running = known(root)
         left, others = [], []
-        for one, run in zip(planned, runs, strict=True):
-            if one.is_among(finished) and not run.execution.force:
+        for one in planned:
+            if one.is_among(finished) and not one.force:
                 print(f"already finished: {' '.join(one.overrides)}", flush=True)
             elif one.name not in under_way and one.is_among(running):
                 print(f"running already: {' '.join(one.overrides)}", flush=True)
@@ -161,17 +159,17 @@ def returned(one: Planned, what: Outcome | Exception) -> JobReturn:
     return JobReturn(overrides=one.overrides, status=status, _return_value=what)
 
 
-def outcomes(planned: Iterable[tuple[Planned, RunConfig]], root: Path) -> dict[str, Outcome]:
+def outcomes(planned: Iterable[Planned], root: Path) -> dict[str, Outcome]:
     """By the runs' names what has become of those that are finished below `root`."""
     by_key = defaultdict(list)
     for result in results.read_all(root)[0]:
         if result["state"] == "finished":
             by_key[key(result["config"])].append(result)
     found = {}
-    for one, run in planned:
+    for one in planned:
         for result in by_key[one.key]:
             if one.is_among({one.key: {variant(result["config"])}}):
-                number, line = value(result["metrics"], run.objective), f"{one.place}{results.line(result)}"
+                number, line = value(result["metrics"], one.objective), f"{one.place}{results.line(result)}"
                 found[one.name] = Outcome(number, root, root / result["folder"], line)
     return found
 
@@ -196,10 +194,3 @@ def for_each_run(arguments: Sequence[str]) -> list[str]:
 def quoted(words: Iterable[str]) -> str:
     """A command as a shell takes it."""
     return " ".join(map(shlex.quote, words))
-
-
-def _composed(config: DictConfig) -> RunConfig:
-    from hydra.core.hydra_config import HydraConfig
-
-    HydraConfig.instance().set_config(config)
-    return run_config(config)

@@ -24,10 +24,9 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from broadopt.config.compose import run_config
 from broadopt.config.run_config import RunConfig
 from broadopt.errors import InputError, RunFailed
-from broadopt.launchers.place import Sweep, mixed_protocols, seed_of
+from broadopt.launchers.place import Sweep, given_seed, mixed_protocols, run_of, seed_of
 from broadopt.launchers.session import Session
 
 if TYPE_CHECKING:
@@ -75,30 +74,38 @@ class PlanningLauncher:
         if shared is not None:
             job_overrides = [job_overrides[run] for run in shared.order]
             originals = [originals[run] for run in shared.order]
-        if not all(original.plan is True for original in originals):
+        if all(original.plan is True for original in originals):
+            self._show_plans(job_overrides, originals, shared, initial_job_idx)
+        else:
             self._launcher.launch(job_overrides, initial_job_idx)
-            return []
+        return []
+
+    def _show_plans(
+        self,
+        job_overrides: Sequence[Sequence[str]],
+        originals: Sequence[DictConfig],
+        shared: "SharedSweep | None",
+        initial_job_idx: int,
+    ) -> None:
+        loader: Any = self._context.config_loader
         plans: dict[int, Any] = {}
         begun: set[int] = set()
         for place, (overrides, original) in enumerate(zip(job_overrides, originals, strict=True)):
-            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
-            if id(original) in plans and seed is not None and seed < 2**63:
-                self._session.plan_like(plans[id(original)], seed)
-                if shared is not None:
-                    shared.show(place, plans[id(original)])
-                continue
-            # Its first run is the original itself; another one is worked out only where that one's plan is not its own.
-            first = id(original) not in begun
-            begun.add(id(original))
-            composed = original if first else loader.load_sweep_config(self._config, list(overrides))
-            planned = self._plan(composed, initial_job_idx + place)
-            if planned is not None and shared is not None:
-                shared.show(place, planned)
-            if planned is not None and _is_free_of_the_seed(original):
-                plans[id(original)] = planned
+            seed, plan = given_seed(overrides), plans.get(id(original))
+            if plan is not None and seed is not None and seed < 2**63:
+                self._session.plan_like(plan, seed)
+            else:
+                # The first run of an original is the original itself.
+                is_first = id(original) not in begun
+                begun.add(id(original))
+                composed = original if is_first else loader.load_sweep_config(self._config, list(overrides))
+                plan = self._plan(composed, initial_job_idx + place)
+                if plan is not None and _is_free_of_the_seed(original):
+                    plans[id(original)] = plan
+            if plan is not None and shared is not None:
+                shared.show(place, plan)
         if shared is not None:
             shared.show_total()
-        return []
 
     def _shared(self, job_overrides: Sequence[Sequence[str]], originals: Sequence[DictConfig]) -> "SharedSweep | None":
         """The runs as they share trunks; None where none of them does."""
@@ -115,7 +122,7 @@ class PlanningLauncher:
                 run = _checked(loader.load_sweep_config(self._config, list(overrides)))
                 if run is not None and _is_free_of_the_seed(original):
                     alike[id(original)] = run
-            seed = next((seed for seed in map(seed_of, overrides) if seed is not None), None)
+            seed = given_seed(overrides)
             if run is not None and seed is not None:
                 run = replace(run, recipe=replace(run.recipe, seed=seed))
             runs.append(run)
@@ -136,14 +143,10 @@ class PlanningLauncher:
 
 def _checked(config: DictConfig) -> RunConfig | None:
     """The run of a composed config; None where it is not one, which is said where it is to be carried out."""
-    before = HydraConfig.instance().cfg
     try:
-        HydraConfig.instance().set_config(config)
-        return run_config(config)
+        return run_of(config)
     except InputError:
         return None
-    finally:
-        HydraConfig.instance().cfg = before
 
 
 def _is_free_of_the_seed(config: DictConfig) -> bool:

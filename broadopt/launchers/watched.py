@@ -22,9 +22,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from broadopt.config.compose import run_config
 from broadopt.errors import InputError, Interrupted, RunFailed
-from broadopt.launchers.place import Sweep
+from broadopt.launchers.place import Sweep, run_of
 from broadopt.launchers.session import Session
 from broadopt.runs.objective import Outcome, is_minimised
 from broadopt.signals import Stop
@@ -121,16 +120,8 @@ class WatchedLauncher(Launcher):
 
     def _check(self, overrides: Sequence[str]) -> None:
         """Hold what the first run would return against what the sweeper asks for."""
-        from hydra.core.hydra_config import HydraConfig
-
-        before = HydraConfig.instance().cfg
         loader: Any = self.launcher.hydra_context.config_loader  # type: ignore[attr-defined]  # every launcher has it
-        composed = loader.load_sweep_config(self.config, list(overrides))
-        try:
-            HydraConfig.instance().set_config(composed)
-            run = run_config(composed)
-        finally:
-            HydraConfig.instance().cfg = before
+        run = run_of(loader.load_sweep_config(self.config, list(overrides)))
         choice, objective = self.config.hydra.runtime.choices["hydra/sweeper"], run.objective
         if run.execution.plan:
             raise InputError(f"plan=true: hydra/sweeper={choice} chooses runs by their results, and these have none")

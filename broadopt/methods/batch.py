@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from broadopt.methods.steps.occasions import quotient
+from broadopt.methods.steps.sharp_steps import quotient
 
 Gradient = Callable[[Tensor, Tensor, bool], Tensor]
 """(images, labels, whether these images are seen for the first time) -> mean loss; adds to every `.grad`."""

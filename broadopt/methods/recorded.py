@@ -5,7 +5,7 @@ from typing import Any
 
 from broadopt.config.identity import public
 from broadopt.errors import InputError
-from broadopt.methods.steps.occasions import Course, Occasions
+from broadopt.methods.steps.sharp_steps import Course, SharpSteps
 
 PASSES = {
     "broadopt.methods.step.Plain": 1,
@@ -52,7 +52,7 @@ def share_by(record: Mapping[str, Any], *, epochs: float, images: int | None) ->
     if passes is None:  # what is made of these keys only its code says; every k-th step is spread evenly at least
         return None if step.keys() & OVER_TIME else lambda epoch: epoch / epochs
     try:
-        occasions = _occasions(step)
+        sharp_steps = _sharp_steps(step)
         more = (passes - 1 + SECOND_ORDER * bool(step.get("second_order"))) * _number(step.get("ascent", 1))
     except (InputError, TypeError):  # a file of others may hold anything
         return None
@@ -60,21 +60,21 @@ def share_by(record: Mapping[str, Any], *, epochs: float, images: int | None) ->
     if not images or not batch_size:
         # Finer than the training's own: every k-th of them is as good as a k-th of each.
         images, batch_size = FINE, 1
-        occasions, more = Occasions(start=occasions.start, end=occasions.end), more / occasions.every
+        sharp_steps, more = SharpSteps(start=sharp_steps.start, end=sharp_steps.end), more / sharp_steps.every
 
     def taken(epoch: float) -> float:
         course = Course.of(images=images, batch_size=batch_size, budget=budget, epochs=min(epoch, epochs))
-        return course.steps + more * occasions.before(course)
+        return course.steps + more * sharp_steps.before(course)
 
     whole = taken(epochs)
     return lambda epoch: taken(epoch) / whole
 
 
-def _occasions(step: Mapping[str, Any]) -> Occasions:
+def _sharp_steps(step: Mapping[str, Any]) -> SharpSteps:
     until, every = step.get("until"), step.get("every", 1)
     if type(every) is not int or every > LARGEST:
         raise TypeError("step.every")
-    return Occasions(start=_number(step.get("from", 0)), end=None if until is None else _number(until), every=every)
+    return SharpSteps(start=_number(step.get("from", 0)), end=None if until is None else _number(until), every=every)
 
 
 def _number(value: Any) -> float:

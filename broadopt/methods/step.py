@@ -11,7 +11,7 @@ from broadopt.errors import InputError
 from broadopt.methods.batch import Batch
 from broadopt.methods.batchnorm import keep_statistics
 from broadopt.methods.steps.layers import LAYERS, only_these, parameters_of
-from broadopt.methods.steps.occasions import ALWAYS, Course, Occasions, quotient
+from broadopt.methods.steps.sharp_steps import ALWAYS, Course, SharpSteps, quotient
 
 Closure = Callable[[], Tensor]
 """One forward and backward pass on the current batch: returns the mean loss, a detached scalar, and adds to every
@@ -114,12 +114,12 @@ class SharpnessAware:
         self.passes: int = 2 + getattr(correction, "passes", 0)
         self.model, self.optimizer, self.epsilon, self.correction = model, optimizer, epsilon, correction
         self.bn, self.noise, self.perturbation, self.chunk, self.ascent = bn, noise, perturbation, chunk, ascent
-        self.occasions = Occasions(start=from_, end=until, every=every)
+        self.sharp_steps = SharpSteps(start=from_, end=until, every=every)
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.perturbed = parameters_of(model, layers)
         self.one_process = self._for_one_process(layers)
         # Recorded is one kind of step; the generator's state cannot be taken and set back by what is recorded.
-        same = self.occasions == ALWAYS and ascent == 1 and correction is None
+        same = self.sharp_steps == ALWAYS and ascent == 1 and correction is None
         self.is_repeatable = same and noise == "fresh"
         # The one extra copy of the weights, kept to spare its allocation at every step.
         self._copies: dict[Tensor, Tensor] = {}
@@ -133,7 +133,7 @@ class SharpnessAware:
         return str(getattr(self.correction, "one_process", ""))
 
     def __call__(self, closure: Closure) -> Tensor:
-        if self.occasions.include(closure):
+        if self.sharp_steps.include(closure):
             loss = self.gradient(closure)
         else:
             self.optimizer.zero_grad()
@@ -143,7 +143,7 @@ class SharpnessAware:
 
     def gradients(self, course: Course) -> float:
         """Gradients of a batch in a whole training."""
-        return course.steps + self.occasions.count(course, self.share)
+        return course.steps + self.sharp_steps.count(course, self.share)
 
     def share(self, images: int) -> float:
         """What a sharp step on so many images takes besides a gradient of the whole batch, in such gradients."""

@@ -23,8 +23,8 @@ from broadopt.errors import InputError
 from broadopt.methods.collect import Collector
 from broadopt.methods.schedule import Schedule, at_rest, learning_rate
 from broadopt.methods.step import Step
-from broadopt.methods.steps.occasions import Course, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer, is_fused, unheeded
+from broadopt.methods.steps.sharp_steps import Course, gradients_a_step
 from broadopt.models.build import macs, network
 from broadopt.seeds import derive
 from broadopt.training.parts import Parts
@@ -41,31 +41,13 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         torch.cuda.set_device(device)  # what names no device of its own is made on the current one
     second_order = bool(recipe.step.get("second_order"))
     memory_format = choose_memory_format(execution.memory_format, recipe.model.name, device, second_order=second_order)
-    data = Data(
-        dataset,
-        batch_size=recipe.batch_size,
-        augmentation=instantiated("augmentation", recipe.augmentation),
-        seed=recipe.seed,
-        device=device,
-        validation=recipe.dataset.validation,
-        label_noise=recipe.dataset.label_noise,
-        noise=recipe.dataset.noise,
-        channels_last=memory_format == torch.channels_last,
-    )
-    torch.manual_seed(derive(recipe.seed, "weights"))
-    model = network(recipe.model, data.num_classes)
-    model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-    forward = macs(model, num_classes=data.num_classes)
-    _say_what_is_odd(recipe, model, data)
-    if execution.compile:
-        model.compile(dynamic=False)
+    data = Data.of(recipe, dataset, device=device, memory_format=memory_format)
+    model, multiply_adds = _model(run, data, device, memory_format)
     optimizer = base_optimizer(recipe, model.parameters())
     step, collectors = instantiated("step", recipe.step, model, optimizer), collectors_of(recipe.collect)
     course = _course(recipe, collectors.values(), images=data.train_size)
     recorded = _are_recorded(run, step, device, processes)
-    schedule = instantiated("schedule", recipe.schedule)
-    learning_rate(schedule, 0.0)  # one of the user's that gives no number fails before anything is trained
-    say_where_nothing_moves(recipe, schedule, collectors)
+    schedule = schedule_of(recipe, collectors)
     _check_kept(run, model, collectors[""])
     return Parts(
         model=model,
@@ -86,11 +68,27 @@ def build(run: RunConfig, dataset: Dataset, device: torch.device, processes: Pro
         graphs=execution.graphs,
         size={
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "macs": forward or None,  # of a network that multiplies otherwise than is counted
+            "macs": multiply_adds or None,  # of a network that multiplies otherwise than is counted
             "images_per_epoch": data.train_size,
             "passes": gradients_a_step(step, course),
         },
     )
+
+
+def _model(
+    run: RunConfig, data: Data, device: torch.device, memory_format: torch.memory_format
+) -> tuple[nn.Module, int]:
+    """The network at its initial weights, on the device, and its multiply-adds; a warning on what its recipe may not
+    mean.
+    """
+    torch.manual_seed(derive(run.recipe.seed, "weights"))
+    model = network(run.recipe.model, data.num_classes)
+    model = model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    multiply_adds = macs(model, num_classes=data.num_classes)
+    _say_what_is_odd(run.recipe, model, data)
+    if run.execution.compile:
+        model.compile(dynamic=False)
+    return model, multiply_adds
 
 
 def _course(recipe: Recipe, collectors: Iterable[Collector], *, images: int) -> Course:
@@ -138,8 +136,12 @@ def _check_kept(run: RunConfig, model: nn.Module, collector: Collector) -> None:
         raise InputError(f"model: {found}; expected {asked}")
 
 
-def say_where_nothing_moves(recipe: Recipe, schedule: Schedule, collectors: Mapping[str, Collector]) -> None:
-    """A warning on evaluation points before which the schedule changes no weight any more."""
+def schedule_of(recipe: Recipe, collectors: Mapping[str, Collector]) -> Schedule:
+    """The schedule of a recipe; a warning on evaluation points before which it changes no weight any more. Raises
+    InputError, and RunFailed for one of the user's that gives no number: before anything is trained.
+    """
+    schedule: Schedule = instantiated("schedule", recipe.schedule)
+    learning_rate(schedule, 0.0)
     points = {
         f"{name} {spent}".strip(): epoch
         for name, collector in collectors.items()
@@ -147,6 +149,7 @@ def say_where_nothing_moves(recipe: Recipe, schedule: Schedule, collectors: Mapp
     }
     if line := at_rest(schedule, recipe.budget, points):
         log.warning("%s", line)
+    return schedule
 
 
 def _say_what_is_odd(recipe: Recipe, model: nn.Module, data: Data) -> None:

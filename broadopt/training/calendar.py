@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from broadopt.methods.collect import Collector, EverySteps
-from broadopt.methods.steps.occasions import nearest_step
+from broadopt.methods.steps.sharp_steps import nearest_step
 
 log = logging.getLogger("broadopt")
 

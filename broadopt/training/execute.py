@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from broadopt import predictor
 from broadopt.config.run_config import PUBLISHED, Recipe, RunConfig
@@ -232,21 +231,12 @@ def train(
         tracking.end({"state": "failed", "metrics": results.metrics([], {})})
         raise not_begun(error, folder, recipe, parts.device) from error
 
-    def save() -> None:
-        training.check_finite()
-        state = training.state_dict()
-        if first:
-            checkpoint.save(folder, state, identity=recipe.identity, step=training.progress.step)
-
     try:
         tracking.rows(training.progress.history)
         if beat is not None:
             beat.follow(training.position)
         print(f"{place}{opening(training, run, folder, sharing)}", end="", flush=True)
-        training.run(save, minutes=run.execution.checkpoint.minutes)
-        network = predictor_of(training, run, save)
-        if first and network is not None:
-            predictor.save(folder, network, recipe=recipe, classes=parts.data.classes)
+        to_its_end(training, run, recipe, folder)
     except (Interrupted, BrokenPipeError):
         tracking.end(conclude(folder, training, recipe, "interrupted"))
         raise
@@ -264,14 +254,25 @@ def train(
     return result
 
 
-def predictor_of(training: Training, run: RunConfig, save: Callable[[], None]) -> nn.Module | None:
-    """The network that a trained run reports, where it is one and is to be kept. A signal ends its making with the
-    state saved.
+def to_its_end(training: Training, run: RunConfig, recipe: Recipe, folder: Path) -> None:
+    """Train, with checkpoints on the way; then keep the network that the run reports, where it is one and is to be
+    kept. A signal ends either with the state saved.
     """
-    if not run.execution.checkpoint.predictor or training.parts.collector.is_ensemble:
-        return None
+    parts = training.parts
+
+    def save() -> None:
+        training.check_finite()
+        state = training.state_dict()
+        if parts.processes.is_first:
+            checkpoint.save(folder, state, identity=recipe.identity, step=training.progress.step)
+
+    training.run(save, minutes=run.execution.checkpoint.minutes)
+    if not run.execution.checkpoint.predictor or parts.collector.is_ensemble:
+        return
     try:
-        return training.network()
+        network = training.network()
     except Interrupted:
         save()
         raise
+    if parts.processes.is_first:
+        predictor.save(folder, network, recipe=recipe, classes=parts.data.classes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.data.batches import Data
+from broadopt.devices.device import autocast
 from broadopt.devices.graphs import Graph
 from broadopt.devices.processes import ALONE, Processes
 from broadopt.methods.collect import Collector
@@ -53,8 +54,8 @@ class Parts:
 
     @property
     def autocast(self) -> torch.autocast:
-        """The context of every forward pass: bf16 products where the precision is bf16, nothing otherwise."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        """The context of every forward pass."""
+        return autocast(self.precision, self.device)
 
     def noise_seed(self, purpose: str, step: int) -> int:
         """The seed of what a pass draws (dropout and the like) at a step, another one in each process.

@@ -20,7 +20,7 @@ from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import EXECUTION, Recipe
 from broadopt.config.shipped import config_dir
 from broadopt.errors import InputError
-from broadopt.methods.steps.occasions import Occasions
+from broadopt.methods.steps.sharp_steps import SharpSteps
 
 # The recipes, typed from the papers and the authors' repositories and not from the configuration: the one is to be
 # held against the other.
@@ -440,7 +440,7 @@ def test_a_looksam_of_every_step_is_another_run_and_is_built_from_its_record() -
     for record, every in ((often, 1), (seldom, 5)):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         step = instantiated("step", Recipe.of_record(record).step, model, optimizer)
-        assert step.ascents == Occasions(every=every)
+        assert step.ascents == SharpSteps(every=every)
 
 
 def test_the_optimizer_of_the_papers_is_not_recorded_and_another_is() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional as reference
 
 from broadopt.data.augment import Augmentation
-from broadopt.data.batches import Data
+from broadopt.data.batches import Batches, Data
 from broadopt.data.datasets import Dataset, Images
 from broadopt.errors import InputError
 
@@ -61,6 +61,10 @@ def same(first: Iterable[Batch], second: Iterable[Batch]) -> bool:
     return all(torch.equal(a, b) and torch.equal(la, lb) for (a, la), (b, lb) in pairs)
 
 
+def split(source: Data, name: str) -> Batches:
+    return source.held_out()[name]
+
+
 def test_an_epoch_shows_each_image_once_with_its_label_and_ends_with_a_smaller_batch() -> None:
     batches = list(data(augmentation=AS_IT_IS).train(0))
     assert [len(labels) for _, labels in batches] == [16] * 6 + [4]
@@ -95,7 +99,7 @@ def test_an_epoch_does_not_depend_on_what_happened_before() -> None:
     used = data()
     for _ in used.train(0):
         torch.rand(3)
-    list(used.test())
+    list(split(used, "test"))
     started = used.train(5)
     next(iter(used.statistics(0)))
     next(used.train(4))
@@ -111,8 +115,8 @@ def test_global_generators_neither_matter_nor_change() -> None:
     source = data(validation=10, label_noise=0.3)
     found = [*source.train(1)]
     list(source.statistics(1))
-    list(source.test())
-    list(source.validation())
+    list(split(source, "test"))
+    list(split(source, "validation"))
     assert same(expected, found)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist())
@@ -168,7 +172,7 @@ def test_training_images_have_a_border_of_the_mean_colour_where_asked_and_are_ot
         assert torch.equal(images, torch.where(is_border, 0.0, dark))
         bordered += int(is_border.any(dim=(1, 2, 3)).sum())
     assert bordered > 90  # one crop in 81 has no border
-    assert same(black.test(), mean.test())
+    assert same(split(black, "test"), split(mean, "test"))
 
 
 def test_crops_and_flips_change_from_epoch_to_epoch() -> None:
@@ -189,19 +193,18 @@ def test_statistics_pass_shows_the_whole_training_set_augmented() -> None:
 
 def test_test_images_come_in_order_normalised_and_not_augmented() -> None:
     source = dataset()
-    batches = list(data(source).test(batch_size=10))
-    assert [len(labels) for _, labels in batches] == [10, 10, 5]
-    expected = reference.normalize(source.test.pixels.float().div(255), MEAN, STD)
-    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
-    assert torch.equal(torch.cat([labels for _, labels in batches]), source.test.labels)
-    assert len(list(data(dataset(test=2500)).test())) == 10  # 250 at once on a CPU
+    ((images, labels),) = split(data(source), "test")
+    assert torch.equal(images, reference.normalize(source.test.pixels.float().div(255), MEAN, STD))
+    assert torch.equal(labels, source.test.labels)
+    many = list(split(data(dataset(test=620)), "test"))
+    assert [len(labels) for _, labels in many] == [250, 250, 120]  # 250 at once on a CPU
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_pass_has_the_memory_format_asked_for(channels_last: bool) -> None:
     source = data(channels_last=channels_last, validation=10)
     asked = torch.channels_last if channels_last else torch.contiguous_format
-    for images, _ in (*source.train(0), *source.statistics(0), *source.test(), *source.validation()):
+    for images, _ in (*source.train(0), *source.statistics(0), *split(source, "test"), *split(source, "validation")):
         assert images.is_contiguous(memory_format=asked)
 
 
@@ -211,7 +214,7 @@ def test_memory_format_does_not_change_a_bit() -> None:
 
 def test_held_out_images_and_training_images_are_the_whole_set_class_by_class() -> None:
     source = data(augmentation=AS_IT_IS, validation=20)
-    held_out, labels = shown(source.validation())
+    held_out, labels = shown(split(source, "validation"))
     kept, _ = shown(source.train(0))
     assert sorted(held_out + kept) == list(range(100))
     assert held_out == sorted(held_out)
@@ -220,16 +223,16 @@ def test_held_out_images_and_training_images_are_the_whole_set_class_by_class() 
 
 
 def test_held_out_images_are_drawn_by_the_seed_alone() -> None:
-    drawn = [shown(data(augmentation=AS_IT_IS, validation=20, seed=seed).validation())[0] for seed in (1, 1, 2)]
+    drawn = [shown(split(data(augmentation=AS_IT_IS, validation=20, seed=seed), "validation"))[0] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     noisy = data(augmentation=AS_IT_IS, validation=20, seed=1, label_noise=0.5, batch_size=7)
-    assert shown(noisy.validation())[0] == drawn[0]
+    assert shown(split(noisy, "validation"))[0] == drawn[0]
 
 
 def test_unequal_classes_are_held_out_in_proportion_by_largest_remainder() -> None:
     labels = torch.tensor([0] * 50 + [1] * 31 + [2] * 19)
     source = data(dataset(classes=3, labels=labels), augmentation=AS_IT_IS, validation=15)
-    _, drawn = shown(source.validation())
+    _, drawn = shown(split(source, "validation"))
     # 15 % of 50, 31 and 19 is 7.5, 4.65 and 2.85: the two images above 7 + 4 + 2 go to .85 and .65.
     assert np.bincount(drawn).tolist() == [7, 5, 3]
 
@@ -237,15 +240,13 @@ def test_unequal_classes_are_held_out_in_proportion_by_largest_remainder() -> No
 def test_validation_images_are_normalised_not_augmented() -> None:
     source = dataset()
     held = data(source, validation=10)
-    images, _ = next(held.validation())
-    chosen, _ = shown(data(source, validation=10, augmentation=AS_IT_IS).validation())
+    images, _ = next(split(held, "validation"))
+    chosen, _ = shown(split(data(source, validation=10, augmentation=AS_IT_IS), "validation"))
     assert torch.equal(images, reference.normalize(source.train.pixels[chosen].float().div(255), MEAN, STD))
-    assert [len(labels) for _, labels in held.validation(batch_size=4)] == [4, 4, 2]
 
 
-def test_without_held_out_images_validation_says_so() -> None:
-    with pytest.raises(InputError, match=r"^dataset\.validation=0: "):
-        data().validation()
+def test_without_held_out_images_there_is_the_test_set_alone() -> None:
+    assert list(data().held_out()) == list(data().targets()) == ["test"]
 
 
 @pytest.mark.parametrize(("fraction", "wrong"), [(0.0, 0), (0.4, 36), (0.333, 30), (1.0, 90)])
@@ -254,7 +255,7 @@ def test_exactly_the_asked_fraction_of_the_remaining_labels_is_wrong(fraction: f
     images, labels = shown(source.train(0))
     assert sum(label != number % 5 for number, label in zip(images, labels, strict=True)) == wrong
     assert set(labels) <= set(range(5))
-    for clean in (source.validation(), source.test()):
+    for clean in (split(source, "validation"), split(source, "test")):
         numbers_, labels_ = shown(clean)
         assert labels_ == [number % 5 for number in numbers_]
 
@@ -320,7 +321,12 @@ def test_smallest_and_largest_batch_size_are_allowed(batch_size: int) -> None:
 def test_no_value_is_read_back_from_the_device() -> None:
     # The meta device holds no values: any operation that waits for one, on the host, fails there.
     source = data(device="meta", validation=10, label_noise=0.2)
-    for images, labels in (*source.train(0), *source.statistics(0), *source.test(), *source.validation()):
+    for images, labels in (
+        *source.train(0),
+        *source.statistics(0),
+        *split(source, "test"),
+        *split(source, "validation"),
+    ):
         assert images.device.type == labels.device.type == "meta"
         assert images.shape[1:] == (3, 32, 32)
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -332,11 +338,11 @@ def test_a_cuda_device_is_given_the_same_images_without_waiting() -> None:
     on_device = data(device="cuda", channels_last=True, label_noise=0.2)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batches = [*on_device.train(1), *on_device.test()]
+        batches = [*on_device.train(1), *split(on_device, "test")]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     on_host = data(label_noise=0.2)
-    for (images, labels), (expected, true) in zip(batches, [*on_host.train(1), *on_host.test()], strict=True):
+    for (images, labels), (expected, true) in zip(batches, [*on_host.train(1), *split(on_host, "test")], strict=True):
         # CUDA divides by 255 by multiplying with its reciprocal: two roundings of float32 apart at most.
         torch.testing.assert_close(images.cpu(), expected, rtol=3e-7, atol=1e-6)
         assert torch.equal(labels.cpu(), true)

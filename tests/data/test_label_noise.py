@@ -200,11 +200,12 @@ def test_labels_of_a_file_are_those_of_the_images_that_are_left_to_train_on() ->
     given = torch.arange(99, -1, -1) % 10
     data = Data(numbered(100, given), batch_size=16, augmentation=AS_IT_IS, seed=1, device="cpu", validation=20)
     trained = by_image(data.train(0))
-    held_out = by_image(data.validation())
+    splits = data.held_out()
+    held_out = by_image(splits["validation"])
     assert trained == {image: (99 - image) % 10 for image in range(100) if image not in held_out}
     assert held_out == {image: image % 10 for image in held_out}
     assert len(held_out) == 20
-    assert by_image(data.test()) == {image: image % 10 for image in range(100)}
+    assert by_image(splits["test"]) == {image: image % 10 for image in range(100)}
 
 
 def test_asymmetric_noise_reaches_the_batches() -> None:

@@ -61,9 +61,8 @@ def test_steps_stay_on_their_device_and_never_wait_for_it(method: str, augmentat
 @pytest.mark.parametrize("method", ["swa", "fge"])
 def test_evaluation_and_collection_stay_on_their_device_and_never_wait_for_it(method: str) -> None:
     made = training(f"method={method}")
-    outputs = log_probabilities(
-        made.parts.model, made.parts.data.test(), autocast=made.evaluator.autocast, before_batch=lambda: None
-    )
+    batches = made.parts.data.held_out()["test"]
+    outputs = log_probabilities(made.parts.model, batches, autocast=made.evaluator.autocast, before_batch=lambda: None)
     assert (outputs.device, outputs.dtype, outputs.shape) == (META, torch.float64, (20, 10))
     for _ in range(2):
         made.parts.collector.collect(made.parts.model, made.evaluator.predict)

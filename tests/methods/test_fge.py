@@ -137,7 +137,7 @@ def test_training_is_bit_for_bit_the_one_without_an_ensemble() -> None:
 def test_members_of_a_training_predict_with_the_statistics_they_were_trained_with() -> None:
     ensemble = Recording(start=0.5, cycle=0.25)
     done = run(ensemble, budget=4)
-    (images, labels), *rest = done.parts.data.test()
+    (images, labels), *rest = done.parts.data.held_out()["test"]
     assert not rest
     with torch.no_grad():
         mean = sum(member.eval()(images).double().softmax(1) for member in ensemble.seen) / 2

@@ -18,7 +18,7 @@ from broadopt.methods.averaging.ema import MovingAverage
 from broadopt.methods.averaging.swag import GaussianAverage
 from broadopt.methods.batchnorm import reestimate
 from broadopt.methods.collect import Collector, Nothing, Predict
-from broadopt.methods.steps.occasions import Course
+from broadopt.methods.steps.sharp_steps import Course
 from broadopt.methods.swa import WeightAverage
 from broadopt.training.calendar import Calendar
 

@@ -251,7 +251,6 @@ def test_the_rate_of_a_step_that_takes_other_gradients_is_that_of_another_method
 def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
     from broadopt.config.instantiate import instantiated
     from broadopt.config.run_config import DatasetConfig
-    from broadopt.training.planning import price
 
     found = {}
     always = {"looksam": ("step.every=1",)}  # of the others a record without further keys is one of each batch
@@ -261,7 +260,6 @@ def test_what_is_known_without_torch_is_what_torch_would_say() -> None:
         optimizer = torch.optim.SGD(weights.parameters(), lr=0.1, momentum=0.9)
         found[step["_target_"]] = instantiated("step", step, weights, optimizer).passes
     assert found == PASSES
-    assert price.GRADIENT == estimate.GRADIENT
     cifar, digits = record(RESNET20)["dataset"], record("experiment=quickstart")["dataset"]
     for dataset in (cifar, digits):
         config = DatasetConfig(

@@ -23,8 +23,8 @@ from broadopt.methods.steps.friendly import FriendlySAM
 from broadopt.methods.steps.gsam import gsam
 from broadopt.methods.steps.looksam import LookSAM
 from broadopt.methods.steps.msam import MSAM
-from broadopt.methods.steps.occasions import Course, gradients
 from broadopt.methods.steps.optimizers import adamw
+from broadopt.methods.steps.sharp_steps import Course, gradients
 from broadopt.training.loop import Training
 from broadopt.training.planning.price import price
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from broadopt.config.compose import compose, run_config
 from broadopt.devices.device import set_flags
-from broadopt.devices.graphs import WARM_UP, CalledGraph, CudaGraph, choose, waiting_counted
+from broadopt.devices.graphs import WARM_UP, CudaGraph, choose, waiting_counted
 from broadopt.errors import InputError, Interrupted
 from broadopt.methods.asam import asam
 from broadopt.methods.collect import Collector, Nothing
@@ -33,6 +33,9 @@ from broadopt.training.loop import Training
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
 import short_training
 from short_training import CPU, TinyNet
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+from gpu_exact import CalledGraph
 
 METHODS: dict[str, tuple[Callable[..., Any], Callable[[], Collector]]] = {
     "sgd": (Plain, Nothing),

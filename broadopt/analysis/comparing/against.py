@@ -179,7 +179,57 @@ class _Rivals:
         )
 
 
-def compared_columns(table: PaperTable, asked: Comparison) -> list[Column]:
+@dataclass(frozen=True)
+class ComparedCell:
+    """A cell of a paper's table beside that of the baseline in its row; accuracies are by seed, of the runs that did
+    not diverge.
+    """
+
+    row: Row
+    column: Column
+    values: Mapping[int, float]
+    count: str
+    """Of the runs, as `_cell_count` has it."""
+    baseline: Column
+    others: Mapping[int, float]
+    """The accuracies that the baseline's column reads."""
+    difference: Difference | None
+    """None where either has no runs."""
+
+
+def compare_cells(
+    table: PaperTable, cells: Cells, asked: Comparison, failed: Mapping[str, Cells]
+) -> list[ComparedCell]:
+    """The cells of a paper's table beside those of the method `asked.against` in the same row, each by the accuracy
+    that its column reads, p values corrected over all. `failed`: the cells filled with the runs that failed, by their
+    precision. Raises InputError where the method is no column.
+    """
+    if asked.against not in table.methods:
+        known = ", ".join(table.methods)
+        hint = nearest(str(asked.against), table.methods)
+        raise InputError(f"--against {asked.against}: expected one of {known}{hint}")
+    places = [(row, column) for row in table.rows for column in _compared_columns(table, asked)]
+    baselines = {place: _baseline_column(table, *place, cells, asked) for place in places}
+    values = {
+        (row, column): (_cell_by_seed(row, column, cells, asked), _cell_by_seed(row, baseline, cells, asked))
+        for (row, column), baseline in baselines.items()
+    }
+    tested = differences(values, confidence=CONFIDENCE)
+    return [
+        ComparedCell(
+            row=row,
+            column=column,
+            values=ours,
+            count=_cell_count(row, column, len(ours), cells, failed),
+            baseline=baselines[row, column],
+            others=others,
+            difference=tested.get((row, column)),
+        )
+        for (row, column), (ours, others) in values.items()
+    ]
+
+
+def _compared_columns(table: PaperTable, asked: Comparison) -> list[Column]:
     """The columns of all methods but the baseline. With `asked.metric`, which is read in all of them, one of those that
     the paper gives of the same runs, as SAM's last and best: the one of this metric, where there is any.
     """
@@ -194,7 +244,7 @@ def compared_columns(table: PaperTable, asked: Comparison) -> list[Column]:
     return [column for column in columns if column is chosen[column.method, column.key]]
 
 
-def baseline_column(table: PaperTable, row: Row, column: Column, cells: Cells, asked: Comparison) -> Column:
+def _baseline_column(table: PaperTable, row: Row, column: Column, cells: Cells, asked: Comparison) -> Column:
     """The column of the baseline that `column` is compared with: one that reads the same accuracy, where there is any;
     last and best are not compared where the paper has both. Of a run with several columns (SWA's budgets) last and best
     stand in the one whose budgets it spent.
@@ -205,10 +255,10 @@ def baseline_column(table: PaperTable, row: Row, column: Column, cells: Cells, a
     if asked.metric is None or wanted == "collected":
         return usual
     same = [one for one in columns if one.metric == wanted]
-    return next((one for one in (*same, usual, *columns) if cell_by_seed(row, one, cells, asked)), (*same, usual)[0])
+    return next((one for one in (*same, usual, *columns) if _cell_by_seed(row, one, cells, asked)), (*same, usual)[0])
 
 
-def cell_by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[int, float]:
+def _cell_by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> dict[int, float]:
     """The accuracies that a column of a paper's table reads, by seed, of the cell's runs that did not diverge."""
     group = cells.on_recipe.get((row, column.method))
     runs = [run for run in group.runs if not has_diverged(run)] if group else []
@@ -216,7 +266,7 @@ def cell_by_seed(row: Row, column: Column, cells: Cells, asked: Comparison) -> d
     return {seed: found for seed, found in values.items() if found is not None}
 
 
-def cell_count(row: Row, column: Column, n: int, cells: Cells, failed: Mapping[str, Cells]) -> str:
+def _cell_count(row: Row, column: Column, n: int, cells: Cells, failed: Mapping[str, Cells]) -> str:
     """`n`, or "n of k" where k runs of a cell have ended; `failed`: those that failed, by the precision that a cell
     holds.
     """

@@ -3,25 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from broadopt.analysis.comparing.against import (
-    CONFIDENCE,
-    Compared,
-    baseline_column,
-    cell_by_seed,
-    cell_count,
-    compared_columns,
-)
+from broadopt.analysis.comparing.against import CONFIDENCE, Compared, ComparedCell, compare_cells
 from broadopt.analysis.comparing.keys import label
 from broadopt.analysis.comparing.lines import Line
-from broadopt.analysis.comparing.statistics import Difference, differences, has_diverged, seeds_needed
+from broadopt.analysis.comparing.statistics import Difference, has_diverged, seeds_needed
 from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.cells import Cells
 from broadopt.analysis.tables.formats import Block
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.paper_table import DATA_TITLES
-from broadopt.analysis.tables.published import Column, PaperTable, Row
+from broadopt.analysis.tables.published import PaperTable
 from broadopt.analysis.tables.summary import collected_keys, signed, summarise, text
-from broadopt.errors import InputError, nearest
 from broadopt.runs.objective import evaluation_point
 
 
@@ -179,82 +171,54 @@ def _numbers(found: Difference, against: str, metric: str, *, compared_with: str
 def paper_block(
     table: PaperTable, cells: Cells, asked: Comparison, *, failed: Mapping[str, Cells]
 ) -> tuple[Block, list[dict[str, Any]]]:
-    """The differences of the filled cells of a paper's table to those of one method in the same row, each by the
-    accuracy that its column reads; and as records for CSV. `failed`: the same cells filled with the runs that failed,
-    by their precision, which are counted. Raises InputError where the method is no column.
+    """The differences of the filled cells of a paper's table to those of one method in the same row, and as records for
+    CSV. `failed`: the same cells filled with the runs that failed, by their precision, which are counted. Raises
+    InputError where the method is no column.
     """
-    against = str(asked.against)
-    if against not in table.methods:
-        known = ", ".join(table.methods)
-        raise InputError(f"--against {against}: expected one of {known}{nearest(against, table.methods)}")
-    places = [(row, column) for row in table.rows for column in compared_columns(table, asked)]
-    baselines = {place: baseline_column(table, *place, cells, asked) for place in places}
-    rows: dict[tuple[Row, Column], tuple[Mapping[int, float], Mapping[int, float]]] = {
-        place: (cell_by_seed(*place, cells, asked), cell_by_seed(place[0], baselines[place], cells, asked))
-        for place in places
-    }
-    found = differences(rows, confidence=CONFIDENCE)
-    compared_with = {baselines[place].title for place in found or rows}
-    differ = len(compared_with) > 1
-    name = against if differ else compared_with.pop()
-    several = len({row.dataset for row in table.rows}) > 1
-    counts = {place: cell_count(*place, len(values), cells, failed) for place, (values, _) in rows.items()}
-    lines = [
-        (
-            *_paper_row(*place, rows[place], one, asked, count=counts[place], several=several),
-            *((baselines[place].title,) if differ else ()),
-        )
-        for place, one in found.items()
-    ]
+    compared = compare_cells(table, cells, asked, failed)
+    found = [(one, one.difference) for one in compared if one.difference is not None]
+    to = {one.baseline.title for one in ([one for one, _ in found] or compared)}
+    differ, several = len(to) > 1, len({row.dataset for row in table.rows}) > 1
+    name = str(asked.against) if differ else to.pop()
     header = [*(("Data",) if several else ()), "Network", "Method", "n", "accuracy", *titles(asked)]
     header += ["compared with"] if differ else []
-    names = [(f"{row.name} {DATA_TITLES[row.dataset]} {column.title}", one) for (row, column), one in found.items()]
+    names = [f"{one.row.name} {DATA_TITLES[one.row.dataset]} {one.column.title}" for one, _ in found]
+    differences = [difference for _, difference in found]
+    notes = [test_note(differences), *without_interval(list(zip(names, differences, strict=True)))]
+    notes += [PAPER_COUNTS] if any(" of " in one.count for one, _ in found) else []
     block = Block(
         heading=f"Differences to {name}",
         caption="Differences of the means of broadopt's runs above, in percentage points of test accuracy."
-        if lines
+        if found
         else f"No row has runs of {name} and of another method.",
         header=tuple(header),
-        rows=tuple(lines),
+        rows=tuple(tuple(_paper_row(*each, asked, several=several, differ=differ)) for each in found),
         labels=2 if several else 1,
-        notes=(
-            test_note(list(found.values())),
-            *without_interval(names),
-            *([PAPER_COUNTS] if any(" of " in counts[place] for place in found) else []),
-            *power_note(asked),
-        )
-        if lines
-        else (),
+        notes=(*notes, *power_note(asked)) if found else (),
     )
-    return block, [_paper_record(table, *place, baselines[place], one, asked) for place, one in found.items()]
+    return block, [_paper_record(table, *each, asked) for each in found]
 
 
-def _paper_record(
-    table: PaperTable, row: Row, column: Column, baseline: Column, one: Difference, asked: Comparison
-) -> dict[str, Any]:
+def _paper_row(one: ComparedCell, found: Difference, asked: Comparison, *, several: bool, differ: bool) -> list[str]:
+    cells = [DATA_TITLES[one.row.dataset]] if several else []
+    cells += [one.row.name, one.column.title, one.count, text(summarise(one.values.values()), n=len(one.values))]
+    cells += shown(found)
+    if asked.detect:
+        seeds = seeds_needed(one.values, one.others, detect=asked.detect)
+        cells.append("" if seeds is None else str(seeds))
+    if differ:
+        cells.append(one.baseline.title)
+    return cells
+
+
+def _paper_record(table: PaperTable, one: ComparedCell, found: Difference, asked: Comparison) -> dict[str, Any]:
+    row, column = one.row, one.column
     place: dict[str, Any] = {"table": table.name, "dataset": row.dataset, "model": row.model, "method": column.method}
     place |= {"protocol": table.protocol, "row": row.name, "column": column.title, "key": column.key}
-    return place | _numbers(one, str(asked.against), asked.metric or column.metric, compared_with=baseline.title)
+    metric = asked.metric or column.metric
+    return place | _numbers(found, str(asked.against), metric, compared_with=one.baseline.title)
 
 
 PAPER_COUNTS = (
     "n of k: k runs of the cell ended, and the differences are those of n; the others failed or ended at chance."
 )
-
-
-def _paper_row(
-    row: Row,
-    column: Column,
-    values: tuple[Mapping[int, float], Mapping[int, float]],
-    found: Difference,
-    asked: Comparison,
-    *,
-    count: str,
-    several: bool,
-) -> tuple[str, ...]:
-    ours = values[0]
-    data = (DATA_TITLES[row.dataset],) if several else ()
-    seeds = seeds_needed(*values, detect=asked.detect) if asked.detect else None
-    accuracy = text(summarise(ours.values()), n=len(ours))
-    more = ("" if seeds is None else str(seeds),) if asked.detect else ()
-    return (*data, row.name, column.title, count, accuracy, *shown(found), *more)

@@ -69,9 +69,9 @@ class Line:
         shown = (f"{key} {label(self.value(key))}" for key in columns if self.value(key) is not ABSENT)
         return ", ".join((self.method, *shown))
 
-    def summary(self, metric: str, key: str | None = None, *, quantity: str = "test_accuracy") -> Summary | None:
-        """Mean, deviation and count of a figure of its finished runs."""
-        return summarise(reading(run, metric=metric, key=key, quantity=quantity) for run in self.finished)
+    def summary(self, metric: str, key: str | None = None) -> Summary | None:
+        """Mean, deviation and count of the test accuracies of its finished runs."""
+        return summarise(reading(run, metric=metric, key=key) for run in self.finished)
 
 
 def group_of(key: str) -> str:

@@ -19,12 +19,10 @@ from broadopt.analysis.landscape.images import Images
 from broadopt.analysis.landscape.networks import collection_start, flat, member_moments, moments, snapshot
 from broadopt.analysis.landscape.probabilities import Predictions
 from broadopt.analysis.landscape.progress import progress
-from broadopt.analysis.landscape.runs import Run, check_different
+from broadopt.analysis.landscape.runs import Run, check_different, history_of
 from broadopt.devices.device import set_flags
 from broadopt.errors import InputError
-from broadopt.files import reason
 from broadopt.predictor import Predictor
-from broadopt.runs import history
 
 SHARES = 7
 """Spreads, each 1 / sqrt(2) of the one before."""
@@ -159,22 +157,22 @@ def trajectory(request: Request) -> Drawing:
     InputError.
     """
     check_different(request.runs, request.figure)
-    tables = [_course(run, request.options.start) for run in request.runs]
+    tables = [_trajectory(run, request.options.start) for run in request.runs]
     rows = pandas.concat(tables)
     figure = Figure(figsize=(3.4, 1.3 + 1.3 * len(tables)))
     panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
     for axes, table, run in zip(panels, tables, request.runs, strict=True):
-        ends = _draw_course(axes, table)
+        ends = _draw_trajectory(axes, table)
         if len(tables) > 1:
             axes.set_title(run.label, parse_math=False)
         if axes is panels[0]:
             name_lines(axes, ends)
     panels[-1].set_xlabel("epochs trained")
     figure.supylabel("distance in weight space", fontsize="medium")
-    return Drawing(figure=figure, rows=rows, caption=_described(request.runs, tables), seen=_seen_courses(tables))
+    return Drawing(figure=figure, rows=rows, caption=_described(request.runs, tables), seen=_seen_trajectories(tables))
 
 
-def _course(run: Run, start: float | None) -> pandas.DataFrame:
+def _trajectory(run: Run, start: float | None) -> pandas.DataFrame:
     found = moments(run)
     begin = collection_start(run) if start is None else start
     if begin is None:
@@ -196,7 +194,7 @@ WORDS = {
 }
 
 
-def _draw_course(axes: Axes, table: pandas.DataFrame) -> list[End]:
+def _draw_trajectory(axes: Axes, table: pandas.DataFrame) -> list[End]:
     ends = []
     looks = ({"color": "0.0", "marker": "o"}, {"color": "0.5", "marker": "D", "linestyle": "--"}, look("swa"))
     for (name, word), own in zip(WORDS.items(), looks, strict=True):
@@ -223,19 +221,14 @@ def _described(runs: Sequence[Run], tables: Sequence[pandas.DataFrame]) -> str:
 
 def _lr(run: Run, table: pandas.DataFrame) -> str:
     """The learning rates of these epochs, as history.csv has them."""
-    try:
-        rates = [
-            row["lr"] for row in history.read(run.folder) if row["epoch"] >= table["epoch"].iloc[0] and "lr" in row
-        ]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run.folder / history.NAME}: {reason(error)}") from error
+    rates = [row["lr"] for row in history_of(run) if row["epoch"] >= table["epoch"].iloc[0] and "lr" in row]
     if not rates:
         return ""
     low, high = min(rates), max(rates)
     return f", lr {low:.4g}" if low == high else f", lr {low:.4g} to {high:.4g}"
 
 
-def _seen_courses(tables: Sequence[pandas.DataFrame]) -> str:
+def _seen_trajectories(tables: Sequence[pandas.DataFrame]) -> str:
     parts = []
     for table in tables:
         count, radius, apart = len(table), table["from_mean"], table["from_others"]

@@ -13,11 +13,10 @@ from broadopt.analysis.comparing.keys import recipe_id
 from broadopt.analysis.figures.looks import End, name_lines, styles
 from broadopt.analysis.figures.output import Drawing, seeds
 from broadopt.analysis.figures.request import Request
-from broadopt.analysis.landscape.runs import Run, check_different, labels
+from broadopt.analysis.landscape.runs import Run, check_different, history_of, labels
 from broadopt.analysis.tables.options import one_of
 from broadopt.analysis.tables.summary import summarise, text
 from broadopt.errors import InputError, nearest
-from broadopt.files import reason
 from broadopt.runs import history
 from broadopt.runs.objective import evaluation_point
 
@@ -96,10 +95,7 @@ def gathered(runs: Sequence[Run]) -> list[Line]:
 
 
 def _history(run: Run) -> list[dict[str, float]]:
-    try:
-        rows = history.read(run.folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run.folder / history.NAME}: {reason(error)}") from error
+    rows = history_of(run)
     if not rows:
         raise InputError(f"{run.folder} holds no {history.NAME}; expected the folder as broadopt-run has left it")
     return rows

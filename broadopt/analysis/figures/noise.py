@@ -36,7 +36,7 @@ ASYMMETRIC = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class Curve:
     """Runs of one config and kind of noise that differ in their seed and in the share of wrong labels: accuracy by
     share and seed.
     """
@@ -62,31 +62,31 @@ def noise(request: Request) -> Drawing:
     metric = request.options.metric
     one_of("--metric", metric, tuple(METRICS))
     check_different(request.runs, request.figure)
-    courses = _courses(request.runs, metric)
-    if max(len(course.values) for course in courses) < 2:
+    curves = _curves(request.runs, metric)
+    if max(len(curve.values) for curve in curves) < 2:
         raise InputError(
             "noise: expected runs of a method at two shares of wrong labels at least; broadopt-run -m "
             "method=sgd,sam,asam dataset.label_noise=0.2,0.4,0.6 trains them"
         )
-    rows = pandas.DataFrame([row for course in courses for row in _rows(course)])
+    rows = pandas.DataFrame([row for curve in curves for row in _rows(curve)])
     figure = Figure(figsize=(3.4, 2.4))
     axes = figure.subplots()
-    width = 100 * max(max(course.values) - min(course.values) for course in courses)
+    width = 100 * max(max(curve.values) - min(curve.values) for curve in curves)
     # Beside each other, so that the bars of one share can be told apart.
-    shifts = [0.012 * width * (number - (len(courses) - 1) / 2) for number in range(len(courses))]
-    looks = styles({course.label: course.method for course in courses})
-    ends = [_draw(axes, course, looks[course.label], shift) for course, shift in zip(courses, shifts, strict=True)]
+    shifts = [0.012 * width * (number - (len(curves) - 1) / 2) for number in range(len(curves))]
+    looks = styles({curve.label: curve.method for curve in curves})
+    ends = [_draw(axes, curve, looks[curve.label], shift) for curve, shift in zip(curves, shifts, strict=True)]
     is_share_of_all = "asymmetric" not in _kinds(request.runs)
     axes.set(xlabel="training labels that are wrong, %" if is_share_of_all else "label noise, %")
     axes.set_ylabel("test accuracy, %")
-    axes.set_xticks(sorted({100 * share for course in courses for share in course.values}))
+    axes.set_xticks(sorted({100 * share for curve in curves for share in curve.values}))
     axes.grid(axis="y")
     name_lines(axes, ends)
     return Drawing(
         figure=figure,
         rows=rows,
-        caption=_caption(request.runs, courses, metric),
-        seen=_seen(courses, "wrong labels" if is_share_of_all else "label noise"),
+        caption=_caption(request.runs, curves, metric),
+        seen=_seen(curves, "wrong labels" if is_share_of_all else "label noise"),
     )
 
 
@@ -96,7 +96,7 @@ def _kinds(runs: Sequence[Run]) -> list[str]:
     return [kind for kind in KINDS_OF_NOISE if kind in noises]
 
 
-def _courses(runs: Sequence[Run], metric: str) -> list[Course]:
+def _curves(runs: Sequence[Run], metric: str) -> list[Curve]:
     recipes: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         if run.recipe.dataset.noise not in KINDS_OF_NOISE:
@@ -108,13 +108,13 @@ def _courses(runs: Sequence[Run], metric: str) -> list[Course]:
         recipes.setdefault(recipe, {}).setdefault(kind, []).append(run)
     groups = [(recipe, group) for recipe, kinds in recipes.items() for group in _with_clean(kinds)]
     names = labels([_without(group[0].result["config"], "label_noise") for _, group in groups])
-    courses = []
+    curves = []
     for label, (recipe, group) in zip(names, groups, strict=True):
         values: dict[float, dict[int, float]] = {}
         for run in sorted(group, key=lambda run: (run.recipe.dataset.label_noise, run.recipe.seed)):
             values.setdefault(run.recipe.dataset.label_noise, {})[run.recipe.seed] = _accuracy(run, metric)
-        courses.append(Course(label=label, recipe=recipe, method=group[0].recipe.method, values=values))
-    return courses
+        curves.append(Curve(label=label, recipe=recipe, method=group[0].recipe.method, values=values))
+    return curves
 
 
 def _with_clean(kinds: Mapping[str, Sequence[Run]]) -> list[list[Run]]:
@@ -139,30 +139,30 @@ def _accuracy(run: Run, metric: str) -> float:
     return value
 
 
-def _rows(course: Course) -> list[dict[str, Any]]:
+def _rows(curve: Curve) -> list[dict[str, Any]]:
     found = []
-    for share, values in course.values.items():
+    for share, values in curve.values.items():
         summary = summarise(values.values())
-        assert summary is not None  # a share stands in a course where a run of it is read
+        assert summary is not None  # a share stands in a curve where a run of it is read
         found.append(
-            {"line": course.label, "method": course.method, "label_noise": share, "test_accuracy": summary.mean}
+            {"line": curve.label, "method": curve.method, "label_noise": share, "test_accuracy": summary.mean}
             | {"std": summary.std, "seeds": summary.n, "seed": " ".join(map(str, values))}
         )
     return found
 
 
-def _draw(axes: Axes, course: Course, style: Mapping[str, Any], shift: float) -> End:
-    rows = _rows(course)
+def _draw(axes: Axes, curve: Curve, style: Mapping[str, Any], shift: float) -> End:
+    rows = _rows(curve)
     shares, means = [100 * row["label_noise"] + shift for row in rows], [row["test_accuracy"] for row in rows]
     bars = [row["std"] or 0.0 for row in rows]
     drawn = axes.errorbar(shares, means, yerr=bars, capsize=1.5, elinewidth=0.6, capthick=0.6, **style)
-    return End(shares[-1], means[-1], course.label.replace(", ", "\n"), drawn, style["color"])
+    return End(shares[-1], means[-1], curve.label.replace(", ", "\n"), drawn, style["color"])
 
 
-def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str:
+def _caption(runs: Sequence[Run], curves: Sequence[Curve], metric: str) -> str:
     data = ", ".join(sorted({run.recipe.dataset.name for run in runs}))
     kinds = _kinds(runs)
-    counts = sorted({len(values) for course in courses for values in course.values.values()})
+    counts = sorted({len(values) for curve in curves for values in curve.values.values()})
     over = (
         "one seed a point"
         if counts == [1]
@@ -179,25 +179,25 @@ def _caption(runs: Sequence[Run], courses: Sequence[Course], metric: str) -> str
     )
 
 
-def _seen(courses: Sequence[Course], noise: str) -> str:
+def _seen(curves: Sequence[Curve], noise: str) -> str:
     """All lines at the highest share that all have, each with its difference to the first; `noise`: what it is of."""
-    common = set.intersection(*(set(course.values) for course in courses))
+    common = set.intersection(*(set(curve.values) for curve in curves))
     if not common:
         return f"The lines have no share of {noise} in common."
     share = max(common)
-    first, *others = courses
+    first, *others = curves
     parts = [f"{first.label} {text(summarise(first.values[share].values()))} %"]
-    for course in others:
-        if share == 0 and course.recipe == first.recipe:
-            parts.append(f"{course.label}: the same runs as {first.label}")
+    for curve in others:
+        if share == 0 and curve.recipe == first.recipe:
+            parts.append(f"{curve.label}: the same runs as {first.label}")
             continue
-        found = difference(course.values[share], first.values[share])
+        found = difference(curve.values[share], first.values[share])
         assert found is not None
         interval = (
             f"95 % interval {found.low:+.2f} to {found.high:+.2f}, {found.test}"
             if found.low is not None and found.high is not None
             else found.why_not
         )
-        summary = text(summarise(course.values[share].values()))
-        parts.append(f"{course.label} {summary} %, {found.mean:+.2f} to {first.label} ({interval})")
+        summary = text(summarise(curve.values[share].values()))
+        parts.append(f"{curve.label} {summary} %, {found.mean:+.2f} to {first.label} ({interval})")
     return f"With {100 * share:g} % {noise}, mean ± std (seeds): {'; '.join(parts)}."

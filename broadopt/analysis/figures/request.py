@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from broadopt.analysis.figures.catalogue import FIGURES, MEASURED, TRAIN_IMAGES, Entry, options_of
 from broadopt.analysis.landscape.runs import Run, chosen
 from broadopt.analysis.tables.options import one_of
-from broadopt.analysis.tables.request import Parser
+from broadopt.analysis.tables.request import Completion, Parser, long_options
 from broadopt.config.rules import expanded
 from broadopt.errors import InputError, nearest
 
@@ -144,7 +144,7 @@ def _parser(entry: Entry | None) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
+    _add_completion(parser)
     if entry is not None:
         _add_options(parser, takes_runs=entry.most != 0, reads=entry.reads, train_images=entry.train_images)
         own = options_of(entry)
@@ -175,6 +175,20 @@ def _add_options(
     }  # fmt: skip
     for option in reads:
         add(option, **measured[option])
+
+
+def _add_completion(parser: Parser) -> None:
+    """Completion offers the options of all figures, whichever is named."""
+    every = Parser(add_help=False)
+    _add_options(every, takes_runs=True)
+    parser.add_argument(
+        "--completion",
+        action=Completion,
+        words=tuple(FIGURES),
+        options=[*long_options(every), "--completion", "--help"],
+        known={"--format": FORMATS, "--device": ("auto", "cpu", "cuda")},
+        files=("--results", "--output", "--style", "--data-dir"),
+    )
 
 
 def _runs(entry: Entry, given: argparse.Namespace) -> tuple[Run, ...]:
@@ -225,21 +239,3 @@ def _device(name: str) -> str:
     if name not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d{1,3}", name):
         raise InputError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     return name
-
-
-class Completion(argparse.Action):
-    """--completion SHELL: prints what a shell evaluates to complete the figures and options of the command."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
-        """Raise InputError for a shell that is not known, else end the process with 0."""
-        from broadopt.completion import SHELLS, script  # imports Hydra, which --help does not need
-
-        one_of("--completion", values, SHELLS)
-        every = Parser(add_help=False)
-        _add_options(every, takes_runs=True)
-        names = [name for action in every._actions for name in action.option_strings if name.startswith("--")]
-        known = {"--format": FORMATS, "--completion": SHELLS, "--device": ("auto", "cpu", "cuda")}
-        files = ("--results", "--output", "--style", "--data-dir")
-        words = [*names, "--completion", "--help"]
-        print(script(values, "broadopt-figure", words=tuple(FIGURES), options=words, values=known, files=files))
-        parser.exit()

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from broadopt.analysis.landscape.images import Images, autocast, evaluated_at_once, in_batches
+from broadopt.analysis.landscape.images import Images, in_batches
 from broadopt.analysis.landscape.networks import put
 from broadopt.analysis.landscape.progress import progress
 from broadopt.analysis.landscape.runs import Run, check_code
 from broadopt.analysis.landscape.store import Point, Row, Store
 from broadopt.config.identity import AS_WITHOUT
+from broadopt.data.batches import evaluated_at_once
+from broadopt.devices.device import autocast
 from broadopt.methods import batchnorm
 from broadopt.models.build import network
 from broadopt.predictor import Predictor
@@ -134,7 +136,7 @@ class Landscape:
             statistics=images.augmented(train_images),
             weight_decay=weight_decay,
             batch_size=run.recipe.batch_size,
-            context=autocast(run, images.device),
+            context=autocast(run.recipe.precision, images.device),
             memory_format=images.memory_format,
             seed=images.seed,
         )

@@ -1,6 +1,7 @@
 """The images on which trained networks are measured: unaugmented, normalised as in the training, chosen by a seed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,8 @@ from torch import Tensor
 
 from broadopt.analysis.landscape.runs import Run, check_code
 from broadopt.config.identity import AS_WITHOUT
-from broadopt.config.instantiate import instantiated
 from broadopt.config.run_config import KINDS_OF_NOISE, LOCATION, DatasetConfig
-from broadopt.data.batches import EVALUATED_AT_ONCE, Data, stream
+from broadopt.data.batches import Data, stream
 from broadopt.data.datasets import read
 from broadopt.devices.device import choose_memory_format, set_flags
 from broadopt.errors import InputError
@@ -30,36 +30,24 @@ class Images:
         """Read the run's data set, from `data_dir` where it is given, else from where the run read it. Raises
         InputError where it is not there, and where these are not the images that the run was trained on.
         """
-        recipe = run.recipe
-        for node in (recipe.dataset.target, recipe.augmentation):
+        recipe, own = run.recipe, run.recipe.dataset
+        for node in (own.target, recipe.augmentation):
             check_code(run, node)
-        target = {**recipe.dataset.target, **_location(run, data_dir)}
-        own = recipe.dataset
-        noise = own.noise if own.noise in KINDS_OF_NOISE else _file_of_labels(run)
-        config = DatasetConfig(
-            name=own.name, label_noise=own.label_noise, noise=noise, validation=own.validation, target=target
+        here = replace(
+            own,
+            noise=own.noise if own.noise in KINDS_OF_NOISE else _file_of_labels(run),
+            target={**own.target, **_location(run, data_dir)},
         )
-        dataset = read(config)
+        dataset = read(here)
         if dataset.fingerprint != own.fingerprint:
             raise InputError(
                 f"{run.folder}: its images have the fingerprint {own.fingerprint or 'of the published data'}, those "
                 f"found here {dataset.fingerprint or 'that of the published data'}; expected the images of the run"
             )
         set_flags(recipe.precision, deterministic=False)  # as the run's own evaluations were made
-        memory_format = choose_memory_format("auto", recipe.model.name, device)
         self.device, self.seed, self.classes = device, seed, dataset.classes
-        self.memory_format = memory_format
-        self._data = Data(
-            dataset,
-            batch_size=recipe.batch_size,
-            augmentation=instantiated("augmentation", recipe.augmentation),
-            seed=recipe.seed,
-            device=device,
-            validation=own.validation,
-            label_noise=own.label_noise,
-            noise=noise,
-            channels_last=memory_format == torch.channels_last,
-        )
+        self.memory_format = choose_memory_format("auto", recipe.model.name, device)
+        self._data = Data.of(replace(recipe, dataset=here), dataset, device=device, memory_format=self.memory_format)
         self.train_size, self.test_size = self._data.train_size, len(self._data.targets()["test"])
 
     def train(self, count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -101,16 +89,6 @@ def in_batches(images: Tensor, size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def evaluated_at_once(device: torch.device) -> int:
-    """Images in a batch of an evaluation on a device: as a training evaluates, so that it gives the same bits."""
-    return EVALUATED_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
-
-
-def autocast(run: Run, device: torch.device) -> torch.autocast:
-    """The context in which a run's networks are evaluated: in bf16 where it was trained so, as its own evaluations."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=run.recipe.precision == "bf16")
 
 
 def check_same(runs: tuple[Run, ...], *, networks: bool = True) -> None:

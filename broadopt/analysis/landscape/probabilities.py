@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from broadopt.analysis.landscape import distances
-from broadopt.analysis.landscape.images import autocast, evaluated_at_once, in_batches
+from broadopt.analysis.landscape.images import in_batches
 from broadopt.analysis.landscape.networks import (
     is_ensemble,
     is_mean_of_collected,
@@ -23,6 +23,8 @@ from broadopt.analysis.landscape.networks import (
     snapshot,
 )
 from broadopt.analysis.landscape.runs import Run
+from broadopt.data.batches import evaluated_at_once
+from broadopt.devices.device import autocast
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import reestimate, statistics
 from broadopt.seeds import derive
@@ -44,7 +46,7 @@ def of_run(run: Run, images: Tensor, *, memory_format: torch.memory_format = tor
     """What a run reports, predicted anew: by its last weights or by SWA's average, and by the mean of FGE's members
     from their snapshots. Raises InputError where the run has not kept them.
     """
-    context = autocast(run, images.device)
+    context = autocast(run.recipe.precision, images.device)
 
     def predicted(model: nn.Module) -> Tensor:
         there = model.to(device=images.device, memory_format=memory_format)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ from broadopt.config.rules import expanded
 from broadopt.config.run_config import Recipe
 from broadopt.errors import InputError, printable
 from broadopt.files import reason
-from broadopt.runs import repeat, results
+from broadopt.runs import history, repeat, results
 from broadopt.runs.objective import longest
 
 MOST_WORDS = 3
@@ -85,6 +85,14 @@ def check_different(runs: Sequence[Run], figure: str) -> None:
     """Raise InputError where a run is named twice, be it in two results folders."""
     if len({run.result["identity"] for run in runs}) < len(runs):
         raise InputError(f"{figure}: a run was named twice; expected different runs")
+
+
+def history_of(run: Run) -> list[dict[str, float]]:
+    """The rows of its history.csv, empty where there is none. Raises InputError for a file that cannot be used."""
+    try:
+        return history.read(run.folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run.folder / history.NAME}: {reason(error)}") from error
 
 
 def chosen(

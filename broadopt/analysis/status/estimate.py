@@ -21,9 +21,6 @@ from broadopt.methods.recorded import PASSES, varies
 IMAGES = {"broadopt.datasets.cifar": 50_000, "broadopt.datasets.digits": 1_438}
 """Training images of the data sets that are always the same, before any are held out."""
 
-GRADIENT = 3
-"""Forward passes that a gradient costs, as in broadopt.training.planning.price."""
-
 
 @dataclass(frozen=True)
 class Rate:
@@ -158,7 +155,7 @@ class Estimates:
         passes = self._gradients(_key(_cost_of_step(record)))
         if not macs or not passes or not images:
             return None
-        return 2.0 * macs * GRADIENT * passes * images * total_epochs(record)
+        return rates.OPERATIONS * macs * passes * images * total_epochs(record)
 
 
 def _cost_of_step(record: Record) -> dict[str, Any]:

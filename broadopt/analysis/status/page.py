@@ -32,42 +32,41 @@ NOTES = (
 
 def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[str], caption: str) -> Document:
     """`titles`: of what names a cell; `caption`: what is looked at."""
-    prices = {id(cell): estimates.of(cell.record) if _unfinished(cell) else None for cell in status.cells}
-    priced = [(cell, prices[id(cell)]) for cell in status.cells]
+    estimated = [(cell, estimates.of(cell.record) if _unfinished(cell) else None) for cell in status.cells]
     main = Block(
         heading="",
-        caption=f"{caption} {_totals(priced)}",
+        caption=f"{caption} {_totals(estimated)}",
         header=(*titles, *STATES, "h spent", "h needed", "estimated from"),
-        rows=tuple(_line(cell, price) for cell, price in priced),
+        rows=tuple(_line(cell, estimate) for cell, estimate in estimated),
         labels=len(titles),
-        notes=(*status.notes, *_diverged(status.cells), *_mixed(status.cells), *_unknown(priced), *NOTES)
+        notes=(*status.notes, *_diverged(status.cells), *_mixed(status.cells), *_unknown(estimated), *NOTES)
         if status.cells
         else (),
     )
     listed = [(cell, run) for cell in status.cells for run in cell.runs if run.words]
     blocks = (main, _runs(listed, titles)) if listed else (main,)
-    records = tuple(_record(table, cell, run, price) for cell, price in priced for run in cell.runs)
+    records = tuple(_record(table, cell, run, estimate) for cell, estimate in estimated for run in cell.runs)
     return Document(title=f"Status of {table}", blocks=blocks, records=records, fields=FIELDS)
 
 
-Priced = tuple[Cell, Estimate | None]
+Estimated = tuple[Cell, Estimate | None]
 
 
 def _unfinished(cell: Cell) -> bool:
     return any(run.state != "finished" for run in cell.runs)
 
 
-def _totals(priced: Sequence[Priced]) -> str:
-    counts = Counter(run.state for cell, _ in priced for run in cell.runs)
+def _totals(estimated: Sequence[Estimated]) -> str:
+    counts = Counter(run.state for cell, _ in estimated for run in cell.runs)
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "none"
-    needed = [(_needed(run, price), price) for cell, price in priced for run in cell.runs]
+    needed = [(_needed(run, estimate), estimate) for cell, estimate in estimated for run in cell.runs]
     unknown = sum(hours is None for hours, _ in needed)
     open_ = f", and those of {_runs_in_words(unknown)} that are unknown" if unknown else ""
     spent = [
         f"{hours:,.1f} spent (measured) on {kind}"
-        for kind, hours in _spent([run for cell, _ in priced for run in cell.runs]).items()
+        for kind, hours in _spent([run for cell, _ in estimated for run in cell.runs]).items()
     ]
-    known = [(price.kind, price.source == "measured", hours) for hours, price in needed if price and hours]
+    known = [(estimate.kind, estimate.source == "measured", hours) for hours, estimate in needed if estimate and hours]
     return (
         f"{_runs_in_words(sum(counts.values()))}: {states}. Device hours: "
         f"{together(spent) if spent else '0.0 spent (measured)'}, {_needed_in_words(known)}{open_}."
@@ -100,25 +99,25 @@ def _runs_in_words(number: int) -> str:
     return f"{number} run" + ("" if number == 1 else "s")
 
 
-def _needed(run: Run, price: Estimate | None) -> float | None:
+def _needed(run: Run, estimate: Estimate | None) -> float | None:
     """Device hours that a run still takes, None where they are unknown."""
     if run.state == "finished":
         return 0.0
-    if price is None or price.seconds_per_epoch is None:
+    if estimate is None or estimate.seconds_per_epoch is None:
         return None
-    return max(0.0, run.epochs - run.epoch) * price.seconds_per_epoch / 3600
+    return max(0.0, run.epochs - run.epoch) * estimate.seconds_per_epoch / 3600
 
 
-def _line(cell: Cell, price: Estimate | None) -> tuple[str, ...]:
-    needed = [_needed(run, price) for run in cell.runs]
+def _line(cell: Cell, estimate: Estimate | None) -> tuple[str, ...]:
+    needed = [_needed(run, estimate) for run in cell.runs]
     spent = sum(run.seconds for run in cell.runs) / 3600
     counts = [cell.count(state) for state in STATES]
     return (
         *cell.labels,
         *(str(count) if count else "" for count in counts),
         f"{spent:,.1f}" if spent else "",
-        "?" if None in needed else shown(sum(filter(None, needed))) if price else "",
-        price.words if price else "",
+        "?" if None in needed else shown(sum(filter(None, needed))) if estimate else "",
+        estimate.words if estimate else "",
     )
 
 
@@ -145,8 +144,8 @@ def _mixed(cells: Sequence[Cell]) -> tuple[str, ...]:
     return (f"h spent on devices of several kinds: {'; '.join(words)}.",) if words else ()
 
 
-def _unknown(priced: Sequence[Priced]) -> tuple[str, ...]:
-    if not any(price and price.source == "unknown" for _, price in priced):
+def _unknown(estimated: Sequence[Estimated]) -> tuple[str, ...]:
+    if not any(estimate and estimate.source == "unknown" for _, estimate in estimated):
         return ()
     return ("?: no run of this network has measured its rate yet, and its floating-point operations are not known.",)
 
@@ -167,7 +166,7 @@ def _runs(listed: Sequence[tuple[Cell, Run]], titles: Sequence[str]) -> Block:
     )
 
 
-def _record(table: str, cell: Cell, run: Run, price: Estimate | None) -> dict[str, Any]:
+def _record(table: str, cell: Cell, run: Run, estimate: Estimate | None) -> dict[str, Any]:
     record = cell.record
     return {
         "table": table,
@@ -181,9 +180,9 @@ def _record(table: str, cell: Cell, run: Run, price: Estimate | None) -> dict[st
         "epoch": run.epoch,
         "epochs": run.epochs,
         "device_hours_spent": run.seconds / 3600,
-        "device_hours_needed": _needed(run, price),
-        "estimated_from": price.source if price and run.state != "finished" else None,
+        "device_hours_needed": _needed(run, estimate),
+        "estimated_from": estimate.source if estimate and run.state != "finished" else None,
         "words": run.words,
         "spent_on": run.device.kind if run.seconds else None,
-        "needed_on": price.kind or None if price and run.state != "finished" else None,
+        "needed_on": estimate.kind or None if estimate and run.state != "finished" else None,
     }

@@ -63,7 +63,6 @@ class PaperTable:
 
     name: str
     title: str
-    paper: str
     protocol: str
     precision: str
     sources: Mapping[str, str]
@@ -92,7 +91,6 @@ def load(name: str, *, folder: Path) -> PaperTable:
     return PaperTable(
         name=content["table"],
         title=content["title"],
-        paper=content["paper"],
         protocol=content["protocol"],
         precision=content["precision"],
         sources=content["sources"],

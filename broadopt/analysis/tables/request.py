@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,26 +64,44 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (-\S+)", message):
-            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            hint = nearest_listed(unknown[1].partition("=")[0], options)
+            hint = nearest_listed(unknown[1].partition("=")[0], long_options(self))
             raise InputError(f"unknown option {unknown[1]}{hint or f'; see {self.prog} --help'}")
         raise InputError(f"{message}; see {self.prog} --help")
 
 
 class Completion(argparse.Action):
-    """--completion SHELL: prints what a shell evaluates to complete the options, tables and values of the command."""
+    """--completion SHELL: prints what a shell evaluates to complete a command by its `words` and options (those of the
+    parser where none are given), and behind an option by its `known` values, or by paths behind those of `files`.
+    """
+
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        dest: str,
+        *,
+        words: Sequence[str],
+        files: Sequence[str],
+        known: Mapping[str, Sequence[str]] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__(option_strings, dest, metavar="SHELL", help="tab completion for bash, zsh or fish")
+        self.words, self.files, self.known, self.options = words, files, known or {}, options
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
         """Raise InputError for a shell that is not known, else end the process with 0."""
-        from broadopt.completion import SHELLS, script  # imports Hydra, which a table does not need
+        from broadopt.completion import SHELLS, script  # imports Hydra, which --help does not need
 
         one_of("--completion", values, SHELLS)
-        names = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
-        formats = tuple(dict.fromkeys((*FORMATS, *options.PER_RUN_FORMATS)))
-        known = {"--format": formats, "--metric": METRICS, "--completion": SHELLS, "--equal-cost": options.EQUAL_COSTS}
-        files = ("--results", "--output")
-        print(script(values, "broadopt-table", words=TABLES, options=names, values=known, files=files))
+        offered = {**self.known, "--completion": SHELLS}
+        names = self.options or long_options(parser)
+        command = parser.prog.split()[0]
+        print(script(values, command, words=self.words, options=names, values=offered, files=self.files))
         parser.exit()
+
+
+def long_options(parser: argparse.ArgumentParser) -> list[str]:
+    """The options of a parser that begin with two dashes, in its order."""
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
 
 
 @dataclass(frozen=True)
@@ -108,6 +126,34 @@ class Request:
 
 def parse(arguments: Sequence[str]) -> Request:
     """The command line, checked. Raises InputError."""
+    parser = _parser()
+    given = parser.parse_intermixed_args(arguments)
+    view = "status" if given.status or given.watch else "missing" if given.missing else "table"
+    if not given.table:
+        parser.error("the following arguments are required: TABLE")
+    one_of("table", given.table, TABLES)
+    if given.format in ("json", "parquet") and not given.per_run:
+        raise InputError(f"--format {given.format} goes with runs --per-run, which writes a row a run")
+    if given.format is not None and not given.per_run:
+        one_of("--format", given.format, FORMATS)
+    comparison = options.comparison(given)
+    _fits(given, view)
+    return Request(
+        given.table,
+        tuple(Path(expanded(folder, "--results")) for folder in given.results or ["results"]),
+        given.format or ("csv" if given.per_run else "markdown"),
+        Path(expanded(given.output, "--output")) if given.output else None,
+        given.strict,
+        view=view,
+        seeds=parse_seeds(given.seeds) if given.seeds else None,
+        tflops=positive("--tflops", given.tflops) if given.tflops else None,
+        watch=positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
+        overrides=_overrides(given.overrides),
+        comparison=comparison,
+    )
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="broadopt-table",
         description="Tables of finished runs beside the published numbers.",
@@ -141,31 +187,10 @@ def parse(arguments: Sequence[str]) -> Request:
         "what the network, or the nearest one of its class, reached on an H100, else a tenth of that card's bf16 peak)",
     )
     options.add(parser)
-    parser.add_argument("--completion", metavar="SHELL", action=Completion, help="tab completion for bash, zsh or fish")
-    given = parser.parse_intermixed_args(arguments)
-    view = "status" if given.status or given.watch else "missing" if given.missing else "table"
-    if not given.table:
-        parser.error("the following arguments are required: TABLE")
-    one_of("table", given.table, TABLES)
-    if given.format in ("json", "parquet") and not given.per_run:
-        raise InputError(f"--format {given.format} goes with runs --per-run, which writes a row a run")
-    if given.format is not None and not given.per_run:
-        one_of("--format", given.format, FORMATS)
-    comparison = options.comparison(given)
-    _fits(given, view)
-    return Request(
-        given.table,
-        tuple(Path(expanded(folder, "--results")) for folder in given.results or ["results"]),
-        given.format or ("csv" if given.per_run else "markdown"),
-        Path(expanded(given.output, "--output")) if given.output else None,
-        given.strict,
-        view=view,
-        seeds=parse_seeds(given.seeds) if given.seeds else None,
-        tflops=positive("--tflops", given.tflops) if given.tflops else None,
-        watch=positive("--watch", given.watch, most=LONGEST_WATCH) if given.watch else None,
-        overrides=_overrides(given.overrides),
-        comparison=comparison,
-    )
+    formats = tuple(dict.fromkeys((*FORMATS, *options.PER_RUN_FORMATS)))
+    known = {"--format": formats, "--metric": METRICS, "--equal-cost": options.EQUAL_COSTS}
+    parser.add_argument("--completion", action=Completion, words=TABLES, known=known, files=("--results", "--output"))
+    return parser
 
 
 def _fits(given: argparse.Namespace, view: str) -> None:

@@ -79,21 +79,7 @@ class SlurmLauncher(SweepLauncher):
         numbers = {"gpus": gpus, "cpus": cpus, "hours": hours, "parallel": parallel, "signal_seconds": signal_seconds}
         for name, value in {**numbers, "processes": processes, "per_gpu": per_gpu, "poll": poll}.items():
             _check(name, value)
-        if signal_seconds >= 3600 * hours:
-            raise InputError(
-                f"hydra.launcher.signal_seconds={signal_seconds}: a run is told to save so long before its time limit; "
-                f"expected less than the {3600 * hours:g} seconds of hydra.launcher.hours={hours:g}"
-            )
-        if per_gpu > 1 and (gpus != 1 or processes > 1):
-            what = f"gpus={gpus}" if gpus != 1 else f"processes={processes}"
-            raise InputError(
-                f"hydra.launcher.per_gpu={per_gpu}: runs share one GPU; expected {what.split('=')[0]}=1, found {what}"
-            )
-        if processes > 1 and gpus not in (0, processes):
-            raise InputError(
-                f"hydra.launcher.processes={processes}: each has a GPU of its own; "
-                f"expected hydra.launcher.gpus={processes} (or 0 without GPUs), found {gpus}"
-            )
+        _check_together(hours=hours, signal_seconds=signal_seconds, gpus=gpus, processes=processes, per_gpu=per_gpu)
         self.per_gpu = per_gpu
         memory = _times(memory, per_gpu) if memory and per_gpu > 1 else memory
         self.resources = {"partition": partition, "account": account, "qos": qos, "mem": memory}
@@ -210,6 +196,25 @@ def _check(name: str, value: Any) -> None:
     kinds, kind = ((int, float), "a number") if name in FRACTIONS else ((int,), "a whole number")
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         raise InputError(f"hydra.launcher.{name}={value}: expected {kind} from {low:.3g} to {high:,}")
+
+
+def _check_together(*, hours: float, signal_seconds: int, gpus: int, processes: int, per_gpu: int) -> None:
+    """Raise InputError for numbers that do not go together."""
+    if signal_seconds >= 3600 * hours:
+        raise InputError(
+            f"hydra.launcher.signal_seconds={signal_seconds}: a run is told to save so long before its time limit; "
+            f"expected less than the {3600 * hours:g} seconds of hydra.launcher.hours={hours:g}"
+        )
+    if per_gpu > 1 and (gpus != 1 or processes > 1):
+        what = f"gpus={gpus}" if gpus != 1 else f"processes={processes}"
+        raise InputError(
+            f"hydra.launcher.per_gpu={per_gpu}: runs share one GPU; expected {what.split('=')[0]}=1, found {what}"
+        )
+    if processes > 1 and gpus not in (0, processes):
+        raise InputError(
+            f"hydra.launcher.processes={processes}: each has a GPU of its own; "
+            f"expected hydra.launcher.gpus={processes} (or 0 without GPUs), found {gpus}"
+        )
 
 
 def _times(memory: str, count: int) -> str:

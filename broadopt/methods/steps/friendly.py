@@ -9,7 +9,7 @@ from broadopt.errors import InputError
 from broadopt.methods.sam import exponent, radius, sam_perturbation
 from broadopt.methods.step import Closure, SharpnessAware
 from broadopt.methods.steps.kept import keep, kept
-from broadopt.methods.steps.occasions import Course
+from broadopt.methods.steps.sharp_steps import Course
 
 MEAN = "friendly_mean"
 
@@ -60,7 +60,7 @@ class FriendlySAM:
             ascent=ascent,
             layers=layers,
         )
-        self.occasions = self.sharp.occasions
+        self.sharp_steps = self.sharp.sharp_steps
         self.one_process = self.sharp.one_process
         if layers != "all":
             self.one_process = f"step.layers={layers}: its first pass averages no gradients; expected all"

@@ -27,8 +27,7 @@ def gsam(
     orthogonal to g_s. It lowers L(w + eps) and, without changing that, raises L(w): their gap is the sharpness.
 
     rho is constant; the paper may let it follow the lr. alpha >= 0; `options` are SharpnessAware's, but for
-    perturbation. Raises InputError
-    for values outside, and for layers other than all: the whole g is needed.
+    perturbation. Raises InputError for values outside, and for layers other than all: the whole g is needed.
     """
     if not 0 <= float(alpha) < math.inf:
         raise InputError(f"step.alpha={alpha}: expected a number >= 0")

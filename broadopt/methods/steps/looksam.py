@@ -11,8 +11,8 @@ from broadopt.errors import InputError
 from broadopt.methods.sam import exponent, radius, sam_perturbation
 from broadopt.methods.step import Closure, SharpnessAware
 from broadopt.methods.steps.kept import keep, kept
-from broadopt.methods.steps.occasions import Course, Occasions
 from broadopt.methods.steps.products import TINY, norm, orthogonal
+from broadopt.methods.steps.sharp_steps import Course, SharpSteps
 
 DIRECTION = "looksam_direction"
 
@@ -48,8 +48,8 @@ class LookSAM:
         if not 0 <= float(alpha) < math.inf:
             raise InputError(f"step.alpha={alpha}: expected a number >= 0")
         self.optimizer, self.alpha = optimizer, float(alpha)
-        self.ascents = Occasions(start=from_, end=until, every=every)
-        self.occasions = Occasions(start=from_, end=until)
+        self.ascents = SharpSteps(start=from_, end=until, every=every)
+        self.sharp_steps = SharpSteps(start=from_, end=until)  # those between ascents, with the last g_v, included
         perturbation = partial(sam_perturbation, rho=radius(rho), p=exponent(p))
         self.sharp = SharpnessAware(
             model, optimizer, perturbation, bn=bn, noise=noise, ascent=ascent, correction=self._note
@@ -68,7 +68,7 @@ class LookSAM:
         else:
             self.optimizer.zero_grad()
             loss = closure()
-            if self.occasions.include(closure):
+            if self.sharp_steps.include(closure):
                 self._add_direction()
         self.optimizer.step()
         keep(self.optimizer, DIRECTION, self._found)

@@ -9,8 +9,8 @@ from broadopt.errors import InputError
 from broadopt.methods.sam import radius
 from broadopt.methods.step import Closure, moved
 from broadopt.methods.steps.kept import kept
-from broadopt.methods.steps.occasions import Occasions
 from broadopt.methods.steps.products import TINY, norm
+from broadopt.methods.steps.sharp_steps import SharpSteps
 
 
 class MSAM:
@@ -39,14 +39,14 @@ class MSAM:
         if self.buffer == "exp_avg" and "betas" not in groups[0]:
             raise InputError("step._target_: MSAM moves the weights along the momentum; expected momentum > 0 or adamw")
         self.optimizer, self.rho = optimizer, radius(rho)
-        self.occasions = Occasions(start=from_, end=until, every=every)
+        self.sharp_steps = SharpSteps(start=from_, end=until, every=every)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self._copies: dict[Tensor, Tensor] = {}
 
     def __call__(self, closure: Closure) -> Tensor:
         self.optimizer.zero_grad()
-        momenta = kept(self.optimizer, self.buffer, self.parameters) if self.occasions.include(closure) else {}
-        if not momenta and self.optimizer.state and self.occasions.include(closure):
+        momenta = kept(self.optimizer, self.buffer, self.parameters) if self.sharp_steps.include(closure) else {}
+        if not momenta and self.optimizer.state and self.sharp_steps.include(closure):
             name = type(self.optimizer).__name__
             raise RuntimeError(f"MSAM moves the weights along {self.buffer}, which {name} does not keep in its state")
         with moved(list(momenta), self._perturbation(list(momenta.values())), self._copies):

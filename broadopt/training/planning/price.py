@@ -15,16 +15,13 @@ from broadopt.config.run_config import ModelConfig, Recipe
 from broadopt.data.batches import check_batch_size, check_held_out
 from broadopt.data.datasets import size
 from broadopt.devices.device import choose_device, device_name
-from broadopt.devices.rates import Duration, duration
+from broadopt.devices.rates import OPERATIONS, Duration, duration
 from broadopt.errors import InputError
 from broadopt.methods.batchnorm import statistics
 from broadopt.methods.collect import Collector, CountedCollector, Passes
-from broadopt.methods.steps.occasions import Course, counted, gradients, gradients_a_step
 from broadopt.methods.steps.optimizers import base_optimizer
+from broadopt.methods.steps.sharp_steps import Course, counted, gradients, gradients_a_step
 from broadopt.models.build import macs, network
-
-GRADIENT = 3
-"""Forward passes that a gradient costs: the backward pass multiplies with the weights and with the activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +48,8 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of all gradients: two per multiply-add, a gradient counted as three passes; 0 where
-        they are not known.
-        """
-        return 2.0 * self.macs * GRADIENT * self.passes * self.epochs * self.images
+        """Floating-point operations of all gradients; 0 where they are not known."""
+        return OPERATIONS * self.macs * self.passes * self.epochs * self.images
 
     @property
     def evaluation_flops(self) -> float:

@@ -80,7 +80,7 @@ class Beginnings:
     def of(cls, recipe: Recipe, calendar: Calendar | None = None) -> "Beginnings":
         """Those of a recipe. Without its `calendar` the size of its data set is looked up. Raises InputError."""
         if calendar is None:
-            images = _images(recipe.dataset) - recipe.dataset.validation
+            images = _images(json.dumps(recipe.dataset.values())) - recipe.dataset.validation
             if images <= 0:
                 raise InputError(f"dataset.validation={recipe.dataset.validation}: no image is left to train on")
             collectors, steps = collectors_of(recipe.collect), -(-images // recipe.batch_size)
@@ -152,15 +152,10 @@ def _rates_of(node: str, steps_per_epoch: int) -> Rates:
     return Rates(_schedule_of(node), steps_per_epoch)
 
 
-def _images(dataset: DatasetConfig) -> int:
-    return _size(json.dumps(dataset.values(), sort_keys=True), json.dumps(dataset.target))
-
-
 @cache
-def _size(values: str, target: str) -> int:
-    known = json.loads(values)
-    own = {key: known[key] for key in ("name", "label_noise", "noise", "validation")}
-    return size(DatasetConfig(**own, target=json.loads(target))).train
+def _images(dataset: str) -> int:
+    """Training images, those held out included, of a DatasetConfig's values in JSON: looked up once for a sweep."""
+    return size(DatasetConfig.of(json.loads(dataset))).train
 
 
 def in_epochs(*counts: int) -> str:

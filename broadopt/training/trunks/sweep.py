@@ -4,18 +4,15 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
-from broadopt.config.run_config import Recipe, RunConfig
+from broadopt.config.run_config import RunConfig
 from broadopt.devices.rates import shown, together
 from broadopt.errors import printable
 from broadopt.training.planning.page import UNCOUNTED
-from broadopt.training.planning.price import Cost, Price, share_of_first
+from broadopt.training.planning.price import share_of_first
+from broadopt.training.planning.show import Plan
 from broadopt.training.trunks.beginnings import Beginnings, in_epochs
 from broadopt.training.trunks.order import Start, beginnings_of, ordered
-
-Planned: TypeAlias = tuple[Recipe, Cost, Price]
-"""Of a run that was planned."""
 
 
 class SharedSweep:
@@ -34,9 +31,9 @@ class SharedSweep:
         self.order = [start.run for start in starts]
         """Places of the runs as they were given, in the order in which they are to be carried out."""
         self.starts = {start.run: start for start in starts}
-        self._planned: dict[int, Planned] = {}
+        self._planned: dict[int, Plan] = {}
 
-    def show(self, place: int, planned: Planned) -> None:
+    def show(self, place: int, planned: Plan) -> None:
         """Print below the plan of the run at a place of the order how it begins."""
         self._planned[self.order[place]] = planned
         if line := self.line(self.order[place]):

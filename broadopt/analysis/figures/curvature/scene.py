@@ -13,12 +13,12 @@ from broadopt.analysis.figures.output import seeds
 from broadopt.analysis.figures.request import Request
 from broadopt.analysis.landscape.curvature.losses import Loss
 from broadopt.analysis.landscape.curvature.sharpness import rescale
-from broadopt.analysis.landscape.images import Images, autocast, check_same, kind_of_noise
+from broadopt.analysis.landscape.images import Images, check_same, kind_of_noise
 from broadopt.analysis.landscape.networks import reported
 from broadopt.analysis.landscape.runs import Run, check_different
 from broadopt.analysis.landscape.store import Point, Store, code_fact, device_fact, key_of
 from broadopt.config.run_config import KINDS_OF_NOISE
-from broadopt.devices.device import set_flags
+from broadopt.devices.device import autocast, set_flags
 from broadopt.training.evaluate import log_probabilities, metrics
 
 
@@ -56,7 +56,7 @@ class Scene:
 
     def outcomes(self, run: Run, model: nn.Module) -> dict[str, float]:
         """Error (percent) and NLL (nats) of a placed network on the test images and on as many training images."""
-        images, context = self.images[run.label], autocast(run, self.request.device)
+        images, context = self.images[run.label], autocast(run.recipe.precision, self.request.device)
         test = images.test(self.request.images)
         found: dict[str, float] = {}
         for split, (inputs, labels) in {"train": images.train(len(test[1])), "test": test}.items():

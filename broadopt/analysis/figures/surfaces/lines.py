@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from broadopt.analysis.figures.looks import look, styles
 from broadopt.analysis.figures.output import Drawing
@@ -36,42 +37,14 @@ def rays_options(parser: argparse.ArgumentParser) -> None:
 
 def rays(request: Request) -> Drawing:
     """A line a run and direction, their mean in bold; the directions are the same from each run. Raises InputError."""
-    setting, marks = Setting.of(request), [mark_of(run) for run in request.runs]
-    options, device = request.options, setting.images.device
+    setting, marks, options = Setting.of(request), [mark_of(run) for run in request.runs], request.options
     check_different(request.runs, "rays")
     setting.take_buffers(marks)
-    first = marks[0].vector
-    length = options.distance or float(first.norm()) / 2
-    drawn = [
-        one.to(device) for one in directions(options.directions, len(first), seed=derive(request.seed, "directions"))
-    ]
-    starts = {mark.label: mark.vector.to(device) for mark in marks}
+    length = options.distance or float(marks[0].vector.norm()) / 2
     away = evenly(0.0, length, options.points)[1:]
-    points: list[Point] = [
-        {"run": mark.label, "direction": number, "distance": t}
-        for t in away
-        for number in range(options.directions)
-        for mark in marks
-    ]
     key = setting.key({"directions": [options.directions, "uniform"]}, [mark.vector for mark in marks])
     store = Store(request.output, key=key, columns=("run", "direction", "distance"))
-    # At distance 0 all rays of a run are one point, which is measured once.
-    centres = measure(
-        setting.landscape,
-        [{"run": mark.label, "direction": -1, "distance": 0.0} for mark in marks],
-        lambda point: starts[str(point["run"])],
-        store,
-        what="rays: runs",
-    )
-    rows = measure(
-        setting.landscape,
-        points,
-        lambda point: starts[str(point["run"])] + float(point["distance"]) * drawn[int(point["direction"])],
-        store,
-        what="rays",
-    )
-    table = pandas.DataFrame([*centres, *rows])
-    table["method"] = table["run"].map({mark.label: mark.method for mark in marks})
+    table = _along_rays(setting, marks, away, store)
     return Drawing(
         figure=_drawn_rays(table, marks, setting.panels),
         rows=table,
@@ -80,6 +53,31 @@ def rays(request: Request) -> Drawing:
         seen=_seen_rays(table, marks, away[-1]),
         key=key,
     )
+
+
+def _along_rays(setting: Setting, marks: Sequence[Mark], away: Sequence[float], store: Store) -> pandas.DataFrame:
+    """What is measured at each mark, as direction -1, and at the distances `away` from it in each direction."""
+    request, device = setting.request, setting.images.device
+    seed, count = derive(request.seed, "directions"), request.options.directions
+    drawn = [one.to(device) for one in directions(count, len(marks[0].vector), seed=seed)]
+    starts = {mark.label: mark.vector.to(device) for mark in marks}
+
+    def on_ray(point: Point) -> Tensor:
+        return starts[str(point["run"])] + float(point["distance"]) * drawn[int(point["direction"])]
+
+    # At distance 0 all rays of a run are one point, which is measured once.
+    centres: list[Point] = [{"run": mark.label, "direction": -1, "distance": 0.0} for mark in marks]
+    points: list[Point] = [
+        {"run": mark.label, "direction": number, "distance": t}
+        for t in away
+        for number in range(count)
+        for mark in marks
+    ]
+    rows = measure(setting.landscape, centres, lambda point: starts[str(point["run"])], store, what="rays: runs")
+    rows += measure(setting.landscape, points, on_ray, store, what="rays")
+    table = pandas.DataFrame(rows)
+    table["method"] = table["run"].map({mark.label: mark.method for mark in marks})
+    return table
 
 
 def _drawn_rays(table: pandas.DataFrame, marks: Sequence[Mark], words_of: Mapping[str, str]) -> Figure:

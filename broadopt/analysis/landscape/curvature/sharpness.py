@@ -151,8 +151,8 @@ RESCALING = 4.0
 
 
 @torch.no_grad()
-def rescale(model: nn.Module, images: Tensor, *, factor: float = RESCALING) -> list[str]:
-    """Multiply layers by `factor` and what reads them by 1 / `factor`, in place, wherever the network's function stays
+def rescale(model: nn.Module, images: Tensor) -> list[str]:
+    """Multiply layers by RESCALING and divide what reads them by it, in place, wherever the network's function stays
     the same; returns the names of the first layers, none where there is no such pair.
 
     ReLU(a x) = a ReLU(x) for a > 0 makes that so for a layer, or BN's scale and shift, of which one layer alone reads
@@ -169,7 +169,7 @@ def rescale(model: nn.Module, images: Tensor, *, factor: float = RESCALING) -> l
             continue
         written = list(first.parameters(recurse=False))
         with kept([*written, second.weight]) as copies:
-            torch._foreach_mul_([*written, second.weight], [*[factor] * len(written), 1 / factor])
+            torch._foreach_mul_([*written, second.weight], [*[RESCALING] * len(written), 1 / RESCALING])
             same = bool((model(images) - logits).abs().max() <= tolerance)
             if same:  # what is put back is what has been tried
                 torch._foreach_copy_(copies, [*written, second.weight])

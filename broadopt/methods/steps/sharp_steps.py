@@ -45,7 +45,7 @@ class Course:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Occasions:
+class SharpSteps:
     """The steps from `start` budgets on, until `end` budgets are spent, whose number (from 0) is a multiple of `every`.
 
     A pure function of a step's number: nothing to store and nothing to resume. Raises InputError for values out of
@@ -96,16 +96,16 @@ class Occasions:
         return max(0, -(-(min(mine.stop, course.steps) - mine.start) // mine.step))
 
 
-ALWAYS = Occasions()
+ALWAYS = SharpSteps()
 
 
 def gradients(step: Any, course: Course) -> float:
     """Gradients of a batch in a whole training, as `counted`. Raises InputError for a step.from of one budget or more
     that the training never comes to.
     """
-    occasions = getattr(step, "occasions", None)
-    if isinstance(occasions, Occasions) and occasions.start >= 1 and occasions.count(course) == 0:
-        raise InputError(_never_begins(occasions.start, course))
+    sharp_steps = getattr(step, "sharp_steps", None)
+    if isinstance(sharp_steps, SharpSteps) and sharp_steps.start >= 1 and sharp_steps.count(course) == 0:
+        raise InputError(_never_begins(sharp_steps.start, course))
     return counted(step, course)
 
 

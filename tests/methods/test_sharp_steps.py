@@ -31,8 +31,8 @@ from broadopt.methods.step import Plain
 from broadopt.methods.steps.friendly import FriendlySAM
 from broadopt.methods.steps.looksam import LookSAM
 from broadopt.methods.steps.msam import MSAM
-from broadopt.methods.steps.occasions import Course, Occasions
-from broadopt.methods.steps.occasions import gradients as gradients_of
+from broadopt.methods.steps.sharp_steps import Course, SharpSteps
+from broadopt.methods.steps.sharp_steps import gradients as gradients_of
 
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": True}
 RHO = 0.3
@@ -176,10 +176,10 @@ def test_a_step_that_does_not_count_takes_what_it_says_each_time() -> None:
 
 
 def test_a_budget_that_is_no_whole_number_of_steps_begins_with_the_next_step() -> None:
-    assert Occasions(start=0.29).among(100)[0] == 29  # 0.29 * 100 is 28.999999999999996
-    assert Occasions(start=0.07).among(100)[0] == 7  # and 0.07 * 100 is 7.000000000000001
-    assert Occasions(start=0.291).among(100)[0] == 30
-    assert Occasions(end=0.291).among(100)[-1] == 29
+    assert SharpSteps(start=0.29).among(100)[0] == 29  # 0.29 * 100 is 28.999999999999996
+    assert SharpSteps(start=0.07).among(100)[0] == 7  # and 0.07 * 100 is 7.000000000000001
+    assert SharpSteps(start=0.291).among(100)[0] == 30
+    assert SharpSteps(end=0.291).among(100)[-1] == 29
 
 
 @pytest.mark.parametrize("options", [{"from_": 0.4}, {"until": 0.4}, {"every": 2}, {"ascent": 0.5}])
