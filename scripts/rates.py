@@ -20,7 +20,7 @@ from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import public
 from broadopt.config.instantiate import instantiated
 from broadopt.config.shipped import options
-from broadopt.devices.rates import TABLE
+from broadopt.devices.rates import TABLE, went_on_elsewhere
 from broadopt.methods.recorded import PASSES
 from broadopt.models.build import macs
 from broadopt.runs.results import read_all
@@ -43,7 +43,7 @@ def measured(root: Path) -> list[tuple[dict[str, Any], float, str]]:
             threads = environment.get("threads") if environment["device"].startswith("CPU") else None
             what = {"model": config["model"], "device": environment["device"], "threads": threads}
             what["precision"] = config["precision"]
-            if result["state"] == "finished":
+            if result["state"] == "finished" and not went_on_elsewhere(environment):
                 found.append((what, cost["images_per_second"] * passes, f"results/{folder.name}"))
     for path in sorted(root.glob("benchmark/gpu*.json")):
         content = json.loads(path.read_text())
