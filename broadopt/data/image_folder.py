@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import struct
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -144,7 +143,7 @@ def _offer_statistics(root: Path, pixels: np.ndarray) -> None:
         overrides = [
             f"'augmentation.{key}={values}'".replace(" ", "") for key, values in (("mean", mean), ("std", std))
         ]
-        print(f"{root}: its {len(pixels)} training images have {' '.join(overrides)}", file=sys.stderr, flush=True)
+        log.warning("%s: its %d training images have %s", root, len(pixels), " ".join(overrides))
 
 
 def statistics(pixels: np.ndarray) -> tuple[list[float], list[float]]:
