@@ -9,6 +9,10 @@ class InputError(Exception):
     """Bad config, bad input or missing data, found before anything is trained: one line, exit code 2."""
 
 
+class UnreadableData(InputError):
+    """The data of a run cannot be used, and so by no other run that has the same."""
+
+
 class RunFailed(Exception):
     """The run itself failed (non-finite loss, disk full): state "failed", exit code 1."""
 

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from broadopt import streams
-from broadopt.analysis.tables.options import one_of
-from broadopt.analysis.tables.request import Completion, Parser
-from broadopt.config.rules import RULES, expanded
-from broadopt.errors import InputError, Interrupted, RunFailed, printable
-from broadopt.runs.folders import located, remark
-from broadopt.signals import Stop
-from broadopt.trackers.choose import check_installed, failure, opened
-from broadopt.trackers.record import TrackedRun, points_of, record
-from broadopt.trackers.stored import StoredRun, stored_runs
+from broadopt.signals import Stop, loading
+
+with loading():
+    from broadopt import streams
+    from broadopt.analysis.tables.options import one_of
+    from broadopt.analysis.tables.request import Completion, Parser
+    from broadopt.config.rules import RULES, expanded
+    from broadopt.errors import InputError, Interrupted, RunFailed, printable
+    from broadopt.runs.folders import located, remark
+    from broadopt.trackers.choose import check_installed, failure, opened
+    from broadopt.trackers.record import TrackedRun, points_of, record
+    from broadopt.trackers.stored import StoredRun, stored_runs
 
 TRACKERS = tuple(name for name in RULES["tracker"].names if name != "none")
 
@@ -45,6 +47,7 @@ class Request:
     output: Path
 
 
+@streams.ended_by_ctrl_c()
 def main() -> None:
     """Entry point of broadopt-export; ends the process with the exit code of the contract."""
     streams.prepare()

@@ -6,14 +6,17 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from broadopt import streams
-from broadopt.analysis.figures.catalogue import FIGURES
-from broadopt.analysis.figures.request import Request, parse
-from broadopt.devices.threads import let_waiting_threads_sleep
-from broadopt.errors import InputError, Interrupted, RunFailed, printable
-from broadopt.signals import Stop
+from broadopt.signals import Stop, loading
+
+with loading():
+    from broadopt import streams
+    from broadopt.analysis.figures.catalogue import FIGURES
+    from broadopt.analysis.figures.request import Request, parse
+    from broadopt.devices.threads import let_waiting_threads_sleep
+    from broadopt.errors import InputError, Interrupted, RunFailed, printable
 
 
+@streams.ended_by_ctrl_c()
 def main() -> None:
     """Entry point of broadopt-figure; ends the process with the exit code of the contract."""
     streams.prepare(encoding="utf-8")

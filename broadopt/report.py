@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broadopt import streams
-from broadopt.analysis.reporting.request import Request, parse
-from broadopt.errors import InputError, printable
+from broadopt.signals import loading
+
+with loading():
+    from broadopt import streams
+    from broadopt.analysis.reporting.request import Request, parse
+    from broadopt.errors import InputError, printable
 
 if TYPE_CHECKING:
     from broadopt.analysis.reporting.gathered import Gathered

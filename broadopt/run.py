@@ -8,22 +8,27 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
+from broadopt.signals import loading
 
-from broadopt import __version__, launchers, streams
-from broadopt.completion import completion
-from broadopt.config.arguments import ignored_folders, is_sweep, prepared
-from broadopt.config.compose import register_resolvers
-from broadopt.config.messages import one_line
-from broadopt.config.shipped import config_dir
-from broadopt.devices.threads import let_waiting_threads_sleep
-from broadopt.errors import InputError, Interrupted, printable
-from broadopt.launchers.session import Session, unforeseen
-from broadopt.runs.objective import Outcome, is_minimised
+with loading():
+    import hydra
+
+    from broadopt import __version__, launchers, streams
+    from broadopt.completion import completion
+    from broadopt.config.arguments import ignored_folders, is_sweep, prepared
+    from broadopt.config.compose import register_resolvers
+    from broadopt.config.messages import one_line
+    from broadopt.config.shipped import config_dir
+    from broadopt.devices.threads import let_waiting_threads_sleep
+    from broadopt.errors import InputError, Interrupted, printable
+    from broadopt.launchers.ended import is_first, speaks
+    from broadopt.launchers.session import Session, is_shared, unforeseen
+    from broadopt.runs.objective import Outcome, is_minimised
 
 log = logging.getLogger("broadopt")
 
 
+@streams.ended_by_ctrl_c()
 def main() -> None:
     """The entry point of broadopt-run. Exit codes: 0 finished, 1 failed, 2 bad input, 3 left to another process, 75
     interrupted with the state saved.
@@ -95,14 +100,9 @@ def report(error: Exception, session: Session) -> None:
     raise error
 
 
-def is_first() -> bool:
-    """Whether this process, of those that torchrun may have started, is the one that speaks."""
-    return os.environ.get("TORCHELASTIC_RUN_ID") is None or os.environ.get("RANK", "0") == "0"
-
-
 def leave(line: str, code: int) -> None:
     """Say one line on stderr and exit; of several processes the first speaks, the others of what is theirs alone."""
-    if is_first() or code == 1:
+    if speaks(line) if code == 1 else is_first():
         print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -124,10 +124,20 @@ def conclude(session: Session) -> None:
     code = 2 if refused and not session.finished else 1  # 2 says that nothing came of the command
     if session.runs == 1 and session.failed[0][0]:  # a sweep of one: it is said already
         sys.exit(code)
-    lines = [f"{where}: " * bool(where) + printable(str(error)) for where, error in session.failed]
     if not session.failed[0][0]:
-        leave(lines[0], code)
-    leave("\n  ".join([f"{len(lines)} of the sweep's runs failed:", *lines]), code)
+        leave(printable(str(session.failed[0][1])), code)
+    leave("\n  ".join([f"{len(session.failed)} of the sweep's runs failed:", *failures(session)]), code)
+
+
+def failures(session: Session) -> list[str]:
+    """A line on each run of a sweep that failed, one for those that have failed by the same data."""
+    lines = []
+    for number, (where, error) in enumerate(session.failed):
+        if not any(is_shared(error, before) for _, before in session.failed[:number]):
+            others = sum(is_shared(error, later) for _, later in session.failed[number + 1 :])
+            more = f" and {others} other run{'s' * (others > 1)} with these data" * (others > 0)
+            lines.append(f"{where}{more}: {printable(str(error))}")
+    return lines
 
 
 def show_sweep(session: Session) -> None:

@@ -19,6 +19,22 @@ twice, a scheduler SIGTERM along with its own.
 """
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within the block a command imports what it needs: Ctrl-C ends it as it ends any program that does not heed it,
+    without a traceback; there is nothing to save yet.
+    """
+    heeds = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not heeds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Stop:
     """Within the `with` block the signals raise Interrupted; afterwards the previous handlers are back.
 

@@ -109,7 +109,7 @@ def complete_output(command: str, *, closed_pipe: int) -> Iterator[None]:
 @contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
     """Within the block, or the function that this decorates, Ctrl-C ends the process with 130, as it ends what a shell
-    runs: for a command that has nothing to save.
+    runs: where there is nothing to save.
     """
     try:
         yield

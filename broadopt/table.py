@@ -10,11 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from broadopt import streams
-from broadopt.analysis.tables.options import Comparison, seeds_in_words
-from broadopt.analysis.tables.request import Request, parse
-from broadopt.errors import InputError, nearest, printable
-from broadopt.runs.folders import located, remark, to_be_filled
+from broadopt.signals import loading
+
+with loading():
+    from broadopt import streams
+    from broadopt.analysis.tables.options import Comparison, seeds_in_words
+    from broadopt.analysis.tables.request import Request, parse
+    from broadopt.errors import InputError, nearest, printable
+    from broadopt.runs.folders import located, remark, to_be_filled
 
 if TYPE_CHECKING:
     from broadopt.analysis.tables.cells import Context

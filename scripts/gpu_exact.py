@@ -264,14 +264,16 @@ def of_waiting(arguments: argparse.Namespace) -> Rows:
         print("waiting: there is nothing to wait for on a CPU; the steps are made, none is counted")
     cases = {name: (f"method={name}",) for name in sorted(options("step"))}
     cases |= {"ema": ("method=sgd", "collect=ema", "collect.bn=own")}
+    cases |= {"AutoAugment": ("method=sgd", "augmentation.autoaugment=true")}
     for what, keys in cases.items():  # graphs=false: what is replayed waits for nothing
         small = ("model=resnet20", "model.depth=8", "batch_size=16", "budget=1", "graphs=false")
         overrides = (*small, *keys, f"device={arguments.device}")
         parts = parts_of(*overrides, dataset=dataset)
         training = Training(parts, stop=Stop(), reporter=Silent())
-        inputs = parts.data.inputs(0)
+        for _ in parts.data.inputs(0):  # AutoAugment sends each table once
+            pass
         with waiting_counted(device) as places:
-            for one in inputs:
+            for one in parts.data.inputs(0):
                 training.train_on(*one)
         if device.type == "cuda":
             yield checked(f"{what}: waits for the device in 10 steps {' '.join(places)}".rstrip(), len(places), 0)

@@ -19,7 +19,7 @@ from broadopt.config.compose import compose, recipe_of, run_config
 from broadopt.config.identity import public
 from broadopt.config.run_config import ModelConfig
 from broadopt.config.shipped import options
-from broadopt.devices.rates import TABLE
+from broadopt.devices.rates import TABLE, went_on_elsewhere
 from broadopt.methods.recorded import PASSES
 from broadopt.runs.results import read_all
 from broadopt.training.planning.price import price
@@ -41,7 +41,7 @@ def measured(root: Path) -> list[tuple[dict[str, Any], float, str]]:
             threads = environment.get("threads") if environment["device"].startswith("CPU") else None
             what = {"model": config["model"], "device": environment["device"], "threads": threads}
             what["precision"] = config["precision"]
-            if result["state"] == "finished":
+            if result["state"] == "finished" and not went_on_elsewhere(environment):
                 found.append((what, cost["images_per_second"] * passes, f"results/{folder.name}"))
     for path in sorted(root.glob("benchmark/gpu*.json")):
         content = json.loads(path.read_text())

@@ -316,3 +316,50 @@ def test_ctrl_c_ends_a_command_without_a_word(command: tuple[str, ...], finished
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=PATIENCE) == 130
         assert process.stderr.read() == b""
+
+
+AT_IMPORT = """
+import importlib.abc, os, signal, sys, time
+
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == os.environ["AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+"""A sitecustomize.py by which a module that is looked for brings Ctrl-C."""
+
+
+@pytest.mark.parametrize(
+    ("command", "at"),
+    [
+        (("broadopt-run", "experiment=quickstart"), "hydra"),
+        (("broadopt-run", "experiment=quickstart"), "broadopt.runs.objective"),
+        (("-m", "broadopt.run", "experiment=quickstart"), "hydra"),
+        (("broadopt-table", "table3"), "broadopt.analysis.tables.request"),
+        (("broadopt-table", "table3"), "broadopt.analysis.tables.formats"),
+        (("broadopt-report", "."), "broadopt.analysis.reporting.request"),
+        (("broadopt-figure", "--help"), "broadopt.analysis.figures.catalogue"),
+        (("broadopt-export", "--help"), "broadopt.trackers.choose"),
+    ],
+)
+def test_ctrl_c_ends_a_command_that_imports_without_a_word(command: tuple[str, ...], at: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT)
+    words = command if command[0] == "-m" else (str(BIN / command[0]), *command[1:])
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "AT": at, "FORK_SERVER": "no"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, timeout=PATIENCE
+    )
+    assert done.returncode in (130, -signal.SIGINT)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def test_a_command_in_the_background_is_loaded_past_ctrl_c(tmp_path: Path) -> None:
+    """Where SIGINT is ignored, as of what a script starts by &, it stays so."""
+    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.replace("time.sleep(5)", "pass"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "AT": "hydra", "FORK_SERVER": "no"}
+    words = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, str(BIN / "broadopt-run"), "--version"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, b"")

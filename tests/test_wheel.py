@@ -65,3 +65,56 @@ def test_the_commands_work_from_any_folder(installed: Path, tmp_path: Path) -> N
     assert run(installed / "broadopt-report", "results", "-o", "page.html", cwd=tmp_path) == ""
     assert (tmp_path / "page.html").read_text(encoding="utf-8").endswith("</html>\n")
     assert "table1/vgg16_cifar100" in run(installed / "broadopt-run", "--help", cwd=tmp_path).replace(", ", " table1/")
+
+
+AUDIT = """
+import os, sys
+
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
+
+def note(event, args):
+    opened = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if not opened and event not in CHANGES:
+        return
+    for path in args[:2]:
+        if isinstance(path, str) and os.path.abspath(path).startswith(os.environ["PACKAGE"] + os.sep):
+            with open(os.environ["SEEN"], "a") as seen:
+                seen.write(f"{event} {path}\\n")
+
+sys.addaudithook(note)
+"""
+"""A sitecustomize.py that tells of whatever a process would write beside the installed code."""
+
+
+def written(program: Path, *arguments: str, cwd: Path, package: Path, **environment: str) -> str:
+    """What a command writes, or would change, below `package`."""
+    (cwd / "audit").mkdir(exist_ok=True)
+    (cwd / "audit/sitecustomize.py").write_text(AUDIT)
+    (cwd / "seen").write_text("")
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(cwd / "audit"), "PACKAGE": str(package)}
+    variables |= {"SEEN": str(cwd / "seen"), **environment}
+    done = subprocess.run([program, *arguments], cwd=cwd, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (cwd / "seen").read_text()
+
+
+def test_an_installation_may_be_read_only(installed: Path, tmp_path: Path) -> None:
+    """Python's own bytecode apart, which PYTHONDONTWRITEBYTECODE keeps away, no command writes beside its code."""
+    (package,) = (installed.parent / "lib").glob("python*/site-packages/broadopt")
+    python, probe = installed / "python", f"open({str(package / 'probe')!r}, 'w').close()"
+    assert written(python, "-c", probe, cwd=tmp_path, package=package) == f"open {package}/probe\n"
+    (package / "probe").unlink()
+    for program, *arguments in (
+        ("broadopt-run", "experiment=quickstart", "method=swa", "budget=0.05", "keep=snapshots"),
+        ("broadopt-run", "-m", "experiment=quickstart", "hydra/launcher=local", "budget=0.05", "seed=2"),
+        ("broadopt-run", "experiment=table3/wrn28_2", "plan=true"),
+        ("broadopt-table", "runs"),
+        ("broadopt-table", "table3", "--status"),
+        ("broadopt-report", "results", "-o", "page.html"),
+        ("broadopt-figure", "curves", "method=swa", "--results", "results"),
+        ("broadopt-export", "tensorboard"),
+    ):
+        found = written(installed / program, *arguments, cwd=tmp_path, package=package, PYTHONDONTWRITEBYTECODE="1")
+        assert found == "", program
+    assert (tmp_path / "page.html").exists()
+    assert len(list((tmp_path / "results/runs").rglob("result.json"))) == 2

@@ -20,7 +20,7 @@ from broadopt.config.compose import COMPOSED, NO_PACKAGE, compose, several
 from broadopt.config.habits import about_choice, from_habit
 from broadopt.config.identity import importable
 from broadopt.config.rules import RULES
-from broadopt.config.shipped import SEVERAL, config_dir, options
+from broadopt.config.shipped import SEVERAL, circle, config_dir, options
 from broadopt.errors import InputError, nearest, printable
 
 
@@ -34,6 +34,8 @@ def _line(error: BaseException, arguments: list[str]) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, InputError):
             return str(cause)
+    if isinstance(error, RecursionError):
+        return _circle(arguments)
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
     if isinstance(error, (HydraException, OmegaConfBaseException, ValueError)) and (line := _malformed(arguments)):
@@ -61,6 +63,16 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _circle(arguments: list[str]) -> str | None:
+    """The line about configs of the user's own whose defaults go round in a circle, which Hydra goes on along."""
+    own = get_args_parser().parse_known_args(arguments)[0].config_dir
+    first, *others = (circle(Path(own)) if own else []) or [""]
+    if not first:
+        return None
+    by = f", by {', '.join(others)}" if others else ""
+    return f"{Path(own, first)}.yaml: its defaults lead back to it{by}; expected other files"
 
 
 def _missing_config(error: MissingConfigException) -> str:
@@ -247,4 +259,6 @@ def instantiation_error(
         arguments = {*node, *taken} - {key, "_target_", "options", *names}
         line = unknown_key(f"{group}.{key}", [group, *sorted(f"{group}.{argument}" for argument in arguments)])
         return InputError(f"{line} ({target} has no such argument)")
+    if group == "schedule" and "missing " in text and not inspect.isclass(get_object(place)):
+        text += "; a function that gives the lr needs _partial_: true beside its _target_"
     return InputError(f"{group}._target_={target}: {text}")

@@ -4,11 +4,13 @@ are made of several such files.
 
 from collections.abc import Sequence
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import broadopt
 from broadopt.errors import InputError
+from broadopt.files import MEBIBYTE, read_yaml
 
 
 def _shipped(inside: str, checkout: str) -> Path:
@@ -91,6 +93,36 @@ def register_several() -> None:
 
     for plugin in (Several, SeveralPath):
         Plugins.instance().register(plugin)
+
+
+def circle(own: Path) -> list[str]:
+    """The configs of a folder whose defaults lead from each to the next and from the last to the first; none where none
+    do.
+    """
+    files = {path.relative_to(own).with_suffix("").as_posix(): path for path in sorted(own.rglob("*.yaml"))}
+    try:
+        TopologicalSorter({name: _named(name, path) for name, path in files.items()}).prepare()
+    except CycleError as error:
+        return list(error.args[1][:0:-1])
+    return []
+
+
+def _named(name: str, path: Path) -> list[str]:
+    """The configs that the defaults of a file bring in, as Hydra reads them; none of one that cannot be read."""
+    try:
+        content = read_yaml(path, limit=MEBIBYTE)
+    except (OSError, ValueError):
+        return []
+    found, own = [], name.rpartition("/")[0]
+    for one in content.get("defaults") or () if isinstance(content, dict) else ():
+        key, value = next(iter(one.items())) if isinstance(one, dict) and one else ("", one)
+        for choice in value if isinstance(value, list) else [value]:
+            words = f"{key}/{choice}".removeprefix("optional ") if key else str(choice)
+            if not words.startswith("override "):
+                group, _, last = words.rpartition("/")
+                target = f"{group.partition('@')[0]}/{last.partition('@')[0]}"
+                found.append(target.lstrip("/") if words.startswith("/") else f"{own}/{target.lstrip('/')}".lstrip("/"))
+    return found
 
 
 def _folders() -> list[Any]:

@@ -97,15 +97,18 @@ class Draws:
 
     def to(self, device: torch.device) -> "Draws":
         """Copies on `device`; the host does not wait for a CUDA device to receive them."""
-        if device.type == "cuda":
-            return self._each(lambda drawn: drawn.pin_memory().to(device, non_blocking=True), lambda drawn: drawn)
-        return self._each(lambda drawn: drawn.to(device), lambda drawn: drawn)
+        return self._each(lambda drawn: to_device(drawn, device), lambda drawn: drawn)
 
     def _each(self, change: Callable[[Tensor], Tensor], on_cpu: Callable[[Tensor], Tensor]) -> "Draws":
         operations = None if self.operations is None else tuple(map(on_cpu, self.operations))
         holes, mixes = (None if drawn is None else change(drawn) for drawn in (self.holes, self.mixes))
         images, tops, lefts, flips = map(change, (self.images, self.tops, self.lefts, self.flips))
         return Draws(images, tops, lefts, flips, operations, holes, mixes)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`; the host does not wait for a CUDA device to receive it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def draw(augmentation: Augmentation, count: int, generator: torch.Generator) -> Draws:

@@ -21,7 +21,7 @@ from broadopt.config.run_config import KINDS_OF_NOISE, DatasetConfig
 from broadopt.data.cifar_files import is_there, md5, obtain, published_md5, read_bytes
 from broadopt.data.cifar_pickles import text, unpickle
 from broadopt.data.label_noise import counterparts, read_labels
-from broadopt.errors import InputError, nearest
+from broadopt.errors import InputError, UnreadableData, nearest
 
 log = logging.getLogger("broadopt")
 
@@ -113,8 +113,15 @@ def cifar(*, name: str = "cifar10", data_dir: str | Path, verify: bool = True, c
 
 def read(config: DatasetConfig) -> Dataset:
     """The data set of a config, as its target reads it, with the labels of a file where the config names one: the
-    fingerprint is then one of both. Raises InputError.
+    fingerprint is then one of both. Raises UnreadableData.
     """
+    try:
+        return _read(config)
+    except InputError as error:
+        raise UnreadableData(str(error)) from error
+
+
+def _read(config: DatasetConfig) -> Dataset:
     dataset: Dataset = instantiated("dataset", config.reader)
     _check(config.name, dataset)
     if config.noise in KINDS_OF_NOISE:

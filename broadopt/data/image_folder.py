@@ -140,7 +140,7 @@ def _cached_pixels(root: Path, images: dict[str, list[Image]]) -> dict[str, np.n
 def _offer_statistics(root: Path, pixels: np.ndarray) -> None:
     """Print mean and standard deviation of the training images as overrides: a recipe's are those of CIFAR."""
     mean, std = statistics(pixels)
-    if min(std) > 0:
+    if min(std) > 0 and log.isEnabledFor(logging.WARNING):  # of several processes the first speaks
         overrides = [
             f"'augmentation.{key}={values}'".replace(" ", "") for key, values in (("mean", mean), ("std", std))
         ]

@@ -4,6 +4,7 @@ The gradients are averaged by torch's DistributedDataParallel while the backward
 decided is the first process's; running statistics of BN are those that it has seen.
 """
 
+import hashlib
 import io
 import itertools
 import os
@@ -32,6 +33,10 @@ LONGEST_WAIT = timedelta(days=7)
 PATIENCE = timedelta(seconds=30)
 """For the others to come to the end of a run that has failed in this process: far more than there is between processes
 of which all have met the same failure."""
+
+
+FIRST_SPEAKS = timedelta(seconds=10)
+"""For the first to say why a run has failed, which it has to write into the result before."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,23 @@ def have_all_ended(*, failed: bool) -> bool:
     except DistStoreError:
         store.set("over", "yes")
     return not store.check(["over"])
+
+
+def is_said_by_first(line: str) -> bool:
+    """Whether the first process says this line, so that this one, another, need not. To be called by each process that
+    has it to say.
+    """
+    if asked_for() == 1:
+        return False
+    key = f"said {hashlib.sha256(line.encode(errors='backslashreplace')).hexdigest()}"
+    if rank() == 0:
+        _store().set(key, "yes")
+        return False
+    try:
+        _store().wait([key], FIRST_SPEAKS)
+    except DistStoreError:
+        return False
+    return True
 
 
 @cache

@@ -82,6 +82,13 @@ class Duration:
         return f"about {shown(self.hours)} h on {kind} ({'by measured rate' if self.is_measured else 'derived'})"
 
 
+def went_on_elsewhere(environment: Mapping[str, Any]) -> bool:
+    """Whether the run of this environment of a result was trained on several kinds of device: its seconds are those of
+    all together, and no measure of any.
+    """
+    return "carried_out_on" in environment
+
+
 def kind_of(device: str, threads: int | None = None) -> str:
     """The kind of a device of that name: `an H100`, `1 thread of a CPU (AMD EPYC)`; the name itself of another GPU."""
     if threads:

@@ -85,6 +85,25 @@ def what_became(ended: Ended | None) -> Exception:
     return RunFailed(f"{could_not}exit code {ended.code}: {ended.line()}")
 
 
+def is_first() -> bool:
+    """Whether this process, of those that torchrun may have started, is the one that speaks."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") is None or os.environ.get("RANK", "0") == "0"
+
+
+def speaks(line: str) -> bool:
+    """Whether this process is to say why a run has failed: the first of those that torchrun has started says what all
+    of them have met, any other what is its own alone.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    from broadopt.devices.processes import is_said_by_first  # imports torch
+
+    try:
+        return not is_said_by_first(line)
+    except (InputError, RuntimeError):  # variables that are not torchrun's, or its store has gone
+        return is_first()
+
+
 @contextmanager
 def in_step(*, sweep: bool) -> Iterator[None]:
     """Within the block a run is carried out. Where torchrun has given the sweep to several processes and the run fails

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from broadopt.config.compose import run_config
-from broadopt.config.run_config import RunConfig
+from broadopt.config.run_config import DatasetConfig, RunConfig
 from broadopt.errors import (
     ClosedPipe,
     DeviceLost,
@@ -23,9 +23,10 @@ from broadopt.errors import (
     LeftToAnother,
     RunFailed,
     Stopped,
+    UnreadableData,
     printable,
 )
-from broadopt.launchers.ended import in_step
+from broadopt.launchers.ended import in_step, speaks
 from broadopt.launchers.place import PLACE, Sweep
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
@@ -59,6 +60,8 @@ class Session:
     """Runs that another process is on."""
     failed: list[tuple[str, Exception]] = field(default_factory=list)
     """Overrides, empty outside a sweep, and the InputError or RunFailed of each run that failed."""
+    unreadable: dict[str, UnreadableData] = field(default_factory=dict)
+    """Why data cannot be used, by what reads them."""
     planned: "list[Price]" = field(default_factory=list)
     latest: "Plan | None" = None
     """Of the last planned run."""
@@ -152,10 +155,11 @@ class Session:
         outcome = None
         try:
             run = checked()
-            if run.execution.plan and composed is not None:
-                self._plan(run, composed, overrides, brief=sweep)
-            else:
-                outcome = self._executed(run, place)
+            with self._reading(run.recipe.dataset):
+                if run.execution.plan and composed is not None:
+                    self._plan(run, composed, overrides, brief=sweep)
+                else:
+                    outcome = self._executed(run, place)
         except LeftToAnother as left:
             print(left, flush=True)
             self.elsewhere += not sweep  # of a sweep's run it is counted where it arrives
@@ -183,6 +187,18 @@ class Session:
         self.latest = show(composed, run, overrides, brief=brief)
         self.planned.append(self.latest[2])
 
+    @contextmanager
+    def _reading(self, data: DatasetConfig) -> Iterator[None]:
+        """Within the block a run's data are read. Raises what another run with the same data has failed by."""
+        source = repr((data.reader, data.noise))
+        if source in self.unreadable:
+            raise self.unreadable[source]
+        try:
+            yield
+        except UnreadableData as error:
+            self.unreadable[source] = error
+            raise
+
     def _executed(self, run: RunConfig, place: str) -> Outcome | None:
         from broadopt.training.execute import execute  # imports torch: --help answers without it
 
@@ -205,12 +221,20 @@ class Session:
         print(line(replace(recipe, seed=seed), cost, price.time), flush=True)
 
     def note(self, error: InputError | RunFailed, overrides: list[str], *, sweep: bool) -> InputError | RunFailed:
-        """Keep a failure for the summary; a sweep, which goes on, reports it at once as well. Returns `error`."""
+        """Keep a failure for the summary; a sweep, which goes on, reports it at once as well, and once where its runs
+        share it. Returns `error`.
+        """
         where = (printable(" ".join(overrides)) or "-m") if sweep else ""
+        if any(is_shared(error, known) for _, known in self.failed):
+            self.failed.append((where, error))
+            return error
         if self.show_traces and sys.exc_info()[0] is not None:  # what a worker raises has left its traceback there
             traceback.print_exc()
         if sweep and os.getpid() == self.process:  # what a worker raises is said where it arrives
-            print(f"broadopt-run: {where}: {printable(str(error))}", file=sys.stderr, flush=True)
+            line = f"{where}: {printable(str(error))}"
+            line += "; other runs with these data are left out" * isinstance(error, UnreadableData)
+            if speaks(line):
+                print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
         self.failed.append((where, error))
         # Hydra and the summary keep the error to the end of the sweep, and its frames would keep the network, the
         # images and all that the run had on the device.
@@ -237,6 +261,11 @@ class Session:
             reason = error if isinstance(error, InputError | RunFailed) else unforeseen(error)
             self.note(reason, list(returned.overrides or overrides), sweep=True)
         return not isinstance(error, Stopped)
+
+
+def is_shared(error: Exception, other: Exception) -> bool:
+    """Whether two runs have failed by the same data."""
+    return isinstance(error, UnreadableData) and isinstance(other, UnreadableData) and str(error) == str(other)
 
 
 def let_go(error: BaseException | None) -> None:

@@ -6,8 +6,8 @@ copies, in which the seed has no part in what else is chosen. Of those that are 
 """
 
 import copy
+import logging
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from broadopt.training.trunks.sweep import SharedSweep
 
 
+log = logging.getLogger("broadopt")
+
+
 class OnceSweeper(BasicSweeper):
     """Hydra's own sweeper, over a `OnceLoader`."""
 
@@ -53,7 +56,7 @@ class OnceSweeper(BasicSweeper):
             assert self.config is not None
             self.session.sweep = Sweep.of(self.config, sum(map(len, self.overrides or [])))
             if mixed := mixed_protocols(batch, originals):
-                print(mixed, file=sys.stderr, flush=True)
+                log.warning("%s", mixed)
 
 
 class PlanningLauncher:

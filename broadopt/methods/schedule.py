@@ -18,8 +18,11 @@ NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)
 
 def learning_rate(schedule: Callable[..., Any], epochs: float, *, step: float = 0.0) -> float:
     """What a schedule, of whoever's making, gives for the step after `epochs` epochs, as a plain number: a checkpoint
-    takes none of NumPy's. Raises RunFailed for anything but a finite number.
+    takes none of NumPy's. Raises RunFailed for anything but a finite number, and InputError for what is no schedule.
     """
+    if not callable(schedule):
+        found = printable(" ".join(str(schedule).split()))[:100]
+        raise InputError(f"schedule: its _target_ gives {found}; a function that gives the lr needs _partial_: true")
     given = schedule(epochs, step=step)
     try:
         lr = math.nan if isinstance(given, str | bytes) else float(given)

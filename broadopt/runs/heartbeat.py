@@ -51,6 +51,8 @@ class Position:
     """In training steps, as last measured; 0 before that."""
     trunk_epochs: int = 0
     """Epochs that another run has trained, which this one has begun from."""
+    epochs_elsewhere: float = 0.0
+    """Epochs that were trained on another kind of device, and are not in the rate."""
 
 
 class Heartbeat:
@@ -139,6 +141,7 @@ def _figures(first: Position, now: Position, *, seconds: float) -> dict[str, Any
         "images_per_second": now.images_per_second or so_far or None,
         "trunk_epochs": now.trunk_epochs,
         "seconds_left": (now.steps - now.step) / pace if pace else None,
+        **({"epochs_elsewhere": now.epochs_elsewhere} if now.epochs_elsewhere else {}),
     }
 
 

@@ -247,5 +247,6 @@ _PROGRESS = _mapping(
         "images_per_second": _nullable(_MEASURED),
         "seconds_left": _nullable(_number(0, LARGEST)),
         "trunk_epochs": _whole(0),
+        "epochs_elsewhere": _MEASURED,
     },
 )

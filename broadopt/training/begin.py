@@ -80,6 +80,8 @@ def resume(training: Training, folder: Path, recipe: Recipe, sharing: Sharing | 
         say_where_rounding_differs(machines[-1], device, what=f"{trunk or folder} was trained so far")
     if not machines or machines[-1] != machine:
         machines.append(machine)
+    if len(machines) > 1:
+        training.measure_from_here()
     return resumed
 
 

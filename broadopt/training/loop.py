@@ -54,6 +54,9 @@ class Training:
         self.stepper = Stepper(parts)
         self.evaluator = Evaluator(parts, stop=stop)
         self.measured_rate = 0.0
+        """Images a second on this kind of device."""
+        self.elsewhere = (0.0, 0.0)
+        """Epochs and seconds that were trained on another kind."""
         self.closed_pipe: BrokenPipeError | None = None
         """That of the first of several processes, which has not ended yet because of it."""
         self.leave: Mapping[int, Callable[[], None]] = {}
@@ -79,6 +82,7 @@ class Training:
             images_per_epoch=self.parts.data.train_size,
             images_per_second=self.measured_rate,
             trunk_epochs=self.progress.trunk.get("epochs", 0),
+            epochs_elsewhere=self.elsewhere[0],
         )
 
     def run(self, save: Callable[[], None], *, minutes: float) -> None:
@@ -154,7 +158,11 @@ class Training:
         if self.parts.device.type == "cuda":
             torch.cuda.synchronize(self.parts.device)
         self.progress.train_seconds += time.monotonic() - began
-        self.measured_rate = self.images_per_second  # exact at this moment only: later steps are not yet in the seconds
+        self.measured_rate = self._rate()  # exact at this moment only: later steps are not yet in the seconds
+
+    def _rate(self) -> float:
+        epochs, seconds = self.epochs - self.elsewhere[0], self.progress.train_seconds - self.elsewhere[1]
+        return epochs * self.parts.data.train_size / seconds if seconds > 0 else 0.0
 
     def _means_of_epoch(self) -> tuple[float, float]:
         return means([self.stepper.sums()])
@@ -225,16 +233,21 @@ class Training:
     def check_finite(self) -> None:
         """Raise RunFailed, naming what it is, where the loss of the epoch so far or a number that a checkpoint holds is
         not finite: a weight, a BN statistic, the optimizer's state, an average. Waits for the device, once where all
-        is finite.
+        is finite. Called by all processes together, and all raise the same.
         """
+        if reason := next(filter(None, self.parts.processes.gathered(self._not_finite())), ""):
+            raise RunFailed(reason)
+
+    def _not_finite(self) -> str:
+        """What is not finite in this process, and where; empty where all is."""
         state = {name: tensor.detach() for name, tensor in self.parts.tensors().items()}
         # A 2-norm can overflow by itself; the maximum of the absolute values cannot, but takes a CPU 20 times as long.
         if self._are_finite(state.values(), order=2) or self._are_finite(state.values(), order=math.inf):
-            return
+            return ""
         largest = {name: torch.linalg.vector_norm(tensor, math.inf) for name, tensor in state.items()}
         what = next((name for name, value in largest.items() if not math.isfinite(float(value))), "the loss")
         place = self.place()
-        raise RunFailed(
+        return (
             f"{what} is not finite in epoch {place['epoch']} at lr {self.stepper.lr:g}; "
             f"last finite loss: {place['last_finite_loss']}"
         )
@@ -286,4 +299,8 @@ class Training:
             one.load_state_dict(state["also"][name])
         self.progress = Progress(**state["progress"])
         self.stepper.load_state_dict(state)
-        self.measured_rate = self.images_per_second
+        self.measured_rate = self._rate()
+
+    def measure_from_here(self) -> None:
+        """Measure the rate without the epochs so far, which were trained on another kind of device."""
+        self.elsewhere, self.measured_rate = (self.epochs, self.progress.train_seconds), 0.0

@@ -263,6 +263,52 @@ def test_a_choice_of_the_user_is_listed_with_those_that_are_shipped(tmp_path: Pa
     assert line.endswith('; did you mean "small"?')
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"a": "[a]"}, "own/collect/a.yaml: its defaults lead back to it; expected other files"),
+        ({"a": "[swa, a, _self_]"}, "own/collect/a.yaml: its defaults lead back to it; expected other files"),
+        ({"a": "[/collect/a]"}, "own/collect/a.yaml: its defaults lead back to it; expected other files"),
+        (
+            {"a": "[b]", "b": "[{/collect@_here_: c}]", "c": "[a]"},
+            "own/collect/a.yaml: its defaults lead back to it, by ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
+def test_configs_that_name_each_other_are_one_line(
+    files: dict[str, str], expected: str, sweep: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "own/collect").mkdir(parents=True)
+    for name, defaults in files.items():
+        (tmp_path / f"own/collect/{name}.yaml").write_text(f"defaults: {defaults}\n")
+    code, out, err = said("broadopt-run", "--config-dir", "own", "collect=a", *sweep, cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"broadopt-run: {expected}")
+    assert err.endswith("; expected other files\n")
+    assert err.count("\n") == 1
+
+
+def test_a_function_as_a_schedule_is_told_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "own/schedule").mkdir(parents=True)
+    (tmp_path / "halving.py").write_text(
+        "def halving(epochs, *, step, lr):\n    return lr\n\n"
+        "class Halving:\n    def __init__(self, lr, missing):\n        pass\n\n"
+        "def at_once(lr, epochs=0.0, step=0.0):\n    return lr\n"
+    )
+    for name in ("halving", "Halving", "at_once"):
+        (tmp_path / f"own/schedule/{name}.yaml").write_text(f"_target_: halving.{name}\nlr: 1.0\n")
+    given = ("--config-dir", "own", "experiment=quickstart", "device=cpu")
+    line = line_of(run(*given, "schedule=halving", cwd=tmp_path, PYTHONPATH=str(tmp_path)), tmp_path)
+    assert line.startswith("broadopt-run: schedule._target_=halving.halving: ")
+    assert line.endswith("; a function that gives the lr needs _partial_: true beside its _target_")
+    line = line_of(run(*given, "schedule=Halving", cwd=tmp_path, PYTHONPATH=str(tmp_path)), tmp_path)
+    assert line.endswith("missing 1 required positional argument: 'missing'"), "a class needs no such key"
+    line = line_of(run(*given, "schedule=at_once", cwd=tmp_path, PYTHONPATH=str(tmp_path)), tmp_path)
+    said_of = "its _target_ gives 1.0; a function that gives the lr needs _partial_: true"
+    assert line == f"broadopt-run: schedule: {said_of}"
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
 def test_a_gpu_that_is_not_there_is_one_line(device: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() > int(device.partition(":")[2] or 0):
@@ -318,6 +364,30 @@ def test_a_sweep_of_nothing_but_bad_runs_exits_with_2_and_names_them_all(tmp_pat
         "  experiment=quickstart seed=-1: seed=-1: expected a whole number from 0 to 2^63 - 1",
         "  experiment=quickstart seed=-2: seed=-2: expected a whole number from 0 to 2^63 - 1",
     ]
+    assert not (tmp_path / "results/runs").exists()
+
+
+def test_data_that_cannot_be_used_are_said_once_and_read_once(tmp_path: Path, small_cifar: Callable[..., Path]) -> None:
+    """The runs with other data are trained."""
+    folder = small_cifar()
+    sweep = (*SMALL, "budget=0.1", f"data_dir={tmp_path}", "dataset=cifar10,digits", "seed=1,2", "method=sgd,sam")
+    process = run("-m", *sweep, cwd=tmp_path)
+    assert process.returncode == 1
+    reason = f"{folder / 'data_batch_1'}: MD5 "
+    first, last = [line for line in process.stderr.splitlines() if reason in line]
+    assert first.startswith("broadopt-run: ")
+    assert first.endswith(" by dataset.verify=false; other runs with these data are left out")
+    assert "dataset=cifar10 seed=1 method=sgd and 3 other runs with these data: " in last
+    assert "broadopt-run: 4 of the sweep's runs failed:" in process.stderr
+    assert [result(path)["dataset"] for path in folders(tmp_path)] == ["digits"] * 4
+
+
+def test_a_sweep_of_bad_data_alone_ends_with_2(tmp_path: Path) -> None:
+    process = run("-m", *SMALL, "dataset=image_folder", "dataset.path=nowhere", "seed=1,2,3", cwd=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.count("nowhere/train: cannot be listed") == 2
+    assert process.stderr.splitlines()[-2] == "broadopt-run: 3 of the sweep's runs failed:"
+    assert " seed=1 and 2 other runs with these data: " in process.stderr.splitlines()[-1]
     assert not (tmp_path / "results/runs").exists()
 
 

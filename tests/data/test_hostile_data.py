@@ -190,6 +190,15 @@ def test_mean_and_deviation_are_offered_as_overrides_that_a_run_takes(root: Path
     ]
 
 
+def test_mean_and_deviation_are_not_offered_by_a_process_that_says_errors_alone(
+    root: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As all but the first of torchrun's."""
+    with caplog.at_level(logging.ERROR):
+        image_folder(path=root)
+    assert capsys.readouterr().err == ""
+
+
 def test_statistics_are_those_of_numpy() -> None:
     pixels = np.random.RandomState(0).randint(0, 200, (5, 3, 8, 8)).astype(np.uint8)
     mean, std = statistics(pixels)

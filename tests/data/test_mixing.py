@@ -1,9 +1,14 @@
 """AutoAugment, Cutout and CutMix in batches, against one image at a time."""
 
+from typing import Any
+
 import pytest
 import torch
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
 from torchvision.transforms import functional as reference
+from torchvision.transforms.autoaugment import _apply_op
 
 from broadopt.data.augment import Augmentation, cut_mix, cut_out, draw
 from broadopt.data.autoaugment import POLICIES, Policies, equalized
@@ -36,6 +41,62 @@ def test_a_batch_of_autoaugment_has_the_bits_of_torchvisions_one_image_at_a_time
 
     assert torch.equal(batch, torch.stack(one_by_one))
     assert not torch.equal(batch, images)
+
+
+def operations() -> list[tuple[str, float]]:
+    """Every operation of the policies with its magnitude, either way where it has a sign."""
+    entries = {entry for pair in Policies().table for entry in pair}
+    found = {(name, sign * size) for name, _, size, signed in entries for sign in ((1, -1) if signed else (1,))}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("name", "magnitude"), operations())
+def test_every_operation_has_torchvisions_bits(name: str, magnitude: float) -> None:
+    images = random_images(40)
+    images[1], images[2, 0], images[3, 1, :16] = 0, 255, 7
+    images[4:20] = images[4:20] // 3 + 50
+    expected = _apply_op(images, name, magnitude, InterpolationMode.NEAREST, None)
+    assert torch.equal(Policies()._applied(images, name, magnitude), expected)
+
+
+class Waits(TorchFunctionMode):
+    """Notes what would make the host wait for a GPU: values that Python sends there, or asks for, and the places of
+    what is true.
+    """
+
+    ASKING = ("item", "nonzero", "__bool__", "__float__", "__int__", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        indices = args[1] if name in ("__getitem__", "__setitem__") else ()
+        indices = indices if isinstance(indices, tuple) else (indices,)
+        sends = name in ("tensor", "as_tensor") and kwargs.get("device") is not None
+        if sends or name in self.ASKING or any(getattr(one, "dtype", None) is torch.bool for one in indices):
+            self.found.append(name)
+        return function(*args, **kwargs)
+
+
+def waits(images: Tensor, policies: Tensor, chances: Tensor, signs: Tensor) -> list[str]:
+    augment = Policies()
+    augment(images, policies, chances, signs)  # the places that pixels come from are sent once
+    with Waits() as seen:
+        augment(images, policies, chances, signs)
+    return seen.found
+
+
+def test_nothing_of_autoaugment_makes_the_host_wait() -> None:
+    """As torchvision's affine operations and its contrast do; every policy is drawn, with either sign."""
+    count = 2 * POLICIES
+    signs = (torch.arange(count) < POLICIES)[:, None].expand(-1, 2)
+    assert waits(random_images(count), torch.arange(count) % POLICIES, torch.zeros(count, 2), signs) == []
+    with Waits() as seen:
+        for name in ("Rotate", "AutoContrast"):
+            _apply_op(random_images(2), name, 3.0, InterpolationMode.NEAREST, None)
+    assert seen.found == ["tensor", "tensor", "__setitem__", "__setitem__"]
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 17, 256])

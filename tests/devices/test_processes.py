@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import forked as children
@@ -38,8 +40,10 @@ from torch import Tensor, distributed, nn
 
 from broadopt.config.compose import compose, run_config
 from broadopt.data.datasets import read
+from broadopt.devices import processes as module
 from broadopt.devices.processes import Processes
-from broadopt.errors import InputError
+from broadopt.errors import InputError, RunFailed
+from broadopt.launchers.ended import speaks
 from broadopt.runs.folders import run_folder
 from broadopt.training.build import build
 
@@ -374,9 +378,44 @@ def test_a_sweep_ends_in_all_processes_where_one_has_failed_alone(tmp_path: Path
     assert not list(tmp_path.rglob("result.json"))
 
 
+def test_what_all_processes_fail_by_is_said_once(tmp_path: Path) -> None:
+    first, other = forked(*SMALL, "budget=0.1", "lr=1e30", cwd=tmp_path)
+    assert (first.returncode, other.returncode) == (1, 1), first.stderr + other.stderr
+    (line,) = first.stderr.splitlines()
+    assert line.startswith("broadopt-run: ")
+    assert " is not finite in epoch 1 at lr 1e+30; last finite loss: " in line
+    assert other.stderr == ""
+
+
+def test_what_is_not_finite_in_one_process_fails_all_by_one_line() -> None:
+    made = processes.training("method=sgd", PLAIN)
+    others = SimpleNamespace(gathered=lambda own: [own, "the loss is not finite in epoch 1"])
+    made.parts = replace(made.parts, processes=others)
+    with pytest.raises(RunFailed, match=r"^the loss is not finite in epoch 1$"):
+        made.check_finite()
+
+
+def test_what_one_process_has_met_alone_it_says_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = distributed.HashStore()
+    monkeypatch.setattr(module, "_store", lambda: store)
+    monkeypatch.setattr(module, "FIRST_SPEAKS", timedelta(seconds=0.1))
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "2")
+    assert speaks("all: have met it \udce4")
+    monkeypatch.setenv("RANK", "0")
+    assert speaks("all: have met it \udce4")
+    monkeypatch.setenv("RANK", "1")
+    assert not speaks("all: have met it \udce4")
+    assert speaks("this one: alone")
+    monkeypatch.delenv("MASTER_PORT")
+    assert not speaks("this one: alone")
+
+
 def test_a_failure_of_all_processes_ends_one_run_of_a_sweep(tmp_path: Path) -> None:
     first, other = forked(*SMALL, "budget=0.1", "-m", "lr=1e30,0.1", cwd=tmp_path, program=impatient.__file__)
     assert (first.returncode, other.returncode) == (1, 1), first.stderr + other.stderr
     assert "failed alone" not in first.stderr + other.stderr
+    assert first.stderr.count(" is not finite in epoch 1 at lr 1e+30; ") == 2, "when it happens, and at the end"
+    assert other.stderr == ""
     states = {found["config"]["lr"]: found["state"] for found in map(result, folders(tmp_path))}
     assert states == {1e30: "failed", 0.1: "finished"}

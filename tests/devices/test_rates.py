@@ -1,6 +1,7 @@
 """Hours of a run: by measured rates, else derived from operations, and always called one or the other."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from broadopt.devices import rates
 from broadopt.devices.rates import Rate, duration, kind_of, rate_of, shown, total
+from broadopt.runs.results import sealed
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 import rates as script
@@ -68,6 +70,18 @@ def test_a_row_of_a_gpu_check_says_how_its_network_was_configured_otherwise(tmp_
     rows = json.loads((script.RESULTS / "benchmark/gpu_recorded.json").read_text())["rows"]
     heads = [row["overrides"] for row in rows if row.get("network") == "vgg19_bn" and row["part"] == "rates"]
     assert heads == [["model.head=torchvision"]] * 2, "the default when it was measured"
+
+
+def test_a_run_that_went_on_on_another_kind_of_device_has_no_rate(tmp_path: Path) -> None:
+    folder = tmp_path / script.COUNTED[0]
+    shutil.copytree(script.RESULTS / script.COUNTED[0], folder)
+    before = {row["precision"]: row["runs"] for row in script.rates(tmp_path)}
+    path = min(folder.rglob("result.json"))
+    result = json.loads(path.read_text())
+    result["environment"]["carried_out_on"] = [{"device": "NVIDIA H100 80GB HBM3"}, {"threads": 1}]
+    path.write_bytes(sealed(result))
+    after = {row["precision"]: row["runs"] for row in script.rates(tmp_path)}
+    assert after == before | {"fp32": before["fp32"] - 1}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from broadopt.runs import checkpoint, heartbeat
 from broadopt.runs.begun import precision_of
 from broadopt.runs.folders import run_folder
 from broadopt.signals import Stop
-from broadopt.training import execute
+from broadopt.training import begin, execute
 from broadopt.training.loop import Training
 from broadopt.training.progress import Silent
 
@@ -269,6 +269,25 @@ def test_a_training_of_two_parts_is_deterministic_where_both_are() -> None:
     trunks = [json.loads(path.read_text()) for path in Path("results/trunks").rglob("trunk.json")]
     found = {(trunk["config"]["seed"], trunk["deterministic"]) for trunk in trunks}
     assert found == {(1, False), (2, True)}
+
+
+def test_a_run_that_has_moved_measures_the_device_that_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is resumed there once more; its result has the seconds of all."""
+    elsewhere: list[float] = []
+    kept = Training.run
+
+    def run(training: Training, *arguments: Any, **options: Any) -> None:
+        elsewhere.append(training.elsewhere[0])
+        kept(training, *arguments, **options)
+
+    monkeypatch.setattr(Training, "run", run)
+    stopped()
+    stopped(step=4)
+    monkeypatch.setattr(begin, "arithmetic", lambda device: {"device": "NVIDIA H100 80GB HBM3"})
+    stopped(step=4)
+    folder = carry_out()
+    assert elsewhere == [0.0, 0.0, 12 / 45, 16 / 45]
+    assert len(state_of(folder)["environment"]["carried_out_on"]) == 2
 
 
 def of_auto(*overrides: str) -> tuple[Recipe, Callable[[str], Recipe], Callable[[str], Path]]:

@@ -124,6 +124,19 @@ def test_where_a_training_is_counts_the_epochs_of_its_trunk() -> None:
     assert (found.images_per_epoch, found.images_per_second) == (1438, 321.0)
 
 
+def test_the_rate_after_a_move_to_another_kind_of_device_is_that_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, _ = clocked(monkeypatch, step=30, evaluation=7)
+    made.progress.step, made.progress.train_seconds = 8, 1000.0
+    made.progress.evaluated_at = 8
+    made.measure_from_here()
+    assert (made.measured_rate, made.position().epochs_elsewhere) == (0.0, 1.0)
+    made.run(lambda: None, minutes=1e9)
+    assert made.measured_rate == 1438 / (8 * 30)
+    assert made.images_per_second == 2 * 1438 / (1000 + 8 * 30)
+
+
 def test_an_image_that_is_mixed_of_two_counts_by_its_larger_share() -> None:
     made = training("method=sgd", "+model.batch_norm=false")
     images, labels = next(iter(made.parts.data.train(0)))

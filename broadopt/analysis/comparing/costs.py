@@ -14,6 +14,7 @@ from broadopt.analysis.tables.match import Result, precision
 from broadopt.analysis.tables.off_recipe import figures
 from broadopt.analysis.tables.options import Comparison
 from broadopt.analysis.tables.summary import summarise, text
+from broadopt.devices.rates import went_on_elsewhere
 from broadopt.methods.recorded import OVER_TIME, share_by
 
 History = Sequence[Mapping[str, float]]
@@ -70,10 +71,10 @@ def spent_by(result: Result, quantity: str) -> Callable[[float], float] | None:
 
 def machine(result: Result) -> tuple[Any, ...] | None:
     """What has to be the same for two times to be comparable: device, precision, threads, number of processes and what
-    compiles. None where the device is not recorded.
+    compiles. None where the device is not recorded, or the run went on on one of another kind.
     """
     environment = result["environment"]
-    if not environment.get("device"):
+    if not environment.get("device") or went_on_elsewhere(environment):
         return None
     names = ("device", "threads", "processes", "compile", "deterministic")
     recorded = environment.get("graphs", environment.get("cuda_graphs"))

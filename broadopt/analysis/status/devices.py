@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from broadopt.devices.rates import kind_of, on_threads
+from broadopt.devices.rates import kind_of, on_threads, went_on_elsewhere
 
 MOST_THREADS = 100_000
 """Of a CPU; whoever made a result may have written anything."""
@@ -21,6 +21,8 @@ class Device:
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> "Device":
         """That of a result's environment, or of a heartbeat; an environment has the threads of the CPU beside a GPU."""
+        if went_on_elsewhere(recorded):
+            return SEVERAL
         name, threads = recorded.get("device"), recorded.get("threads")
         is_known = name is not None and name.startswith("CPU") and type(threads) is int and 0 < threads < MOST_THREADS
         return cls(name, threads if is_known else None)
@@ -35,3 +37,6 @@ class Device:
 
 
 UNKNOWN = Device(None, None)
+
+SEVERAL = Device("several kinds of device", None)
+"""Of a run that was begun on one kind and went on on another."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from broadopt.analysis.status.devices import Device
+from broadopt.analysis.status.devices import SEVERAL, Device
 from broadopt.analysis.status.state import Folder, Record, processes, total_epochs
 from broadopt.config.identity import public
 from broadopt.devices import rates
@@ -202,7 +202,7 @@ def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
 
 
 def _add(found: dict[tuple[str, str], Measured], record: Record, device: Device, rate: float | None) -> None:
-    if rate:  # of one device: a run on several has the images of all
+    if rate and device != SEVERAL:  # of one device: a run of several processes has the images of all
         found[_key(record["model"]), _key(_cost_of_step(record))].append(
             ((device, record["precision"]), rate / processes(record), record["method"])
         )

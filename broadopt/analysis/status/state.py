@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broadopt.analysis.status.devices import UNKNOWN, Device
+from broadopt.analysis.status.devices import SEVERAL, UNKNOWN, Device
 from broadopt.analysis.tables.summary import has_diverged
 from broadopt.files import reason
 from broadopt.runs import heartbeat, results
@@ -157,11 +157,12 @@ def _in_progress(record: Record, path: Path, progress: Mapping[str, Any], result
     epochs, rate = progress["epochs"] or total_epochs(record), progress.get("images_per_second")
     epoch = progress["epoch"] if progress["epoch"] is not None else _saved(path, result, epochs, steps=None) or 0.0
     images = progress["images_per_epoch"]
-    own = max(0.0, epoch - progress.get("trunk_epochs", 0))
+    elsewhere = progress.get("epochs_elsewhere", 0.0)
+    own = max(0.0, epoch - max(progress.get("trunk_epochs", 0), elsewhere))
     seconds = own * images / rate * processes(record) if rate and images else 0.0
     if result is not None:
-        seconds = max(seconds, _seconds(result))
-    place, device = f"on {progress['host']}", Device.of(progress)
+        seconds = seconds + _seconds(result) if elsewhere else max(seconds, _seconds(result))
+    place, device = f"on {progress['host']}", SEVERAL if elsewhere else Device.of(progress)
     if heartbeat.is_alive(path, progress):
         left = progress.get("seconds_left")
         words = f"epoch {epoch:.1f} of {epochs:g}" + (f", {duration(left)} left" if left is not None else "")

@@ -40,16 +40,21 @@ def differing(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> dict[st
     """As `differences`, by the dotted key."""
     without = [{key: value for key, value in side.items() if key not in NO_RECIPE} for side in (expected, actual)]
     walk = islice(_walk(*without, path=""), 10 * MOST)  # a file may have ten thousand keys
-    found = {path: f"{show(got)} instead of {show(wanted)}" for path, wanted, got in walk}
-    lines = {path: f"{_clipped(path)} {words}" for path, words in found.items() if not _is_copy(path, found)}
+    found = {path: (wanted, got) for path, wanted, got in walk}
+    lines = {
+        path: f"{_clipped(path)} {show(got)} instead of {show(wanted)}"
+        for path, (wanted, got) in found.items()
+        if not _is_copy(path, found)
+    }
     return lines if len(lines) <= MOST else dict(islice(lines.items(), MOST)) | {"": "and more"}
 
 
-def _is_copy(path: str, found: Mapping[str, str]) -> bool:
+def _is_copy(path: str, found: Mapping[str, tuple[Any, Any]]) -> bool:
     """Whether the value only follows another of the same name further up, as schedule.budget follows budget."""
     leaf = path.rpartition(".")[2]
     earlier = list(found)[: list(found).index(path)]
-    twins = [other for other in found if other.rpartition(".")[2] == leaf and found[other] == found[path]]
+    alike = [other for other in found if other.rpartition(".")[2] == leaf]
+    twins = [other for other in alike if all(map(_same, found[other], found[path]))]
     return any(other.count(".") < path.count(".") or other in earlier for other in twins if other != path)
 
 

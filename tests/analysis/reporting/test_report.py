@@ -412,14 +412,26 @@ def test_images_that_are_small_are_in_the_page_and_others_are_named(made: Page, 
 
 
 def test_a_figure_that_is_there_as_png_and_svg_is_shown_once(tmp_path: Path) -> None:
-    (tmp_path / "figures/deeper").mkdir(parents=True)
-    for name in ("plane.png", "deeper/line.png"):
-        (tmp_path / "figures" / name).write_bytes(PIXEL)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/plane.png").write_bytes(PIXEL)
     for name in ("plane.svg", "rays.svg"):
         (tmp_path / "figures" / name).write_text("<svg></svg>")
     found, left_out = figures.collect([tmp_path])
     assert [figure.source.partition(";")[0] for figure in found] == ["data:image/png", "data:image/svg+xml"]
     assert left_out == []
+
+
+def test_figures_in_folders_below_come_last_and_under_their_paths(tmp_path: Path) -> None:
+    (tmp_path / "figures/a/b").mkdir(parents=True)
+    (tmp_path / "figures/round").symlink_to(tmp_path / "figures")
+    for name in ("plane.png", "a/plane.png", "a/b/line.png", "z.png"):
+        (tmp_path / "figures" / name).write_bytes(PIXEL)
+    for name in ("a/plane.svg", "a/z.svg"):  # of the first there is a PNG beside it, of the other in another folder
+        (tmp_path / "figures" / name).write_text("<svg></svg>")
+    (tmp_path / "figures/a/b/bad.png").write_text("no image")
+    found, left_out = figures.collect([tmp_path])
+    assert [figure.name for figure in found] == ["plane.png", "z.png", "a/b/line.png", "a/plane.png", "a/z.svg"]
+    assert left_out == [f"{tmp_path}/figures/a/b/bad.png: not a PNG image"]
 
 
 # ---- what anyone may have written

@@ -25,6 +25,7 @@ from filelock import FileLock
 from printed import cells
 from stored import RESNET20, record, run, seal, store
 
+from broadopt.analysis.comparing import costs
 from broadopt.analysis.status import state as standing
 from broadopt.analysis.status.estimate import Estimates
 from broadopt.analysis.status.state import look
@@ -721,6 +722,39 @@ def test_a_run_that_is_on_has_not_spent_the_epochs_of_its_trunk(
     (folder / "progress.json").write_text(json.dumps(progress | where | figures))
     found = standing.run_of(look(tmp_path), recorded, identity_of(recorded))
     assert (found.seconds, found.device.kind) == (seconds, "2 threads of a CPU (AMD EPYC)")
+
+
+ELSEWHERE = [{"threads": 4, "instruction_set": "AVX2"}, {"device": "NVIDIA A100-SXM4-40GB"}]
+"""Kinds of device that a run was carried out on."""
+
+
+def test_seconds_of_several_kinds_of_device_are_those_of_none(tmp_path: Path) -> None:
+    moved, stayed = (record(RESNET20, "method=sgd", seed=seed) for seed in (1, 2))
+    path = store(tmp_path, moved, device="NVIDIA A100-SXM4-40GB", cost={"images_per_second": 100.0})
+    result = json.loads((path / "result.json").read_text())
+    result["environment"]["carried_out_on"] = ELSEWHERE
+    seal(path, result)
+    alone = look(tmp_path)
+    assert standing.run_of(alone, moved, identity_of(moved)).device.kind == "several kinds of device"
+    assert "100 img/s" not in Estimates(alone, tflops=None).of(stayed).words
+    store(tmp_path, stayed, device="NVIDIA A100-SXM4-40GB")
+    assert "measured: 5,002 img/s, NVIDIA A100" in Estimates(look(tmp_path), tflops=None).of(stayed).words
+    assert "0.0 spent (measured) on several kinds of device" in run("table3", "--status", "--results", tmp_path)[0]
+    assert costs.machine(result) is None
+    assert costs.machine(result | {"environment": {"device": "NVIDIA A100-SXM4-40GB"}}) is not None
+
+
+def test_a_run_that_has_moved_has_the_rate_of_where_it_is_and_the_seconds_of_both(tmp_path: Path) -> None:
+    recorded, folder, progress = with_heartbeat(tmp_path)
+    where = {"epoch": 151, "epochs": 400.0, "images_per_epoch": 50_000, "images_per_second": 5000.0}
+    (folder / "progress.json").write_text(json.dumps(progress | where | {"epochs_elsewhere": 150.0}))
+    found = standing.run_of(look(tmp_path), recorded, identity_of(recorded))
+    assert (found.seconds, found.device.kind) == (10.0, "several kinds of device")
+    assert Estimates(look(tmp_path), tflops=None).of(recorded).seconds_per_epoch == 10.0
+    before = store(tmp_path / "before", recorded, state="interrupted", cost={"train_seconds": 700.0})
+    shutil.copy(before / "result.json", folder)
+    found = standing.run_of(look(tmp_path), recorded, identity_of(recorded))
+    assert (found.seconds, found.device.kind) == (710.0, "several kinds of device")
 
 
 def test_a_checkpoint_whose_epoch_is_not_known_is_no_start_from_scratch(tmp_path: Path) -> None:

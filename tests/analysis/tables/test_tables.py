@@ -66,6 +66,9 @@ def table3_runs(tmp_path):
 # ---- what makes a run another than the recipe
 
 
+LONG = "long " * 50
+
+
 @pytest.mark.parametrize(
     ("expected", "actual", "lines"),
     [
@@ -89,6 +92,11 @@ def table3_runs(tmp_path):
          ["budget 5 instead of 200"]),
         ({"schedule": {"budget": 200}, "budget": 200.0}, {"schedule": {"budget": 7}, "budget": 5.0},
          ["schedule.budget 7 instead of 200", "budget 5 instead of 200"]),
+        ({"note": "?", "step": {"note": "?"}}, {"note": LONG + "1", "step": {"note": LONG + "2"}},
+         [f"note {LONG[:197]}... instead of ?", f"step.note {LONG[:197]}... instead of ?"]),
+        ({"note": "?", "step": {"note": "?"}}, {"note": LONG + "1", "step": {"note": LONG + "1"}},
+         [f"note {LONG[:197]}... instead of ?"]),
+        ({"a": 1, "step": {"a": 1}}, {"a": 2, "step": {"a": "2"}}, ["a 2 instead of 1", "step.a 2 instead of 1"]),
     ],
 )  # fmt: skip
 def test_differences_are_named_by_key_with_both_values(expected, actual, lines):
