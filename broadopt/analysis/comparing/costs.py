@@ -13,7 +13,7 @@ from broadopt.analysis.comparing.sweep import Sweep
 from broadopt.analysis.tables.match import Result, precision
 from broadopt.analysis.tables.off_recipe import figures
 from broadopt.analysis.tables.options import Comparison
-from broadopt.analysis.tables.summary import summarise, text
+from broadopt.analysis.tables.summary import has_moved, summarise, text
 from broadopt.methods.recorded import OVER_TIME, share_by
 
 History = Sequence[Mapping[str, float]]
@@ -70,10 +70,10 @@ def spent_by(result: Result, quantity: str) -> Callable[[float], float] | None:
 
 def machine(result: Result) -> tuple[Any, ...] | None:
     """What has to be the same for two times to be comparable: device, precision, threads, number of processes and what
-    compiles. None where the device is not recorded.
+    compiles. None where the device is not recorded, and for a run that went on on another machine.
     """
     environment = result["environment"]
-    if not environment.get("device"):
+    if not environment.get("device") or has_moved(environment):
         return None
     names = ("device", "threads", "processes", "compile", "deterministic")
     recorded = environment.get("graphs", environment.get("cuda_graphs"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from broadopt.analysis.tables.summary import has_moved
 from broadopt.devices.rates import kind_of, on_threads
 
 MOST_THREADS = 100_000
@@ -21,6 +22,8 @@ class Device:
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> "Device":
         """That of a result's environment, or of a heartbeat; an environment has the threads of the CPU beside a GPU."""
+        if has_moved(recorded):
+            return SEVERAL
         name, threads = recorded.get("device"), recorded.get("threads")
         is_known = name is not None and name.startswith("CPU") and type(threads) is int and 0 < threads < MOST_THREADS
         return cls(name, threads if is_known else None)
@@ -35,3 +38,5 @@ class Device:
 
 
 UNKNOWN = Device(None, None)
+SEVERAL = Device("machines of several kinds", None)
+"""Of a run that went on on another machine: how many of its seconds are whose is not recorded."""

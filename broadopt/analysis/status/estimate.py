@@ -14,7 +14,8 @@ from typing import Any
 
 from broadopt.analysis.status.devices import Device
 from broadopt.analysis.status.state import Folder, Record, processes, total_epochs
-from broadopt.config.identity import public
+from broadopt.analysis.tables.summary import has_moved
+from broadopt.config.identity import AS_WITHOUT, public
 from broadopt.devices import rates
 from broadopt.methods.recorded import PASSES, varies
 
@@ -56,6 +57,10 @@ class Estimate:
 UNKNOWN = Estimate(None, "unknown", "", "")
 
 
+OF_THE_TIME = ("chunk", "layers")
+"""Options of a step by which as many gradients take another time."""
+
+
 class Estimates:
     """Estimates for recorded configs by what the runs of a folder have measured. For networks that none of them has:
     by the rate that is known of an H100, or by their operations at a share of its peak; or at `tflops`, the rate of a
@@ -80,25 +85,27 @@ class Estimates:
         for dataset, images in _images_by_rate(folder):
             self._images.setdefault(dataset, images)
         self._rates: dict[str, list[tuple[str, Rate]]] = defaultdict(list)
-        """By network: the cost of a step, and the rate that it was measured at."""
-        for (network, cost), measured in _measured(folder).items():
+        """By network: the cost of a step, and the rate that it was measured at in one precision."""
+        for (network, cost, _), measured in _measured(folder).items():
             self._rates[network].append((cost, _usual(measured)))
 
     def of(self, record: Record) -> Estimate:
         """By runs of the same network and step, else of the same network with another step (in proportion to the
-        gradients of a step), else by what is known of the network elsewhere.
+        gradients of a step), else by what is known of the network elsewhere. Runs in the record's precision are taken
+        where there are any: another one's rate may be several times as high.
         """
-        images, found = self._epoch(record), self._rates.get(_key(record["model"]), [])
+        images, known = self._epoch(record), self._rates.get(_key(record["model"]), [])
+        found = [one for one in known if one[1].precision == record["precision"]] or known
         own = _key(_cost_of_step(record))
         gradients = self._gradients(own)
         same = [rate for cost, rate in found if self._is_same(cost, own)]
         if same and images:
-            rate = max(same, key=lambda rate: rate.runs)
+            rate = max(same, key=lambda rate: (rate.runs, rate.images_per_second))
             words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
             return Estimate(images / rate.images_per_second, "measured", words, rate.device.kind)
         others = [(rate, passes) for cost, rate in found if (passes := self._gradients(cost))]
         if others and images and gradients:
-            rate, passes = max(others, key=lambda other: other[0].runs)
+            rate, passes = max(others, key=lambda other: (other[0].runs, other[0].images_per_second))
             speed = rate.images_per_second * passes / gradients
             words = f"derived from the rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
             return Estimate(images / speed, "other method", words, rate.device.kind)
@@ -140,6 +147,8 @@ class Estimates:
         """
         if cost == other or _target(cost) != _target(other):
             return cost == other
+        if any(_option(cost, key) != _option(other, key) for key in OF_THE_TIME):
+            return False
         gradients = (self._gradients(cost), self._gradients(other))
         if None in gradients:
             return not any(varies(json.loads(one)["step"]) for one in (cost, other))
@@ -189,13 +198,13 @@ Measured = list[tuple[tuple[Device, str], float, str]]
 """Device and precision, images a second, method."""
 
 
-def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
-    """What every run has measured, by network and cost of a step; of a step that varies finished runs alone, since late
-    SAM is twice as fast in its first half.
+def _measured(folder: Folder) -> dict[tuple[str, str, str], Measured]:
+    """What every run has measured, by network, cost of a step and precision: not one that went on on another machine,
+    and of a step that varies finished runs alone, since late SAM is twice as fast in its first half.
     """
-    found: dict[tuple[str, str], Measured] = defaultdict(list)
+    found: dict[tuple[str, str, str], Measured] = defaultdict(list)
     for result in folder.results.values():
-        if varies(result["config"]["step"]) and result["state"] != "finished":
+        if (varies(result["config"]["step"]) and result["state"] != "finished") or has_moved(result["environment"]):
             continue
         _add(found, result["config"], Device.of(result["environment"]), result["cost"]["images_per_second"])
     for _, progress in folder.progress.values():
@@ -204,9 +213,9 @@ def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
     return found
 
 
-def _add(found: dict[tuple[str, str], Measured], record: Record, device: Device, rate: float | None) -> None:
+def _add(found: dict[tuple[str, str, str], Measured], record: Record, device: Device, rate: float | None) -> None:
     if rate:  # of one device: a run on several has the images of all
-        found[_key(record["model"]), _key(_cost_of_step(record))].append(
+        found[_key(record["model"]), _key(_cost_of_step(record)), record["precision"]].append(
             ((device, record["precision"]), rate / processes(record), record["method"])
         )
 
@@ -222,6 +231,10 @@ def _usual(measured: Measured) -> Rate:
 
 def _key(node: Any) -> str:
     return json.dumps(node, sort_keys=True)
+
+
+def _option(cost: str, key: str) -> Any:
+    return json.loads(cost)["step"].get(key, AS_WITHOUT[f"step.{key}"])
 
 
 def _target(cost: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,14 @@ def reading(result: Result, *, metric: str, key: str | None = None, quantity: st
 def cost(result: Result, quantity: str) -> float | None:
     """`quantity` of result["cost"], None where it was not measured."""
     return _finite(result["cost"].get(quantity))
+
+
+def has_moved(environment: Mapping[str, Any]) -> bool:
+    """Whether a run went on with another GPU, other threads or instructions than it had begun with: its seconds are
+    those of no one machine.
+    """
+    machines = environment.get("carried_out_on")
+    return isinstance(machines, list) and len(machines) > 1
 
 
 def _finite(value: Any) -> float | None:
