@@ -35,6 +35,7 @@ class Rate:
     device: Device
     precision: str
     method: str
+    batch_size: int | None
 
     @property
     def where(self) -> str:
@@ -85,17 +86,18 @@ class Estimates:
         for dataset, images in _images_by_rate(folder):
             self._images.setdefault(dataset, images)
         self._rates: dict[str, list[tuple[str, Rate]]] = defaultdict(list)
-        """By network: the cost of a step, and the rate that it was measured at in one precision."""
-        for (network, cost, _), measured in _measured(folder).items():
-            self._rates[network].append((cost, _usual(measured)))
+        """By network: the cost of a step, and the rate that it was measured at in one precision and batch size."""
+        for (network, cost, _, batch_size), measured in _measured(folder).items():
+            self._rates[network].append((cost, _usual(measured, batch_size=batch_size)))
 
     def of(self, record: Record) -> Estimate:
         """By runs of the same network and step, else of the same network with another step (in proportion to the
-        gradients of a step), else by what is known of the network elsewhere. Runs in the record's precision are taken
-        where there are any: another one's rate may be several times as high.
+        gradients of a step), else by what is known of the network elsewhere. Runs in the record's precision, and of
+        these those with its batch size, are taken where there are any: another's rate may be several times as high.
         """
-        images, known = self._epoch(record), self._rates.get(_key(record["model"]), [])
-        found = [one for one in known if one[1].precision == record["precision"]] or known
+        images, found = self._epoch(record), self._rates.get(_key(record["model"]), [])
+        found = [one for one in found if one[1].precision == record["precision"]] or found
+        found = [one for one in found if one[1].batch_size == record.get("batch_size")] or found
         own = _key(_cost_of_step(record))
         gradients = self._gradients(own)
         same = [rate for cost, rate in found if self._is_same(cost, own)]
@@ -197,12 +199,15 @@ def _images_by_rate(folder: Folder) -> Iterator[tuple[str, int]]:
 Measured = list[tuple[tuple[Device, str], float, str]]
 """Device and precision, images a second, method."""
 
+Alike = tuple[str, str, str, int | None]
+"""Network, cost of a step, precision and batch size."""
 
-def _measured(folder: Folder) -> dict[tuple[str, str, str], Measured]:
-    """What every run has measured, by network, cost of a step and precision: not one that went on on another machine,
+
+def _measured(folder: Folder) -> dict[Alike, Measured]:
+    """What every run has measured, by what runs have in common: not one that went on on another machine,
     and of a step that varies finished runs alone, since late SAM is twice as fast in its first half.
     """
-    found: dict[tuple[str, str, str], Measured] = defaultdict(list)
+    found: dict[Alike, Measured] = defaultdict(list)
     for result in folder.results.values():
         if (varies(result["config"]["step"]) and result["state"] != "finished") or has_moved(result["environment"]):
             continue
@@ -213,20 +218,19 @@ def _measured(folder: Folder) -> dict[tuple[str, str, str], Measured]:
     return found
 
 
-def _add(found: dict[tuple[str, str, str], Measured], record: Record, device: Device, rate: float | None) -> None:
+def _add(found: dict[Alike, Measured], record: Record, device: Device, rate: float | None) -> None:
     if rate:  # of one device: a run on several has the images of all
-        found[_key(record["model"]), _key(_cost_of_step(record)), record["precision"]].append(
-            ((device, record["precision"]), rate / processes(record), record["method"])
-        )
+        alike = (_key(record["model"]), _key(_cost_of_step(record)), record["precision"], record.get("batch_size"))
+        found[alike].append(((device, record["precision"]), rate / processes(record), record["method"]))
 
 
-def _usual(measured: Measured) -> Rate:
+def _usual(measured: Measured, *, batch_size: int | None) -> Rate:
     """The median of the kind of device that most runs were on."""
     by_device: dict[tuple[Device, str], list[float]] = defaultdict(list)
     for where, rate, _ in measured:
         by_device[where].append(rate)
     where, rates = max(by_device.items(), key=lambda item: (len(item[1]), max(item[1])))
-    return Rate(statistics.median(rates), len(rates), *where, measured[0][2])
+    return Rate(statistics.median(rates), len(rates), *where, measured[0][2], batch_size)
 
 
 def _key(node: Any) -> str:

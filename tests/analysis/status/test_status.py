@@ -520,6 +520,16 @@ def test_a_rate_is_of_the_precision_that_the_cell_holds(tmp_path: Path) -> None:
     assert alone.words == "derived from the rate of sgd, by gradients: 500 img/s, None fp32"
 
 
+def test_a_rate_is_of_batches_of_the_same_size_where_there_are_such(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed), cost={"images_per_second": 9000.0})
+    store(tmp_path, record(RESNET20, "method=sgd", "batch_size=32"), cost={"images_per_second": 3000.0})
+    estimates = Estimates(look(tmp_path), tflops=None)
+    wanted = {size: record(RESNET20, "method=sgd", "seed=7", f"batch_size={size}") for size in (32, 64, 128)}
+    found = {size: estimates.of(one).seconds_per_epoch for size, one in wanted.items()}
+    assert found == {32: 50_000 / 3000, 64: 50_000 / 9000, 128: 50_000 / 9000}
+
+
 def test_hours_of_a_cell_in_fp32_are_not_those_that_an_h100_takes_in_bf16(tmp_path: Path) -> None:
     store(tmp_path, record(RESNET20, "method=sgd"), state="failed", cost={"images_per_second": 0.0})
     page, _ = run("table3", "--status", "--results", tmp_path)
