@@ -3,6 +3,7 @@
 The oracle: formulas.py in float64, which is told step by step which gradient is to be taken.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 
 from broadopt.errors import InputError
 from broadopt.methods.batch import Batch
+from broadopt.methods.recorded import share_by
 from broadopt.methods.sam import sam
 from broadopt.methods.step import Plain
 from broadopt.methods.steps.friendly import FriendlySAM
@@ -213,3 +215,33 @@ def test_values_out_of_range_are_refused_in_one_line(options: dict[str, object],
     with pytest.raises(InputError) as error:
         sam(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=RHO, **options)
     assert str(error.value) == message
+
+
+SAM, LOOKSAM, MSAM = (f"broadopt.methods.{name}" for name in ("sam.sam", "steps.looksam.LookSAM", "steps.msam.MSAM"))
+
+
+@pytest.mark.parametrize(
+    ("step", "more"),
+    [
+        ({"_target_": SAM, "from": 0.43}, 1),
+        ({"_target_": SAM, "from": 0.25, "until": 0.6, "every": 3}, 1),
+        ({"_target_": SAM, "from": 0.43, "ascent": 0.25}, 0.25),
+        ({"_target_": SAM, "until": 0.5, "second_order": True}, 3),
+        ({"_target_": SAM, "from": 0.5, "ascent": 0.5, "second_order": True}, 1.5),
+        ({"_target_": LOOKSAM, "from": 0.3, "every": 5}, 1),
+        ({"_target_": MSAM, "from": 0.5}, 0),
+    ],
+)
+def test_the_share_of_the_gradients_by_an_epoch_is_that_of_a_count_step_by_step(
+    step: dict[str, Any], more: float
+) -> None:
+    """15 epochs of 4 steps with a budget of 10: a collector has the training go on."""
+    sharp = [
+        step.get("from", 0) <= number / 40 < step.get("until", math.inf) and number % step.get("every", 1) == 0
+        for number in range(60)
+    ]
+    share = share_by({"step": step, "budget": 10.0, "batch_size": 16}, epochs=15.0, images=64)
+    assert share is not None
+    for epoch in range(1, 16):
+        counted = [1 + more * one for one in sharp]
+        assert share(float(epoch)) == pytest.approx(sum(counted[: 4 * epoch]) / sum(counted), rel=1e-12)

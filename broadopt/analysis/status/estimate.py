@@ -14,7 +14,7 @@ from typing import Any
 
 from broadopt.analysis.status.devices import SEVERAL, Device
 from broadopt.analysis.status.state import Folder, Record, processes, total_epochs
-from broadopt.config.identity import public
+from broadopt.config.identity import AS_WITHOUT, public
 from broadopt.devices import rates
 from broadopt.methods.recorded import PASSES, varies
 
@@ -31,6 +31,7 @@ class Rate:
     device: Device
     precision: str
     method: str
+    batch_size: int | None
 
     @property
     def where(self) -> str:
@@ -51,6 +52,10 @@ class Estimate:
 
 
 UNKNOWN = Estimate(None, "unknown", "", "")
+
+
+OF_THE_TIME = ("chunk", "layers")
+"""Options of a step by which as many gradients take another time."""
 
 
 class Estimates:
@@ -77,25 +82,28 @@ class Estimates:
         for dataset, images in _images_by_rate(folder):
             self._images.setdefault(dataset, images)
         self._rates: dict[str, list[tuple[str, Rate]]] = defaultdict(list)
-        """By network: the cost of a step, and the rate that it was measured at."""
-        for (network, cost), measured in _measured(folder).items():
-            self._rates[network].append((cost, _usual(measured)))
+        """By network: the cost of a step, and the rate that it was measured at in one precision and batch size."""
+        for (network, cost, _, batch_size), measured in _measured(folder).items():
+            self._rates[network].append((cost, _usual(measured, batch_size=batch_size)))
 
     def of(self, record: Record) -> Estimate:
         """By runs of the same network and step, else of the same network with another step (in proportion to the
-        gradients of a step), else by what is known of the network elsewhere.
+        gradients of a step), else by what is known of the network elsewhere. Runs in the record's precision, and of
+        these those with its batch size, are taken where there are any: another's rate may be several times as high.
         """
         images, found = self._epoch(record), self._rates.get(_key(record["model"]), [])
+        found = [one for one in found if one[1].precision == record["precision"]] or found
+        found = [one for one in found if one[1].batch_size == record.get("batch_size")] or found
         own = _key(_cost_of_step(record))
         gradients = self._gradients(own)
         same = [rate for cost, rate in found if self._is_same(cost, own)]
         if same and images:
-            rate = max(same, key=lambda rate: rate.runs)
+            rate = max(same, key=lambda rate: (rate.runs, rate.images_per_second))
             words = f"measured: {rate.images_per_second:,.0f} img/s, {rate.where}"
             return Estimate(images / rate.images_per_second, "measured", words, rate.device.kind)
         others = [(rate, passes) for cost, rate in found if (passes := self._gradients(cost))]
         if others and images and gradients:
-            rate, passes = max(others, key=lambda other: other[0].runs)
+            rate, passes = max(others, key=lambda other: (other[0].runs, other[0].images_per_second))
             speed = rate.images_per_second * passes / gradients
             words = f"derived from the rate of {rate.method}, by gradients: {speed:,.0f} img/s, {rate.where}"
             return Estimate(images / speed, "other method", words, rate.device.kind)
@@ -137,6 +145,8 @@ class Estimates:
         """
         if cost == other or _target(cost) != _target(other):
             return cost == other
+        if any(_option(cost, key) != _option(other, key) for key in OF_THE_TIME):
+            return False
         gradients = (self._gradients(cost), self._gradients(other))
         if None in gradients:
             return not any(varies(json.loads(one)["step"]) for one in (cost, other))
@@ -185,12 +195,15 @@ def _images_by_rate(folder: Folder) -> Iterator[tuple[str, int]]:
 Measured = list[tuple[tuple[Device, str], float, str]]
 """Device and precision, images a second, method."""
 
+Alike = tuple[str, str, str, int | None]
+"""Network, cost of a step, precision and batch size."""
 
-def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
-    """What every run has measured, by network and cost of a step; of a step that varies finished runs alone, since late
-    SAM is twice as fast in its first half.
+
+def _measured(folder: Folder) -> dict[Alike, Measured]:
+    """What every run has measured, by what runs have in common: not one that went on on another machine,
+    and of a step that varies finished runs alone, since late SAM is twice as fast in its first half.
     """
-    found: dict[tuple[str, str], Measured] = defaultdict(list)
+    found: dict[Alike, Measured] = defaultdict(list)
     for result in folder.results.values():
         if varies(result["config"]["step"]) and result["state"] != "finished":
             continue
@@ -201,24 +214,27 @@ def _measured(folder: Folder) -> dict[tuple[str, str], Measured]:
     return found
 
 
-def _add(found: dict[tuple[str, str], Measured], record: Record, device: Device, rate: float | None) -> None:
+def _add(found: dict[Alike, Measured], record: Record, device: Device, rate: float | None) -> None:
     if rate and device != SEVERAL:  # of one device: a run of several processes has the images of all
-        found[_key(record["model"]), _key(_cost_of_step(record))].append(
-            ((device, record["precision"]), rate / processes(record), record["method"])
-        )
+        alike = (_key(record["model"]), _key(_cost_of_step(record)), record["precision"], record.get("batch_size"))
+        found[alike].append(((device, record["precision"]), rate / processes(record), record["method"]))
 
 
-def _usual(measured: Measured) -> Rate:
+def _usual(measured: Measured, *, batch_size: int | None) -> Rate:
     """The median of the kind of device that most runs were on."""
     by_device: dict[tuple[Device, str], list[float]] = defaultdict(list)
     for where, rate, _ in measured:
         by_device[where].append(rate)
     where, rates = max(by_device.items(), key=lambda item: (len(item[1]), max(item[1])))
-    return Rate(statistics.median(rates), len(rates), *where, measured[0][2])
+    return Rate(statistics.median(rates), len(rates), *where, measured[0][2], batch_size)
 
 
 def _key(node: Any) -> str:
     return json.dumps(node, sort_keys=True)
+
+
+def _option(cost: str, key: str) -> Any:
+    return json.loads(cost)["step"].get(key, AS_WITHOUT[f"step.{key}"])
 
 
 def _target(cost: str) -> str:

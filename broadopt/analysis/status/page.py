@@ -6,7 +6,7 @@ from typing import Any
 
 from broadopt.analysis.status.cells import Cell, Status
 from broadopt.analysis.status.estimate import Estimate, Estimates
-from broadopt.analysis.status.state import STATES, Run
+from broadopt.analysis.status.state import STATES, Record, Run
 from broadopt.analysis.tables.formats import Block, Document
 from broadopt.devices.rates import SOURCES, shown, together
 from broadopt.runs.heartbeat import AGE_LIMIT
@@ -32,7 +32,7 @@ NOTES = (
 
 def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[str], caption: str) -> Document:
     """`titles`: of what names a cell; `caption`: what is looked at."""
-    estimated = [(cell, estimates.of(cell.record) if _unfinished(cell) else None) for cell in status.cells]
+    estimated = [(cell, estimates.of(_wanted(cell)) if _unfinished(cell) else None) for cell in status.cells]
     main = Block(
         heading="",
         caption=f"{caption} {_totals(estimated)}",
@@ -50,6 +50,11 @@ def build(status: Status, estimates: Estimates, *, table: str, titles: Sequence[
 
 
 Estimated = tuple[Cell, Estimate | None]
+
+
+def _wanted(cell: Cell) -> Record:
+    """The config of the runs that a cell lacks: in the precision that it holds, where it has runs."""
+    return {**cell.record, "precision": cell.precision or cell.record["precision"]}
 
 
 def _unfinished(cell: Cell) -> bool:

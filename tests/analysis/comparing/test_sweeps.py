@@ -632,6 +632,18 @@ def test_what_times_are_compared_by_is_said(tmp_path: Path, name: str) -> None:
     assert [row[-1] for row in tables(run("runs", "--results", tmp_path)[0])[-1]] == ["x sgd", "1.00", ""]
 
 
+def test_a_run_that_has_moved_has_no_ratio_of_times(tmp_path: Path) -> None:
+    rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}
+    for method in ("sgd", "sam"):
+        store(tmp_path, record(*SHORT, f"method={method}"), device="H100", history=rising)
+    (folder,) = (tmp_path / "runs/cifar100/resnet20/sam").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    result["environment"]["carried_out_on"] = [{"device": "A100"}, {"device": "H100"}]
+    write(folder, {key: result[key] for key in result if key != "checksum"})
+    out, _ = run("runs", "--results", tmp_path, "--equal-cost", "seconds")
+    assert [row[-2:] for row in tables(out)[-1]] == [["x sgd", "at sgd's seconds"], ["1.00", "70.00"], ["", ""]]
+
+
 def test_cost_is_that_of_sgd_with_the_same_settings(tmp_path: Path) -> None:
     """SGD at two batch sizes, one twice as dear as the other; SAM at these and at a third that SGD was not run at."""
     rising = {epoch: 50.0 + 2 * epoch for epoch in range(1, 11)}

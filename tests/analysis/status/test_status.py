@@ -503,6 +503,83 @@ def test_a_rate_is_that_of_as_many_threads(tmp_path: Path) -> None:
     assert one.words == "measured: 405 img/s, 4 threads of a CPU (AMD EPYC) fp32"
 
 
+def test_a_rate_is_of_the_precision_that_the_cell_holds(tmp_path: Path) -> None:
+    """SAM in bf16 three times, at 5,000 images/s; of SGD one run in fp32, at 1,000, and one more has to be made."""
+    for seed in (1, 2, 3):
+        store(tmp_path, record(RESNET20, "method=sam", seed=seed, precision="bf16"), cost={"images_per_second": 5000.0})
+        store(tmp_path, record(RESNET20, "method=sgd", "lr=0.2", seed=seed, precision="bf16"),
+              cost={"images_per_second": 9000.0})  # fmt: skip
+    store(tmp_path, record(RESNET20, "method=sgd", precision="fp32"), cost={"images_per_second": 1000.0})
+    cells = status(tmp_path, "--seeds", "1-2")
+    needed = {method: float(cells["resnet20", method]["device_hours_needed"]) for method in ("sgd", "asam")}
+    assert needed["sgd"] == pytest.approx(400 * 50_000 / 1000 / 3600)
+    page, _ = run("table3", "--status", "--results", tmp_path)
+    (line,) = (line for line in page.splitlines() if line.startswith("| ResNet-20 "))
+    assert "measured: 1,000 img/s, None fp32" in line
+    assert needed["asam"] > 0  # of a cell without runs the precision is open: any rate is better than none
+    alone = Estimates(look(tmp_path), tflops=None).of(record(RESNET20, "method=asam", precision="fp32"))
+    assert alone.words == "derived from the rate of sgd, by gradients: 500 img/s, None fp32"
+
+
+def test_a_rate_is_of_batches_of_the_same_size_where_there_are_such(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        store(tmp_path, record(RESNET20, "method=sgd", seed=seed), cost={"images_per_second": 9000.0})
+    store(tmp_path, record(RESNET20, "method=sgd", "batch_size=32"), cost={"images_per_second": 3000.0})
+    estimates = Estimates(look(tmp_path), tflops=None)
+    wanted = {size: record(RESNET20, "method=sgd", "seed=7", f"batch_size={size}") for size in (32, 64, 128)}
+    found = {size: estimates.of(one).seconds_per_epoch for size, one in wanted.items()}
+    assert found == {32: 50_000 / 3000, 64: 50_000 / 9000, 128: 50_000 / 9000}
+
+
+def test_hours_of_a_cell_in_fp32_are_not_those_that_an_h100_takes_in_bf16(tmp_path: Path) -> None:
+    store(tmp_path, record(RESNET20, "method=sgd"), state="failed", cost={"images_per_second": 0.0})
+    page, _ = run("table3", "--status", "--results", tmp_path)
+    line, _ = (line for line in page.splitlines() if line.startswith("| ResNet-20 "))  # the cell and its failed run
+    assert "on an H100 at 10 % of its fp32 peak, derived, not measured" in line
+
+
+@pytest.mark.parametrize("option", ["step.chunk=32", "step.layers=normalisation"])
+def test_steps_of_chunks_or_of_some_layers_take_a_time_of_their_own(option: str, tmp_path: Path) -> None:
+    """As many gradients; but 4 passes of 32 images are not one of 128, and the first pass of SAM-ON is shorter."""
+    store(tmp_path, record(RESNET20, "method=sam", option), cost={"images_per_second": 100.0})
+    estimates = Estimates(look(tmp_path), tflops=None)
+    assert estimates.of(record(RESNET20, "method=sam", "step.rho=0.2", option)).source == "measured"
+    found = estimates.of(record(RESNET20, "method=sam"))
+    assert (found.source, found.words) == (
+        "other method", "derived from the rate of sam, by gradients: 100 img/s, None fp32",
+    )  # fmt: skip
+
+
+def moved(folder: Path) -> None:
+    """Let the result of a run be that of one that was begun on another machine."""
+    stored = json.loads((folder / "result.json").read_text())
+    machines = [{"threads": 1, "instruction_set": "AVX2"}, {"device": "NVIDIA H100 80GB HBM3"}]
+    environment = stored["environment"] | {"carried_out_on": machines}
+    seal(folder, {key: value for key, value in stored.items() if key != "checksum"} | {"environment": environment})
+
+
+def test_the_seconds_of_a_run_that_has_moved_are_those_of_no_machine(tmp_path: Path) -> None:
+    h100, hour = "NVIDIA H100 80GB HBM3", {"train_seconds": 3600.0, "images_per_second": 5000.0}
+    store(tmp_path, record(RESNET20, "method=sgd", seed=2), device=h100, cost=hour)
+    for seed in (3, 4):
+        recorded = record(RESNET20, "method=sgd", seed=seed)
+        moved(store(tmp_path, recorded, device=h100, cost=hour | {"images_per_second": 100.0}))
+    page, _ = run("table3", "--status", "--results", tmp_path, "--seeds", "1-4")
+    text = " ".join(page.split())
+    assert "1.0 spent (measured) on an H100 and 2.0 spent (measured) on machines of several kinds, " in text
+    assert f"measured: 5,000 img/s, {h100} fp32" in text
+
+
+@pytest.mark.parametrize("machines", [None, [], [{"threads": 1}], "ab", 2, {"a": 1, "b": 2}])
+def test_what_is_no_list_of_machines_says_nothing_of_a_move(machines: object, tmp_path: Path) -> None:
+    recorded = record(RESNET20, "method=sgd")
+    folder = store(tmp_path, recorded, device="NVIDIA H100 80GB HBM3")
+    stored = json.loads((folder / "result.json").read_text())
+    environment = stored["environment"] | {"carried_out_on": machines}
+    seal(folder, {key: value for key, value in stored.items() if key != "checksum"} | {"environment": environment})
+    assert standing.run_of(look(tmp_path), recorded, identity_of(recorded)).device.kind == "an H100"
+
+
 @pytest.mark.parametrize("threads", [None, True, 0, -1, "4", 2.0, 10**9, [1]])
 def test_threads_that_can_be_none_are_not_believed(threads: object, tmp_path: Path) -> None:
     recorded = record(RESNET20, "method=sgd")
