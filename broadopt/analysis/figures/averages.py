@@ -224,11 +224,10 @@ def _described(runs: Sequence[Run], tables: Sequence[pandas.DataFrame]) -> str:
 def _lr(run: Run, table: pandas.DataFrame) -> str:
     """The learning rates of these epochs, as history.csv has them."""
     try:
-        rates = [
-            row["lr"] for row in history.read(run.folder) if row["epoch"] >= table["epoch"].iloc[0] and "lr" in row
-        ]
+        rows = history.rows_of(run.folder, run.result)
     except (OSError, ValueError) as error:
         raise InputError(f"{run.folder / history.NAME}: {reason(error)}") from error
+    rates = [row["lr"] for row in rows if row["epoch"] >= table["epoch"].iloc[0] and "lr" in row]
     if not rates:
         return ""
     low, high = min(rates), max(rates)

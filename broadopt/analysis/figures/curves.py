@@ -97,7 +97,7 @@ def gathered(runs: Sequence[Run]) -> list[Line]:
 
 def _history(run: Run) -> list[dict[str, float]]:
     try:
-        rows = history.read(run.folder)
+        rows = history.rows_of(run.folder, run.result)
     except (OSError, ValueError) as error:
         raise InputError(f"{run.folder / history.NAME}: {reason(error)}") from error
     if not rows:
