@@ -75,8 +75,9 @@ def store(
 ):
     """Write the result file of one run; NLL and ECE are made up from the accuracy so that they can be told apart.
 
-    `history`: test accuracy by epoch, for history.csv, None of one that was not evaluated; `cost` replaces figures of
-    the made-up ones; `held_out`: the last accuracy on held-out images, of which what was collected has one more.
+    `history`: test accuracy by epoch, for history.csv, None of one that was not evaluated: it has the last and the best
+    of a finished run; `cost` replaces figures of the made-up ones; `held_out`: the last accuracy on held-out images, of
+    which what was collected has one more.
     """
     collected = collected or {}
     folder = results.run_folder(root, recorded)
@@ -118,5 +119,7 @@ def store(
             for epoch, accuracy in history.items()
         ]
         histories.write(folder, rows)
+        if state == "finished":
+            result["metrics"] |= histories.metrics(rows, result["metrics"]["collected"])
     seal(folder, result)
     return folder

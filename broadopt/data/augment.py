@@ -57,6 +57,11 @@ class Augmentation:
             object.__setattr__(self, key, values)  # a plain tuple, also where a configuration passed its own list type
         if min(self.std) <= 0:
             raise InputError(f"augmentation.std={list(self.std)}: expected three numbers above 0")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if min(values) < 0 or max(values) > 1:  # as of pixels from 0 to 255, by which others normalise
+                of_bytes = [round(value / 255, 4) for value in values]
+                hint = f"; of pixels from 0 to 255 that is {of_bytes}" if 0 <= min(values) <= max(values) <= 255 else ""
+                raise InputError(f"augmentation.{key}={list(values)}: expected three numbers from 0 to 1{hint}")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,32 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(text.getvalue().encode())
 
 
+def rows_of(folder: Path, result: Mapping[str, Any]) -> list[dict[str, float]]:
+    """As `read`, of the folder of a result. Raises ValueError as well where the rows of a finished run are not what its
+    figures were made of: the file of another run, edited, or cut off between two rows.
+    """
+    rows = read(folder)
+    if rows and result["state"] == "finished":  # that of any other may be ahead of its result
+        _check_figures(rows, result["metrics"])
+    return rows
+
+
+def _check_figures(rows: Sequence[Mapping[str, float]], recorded: Mapping[str, Any]) -> None:
+    """Both files have all digits of the same floats, so that these are equal."""
+    place = "not the history that result.json was made of"
+    try:
+        found = metrics(rows, {})
+    except KeyError as error:
+        raise ValueError(f"{place}: an evaluated epoch without {error.args[0]}") from error
+    for part in ("last", "best"):
+        if found[part] is None:
+            raise ValueError(f"{place}: no epoch is evaluated")
+        for name, value in found[part].items():
+            expected = recorded[part].get(name, value)
+            if value != expected:
+                raise ValueError(f"{place}: {part} {name} {value:.6g}, there {expected:.6g}")
+
+
 def read(folder: Path) -> list[dict[str, float]]:
     """The rows of a run folder's history in the order of its epochs, without the figures that a row lacks; empty where
     there is no history. Raises ValueError for a file that is none, OSError for one that cannot be read.
@@ -57,3 +83,25 @@ def read(folder: Path) -> list[dict[str, float]]:
             if not low <= value <= high:
                 raise ValueError(f"{name[:60]}: expected a number from {low:g} to {high:g}, found {value:g}")
     return rows
+
+
+def metrics(rows: Sequence[Mapping[str, float]], collected: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """last, best and collected of a history and of a collector's evaluations, as a result has them; on a validation set
+    apart from the test set.
+    """
+    rows = [row for row in rows if "test_accuracy" in row]
+    if not rows:
+        return {"last": None, "best": None, "collected": dict(collected)}
+    found: dict[str, Any] = {"last": _of("test", rows[-1]), "best": _best("test", rows), "collected": dict(collected)}
+    if "validation_accuracy" in rows[-1]:
+        found["validation"] = {"last": _of("validation", rows[-1]), "best": _best("validation", rows)}
+    return found
+
+
+def _of(split: str, row: Mapping[str, float]) -> dict[str, float]:
+    return {f"{split}_{name}": row[f"{split}_{name}"] for name in ("accuracy", "nll", "ece")}
+
+
+def _best(split: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    best = max(rows, key=lambda row: row[f"{split}_accuracy"])  # the first of equals
+    return {f"{split}_accuracy": best[f"{split}_accuracy"], "epoch": best["epoch"]}

@@ -24,28 +24,6 @@ LIMIT = MEBIBYTE
 """Bytes of a result.json, which has 2 to 4 thousand."""
 
 
-def metrics(history: Sequence[Mapping[str, float]], collected: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """last, best and collected of a history (rows of history.csv) and of a collector's evaluations; on a validation set
-    apart from the test set.
-    """
-    rows = [row for row in history if "test_accuracy" in row]
-    if not rows:
-        return {"last": None, "best": None, "collected": dict(collected)}
-    found: dict[str, Any] = {"last": _of("test", rows[-1]), "best": _best("test", rows), "collected": dict(collected)}
-    if "validation_accuracy" in rows[-1]:
-        found["validation"] = {"last": _of("validation", rows[-1]), "best": _best("validation", rows)}
-    return found
-
-
-def _of(split: str, row: Mapping[str, float]) -> dict[str, float]:
-    return {f"{split}_{name}": row[f"{split}_{name}"] for name in ("accuracy", "nll", "ece")}
-
-
-def _best(split: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    best = max(rows, key=lambda row: row[f"{split}_accuracy"])  # the first of equals
-    return {f"{split}_accuracy": best[f"{split}_accuracy"], "epoch": best["epoch"]}
-
-
 def summary(result: Mapping[str, Any]) -> str:
     """The result in a few lines, each number with what it is."""
     found = result["metrics"]

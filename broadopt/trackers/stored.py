@@ -84,7 +84,7 @@ def _read(folder: Path) -> StoredRun | None:
     standing = _standing(folder)
     if standing is None:
         return None
-    state, rows = standing["state"], history.read(folder)
+    state, rows = standing["state"], history.rows_of(folder, standing)
     if state == "finished" and not rows:
         raise ValueError("it is finished and has no history.csv")
     metrics = standing["metrics"] if state == "finished" else None

@@ -48,7 +48,7 @@ def check_result(folder: Path, recipe: Recipe, parts: Parts) -> None:
         for spent in collector.evaluation_points(recipe.budget)
     }
     result = head(recipe, "finished", FIGURE) | {
-        "metrics": results.metrics([figures | {"epoch": FIGURE}], collected),
+        "metrics": history.metrics([figures | {"epoch": FIGURE}], collected),
         "cost": {"train_seconds": FIGURE, "images_per_second": FIGURE, **parts.size},
         "environment": {"precision": recipe.precision},
     }
@@ -65,7 +65,7 @@ def conclude(
     progress, parts = training.progress, training.parts
     settings = parts.settings | {"deterministic": bool(progress.deterministic)}  # of all processes that trained it
     result = head(recipe, state, training.epochs) | {
-        "metrics": results.metrics(progress.history, progress.collected),
+        "metrics": history.metrics(progress.history, progress.collected),
         "cost": {
             "train_seconds": progress.train_seconds,
             "images_per_second": training.images_per_second,
@@ -90,7 +90,7 @@ def conclude_unbuilt(folder: Path, recipe: Recipe, device: torch.device, failure
     cost = dict.fromkeys(("train_seconds", "images_per_second"), 0.0)
     counts = {"gradient_evaluations": 0, "peak_memory_bytes": peak_memory(device)}
     result = head(recipe, "failed", 0.0) | {
-        "metrics": results.metrics([], {}),
+        "metrics": history.metrics([], {}),
         "cost": cost | counts,
         "environment": environment(device, {"precision": recipe.precision}),
         "failure": {"reason": failure},

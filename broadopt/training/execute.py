@@ -30,7 +30,7 @@ from broadopt.devices.processes import Processes
 from broadopt.devices.provenance import code, say_where_rounding_differs
 from broadopt.devices.sharing import keep_to_share
 from broadopt.errors import DeviceLost, InputError, Interrupted, LeftToAnother, RunFailed
-from broadopt.runs import checkpoint, results
+from broadopt.runs import checkpoint, history, results
 from broadopt.runs.begun import check_own_keys, leftovers, precision_of, prepare, remove
 from broadopt.runs.heartbeat import Heartbeat, silence
 from broadopt.runs.lock import only_writer
@@ -228,7 +228,7 @@ def train(
     except Exception as error:
         if not first:
             raise
-        tracking.end({"state": "failed", "metrics": results.metrics([], {})})
+        tracking.end({"state": "failed", "metrics": history.metrics([], {})})
         raise not_begun(error, folder, recipe, parts.device) from error
 
     try:

@@ -199,6 +199,16 @@ def test_values_of_a_hydra_config_become_plain_tuples() -> None:
         ({"mean": (0.5, float("nan"), 0.5)}, "augmentation.mean=[0.5, nan, 0.5]"),
         ({"std": (0.5, 0.5, 0.5, 0.5)}, "augmentation.std=[0.5, 0.5, 0.5, 0.5]"),
         ({"std": (0.5, 0.0, 0.5)}, "augmentation.std=[0.5, 0.0, 0.5]"),
+        (
+            {"mean": (125.3, 123.0, 113.9)},
+            "augmentation.mean=[125.3, 123.0, 113.9]: expected three numbers from 0 to 1; of pixels "
+            "from 0 to 255 that is [0.4914, 0.4824, 0.4467]",
+        ),
+        ({"mean": (0.5, -0.1, 0.5)}, "augmentation.mean=[0.5, -0.1, 0.5]: expected three numbers from 0 to 1"),
+        (
+            {"std": (63.0, 62.1, 66.7)},
+            "augmentation.std=[63.0, 62.1, 66.7]: expected three numbers from 0 to 1; of pixels",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused_in_one_line(options: dict[str, object], said: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from command import SMALL, Sweep, folders, history, outcome, result, run
 
 from broadopt.config.identity import identity_of
+from broadopt.runs import history as histories
 from broadopt.runs import results
 
 METHODS = ("asam", "fge", "sam", "sgd", "swa")
@@ -102,7 +103,7 @@ def test_the_best_epochs_on_test_and_on_held_out_images_are_each_its_own() -> No
     names = [f"{split}_{name}" for split in ("validation", "test") for name in ("accuracy", "nll", "ece")]
     figures = [(70.0, 0.9, 0.3, 60.0, 1.1, 0.2), (80.0, 0.8, 0.2, 50.0, 1.2, 0.1), (80.0, 0.7, 0.1, 55.0, 1.3, 0.4)]
     rows = [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(figures, start=1)]
-    found = results.metrics(rows, {})
+    found = histories.metrics(rows, {})
     assert found["best"] == {"test_accuracy": 60.0, "epoch": 1}
     assert found["last"] == {"test_accuracy": 55.0, "test_nll": 1.3, "test_ece": 0.4}
     assert found["validation"] == {

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tracked import EACH, held_by
 
 from broadopt.config.compose import compose, run_config
 from broadopt.errors import InputError
+from broadopt.runs import history as histories
 from broadopt.runs import results
 from broadopt.runs.heartbeat import Heartbeat, machine
 from broadopt.runs.repeat import repeated
@@ -234,17 +236,25 @@ def test_the_command_completes_its_trackers(tmp_path: Path) -> None:
 
 # What is exported
 
+FIGURES = "test_accuracy,test_nll,test_ece"
+
 
 def with_history(root: Path, *, seed: int, history: str | None) -> Path:
+    """A finished run whose figures are those of this history.csv, where it has any."""
     folder = store(root, record(RESNET20, "method=asam", seed=seed))
     if history is not None:
         (folder / "history.csv").write_text(history)
+    with suppress(ValueError):
+        made = histories.metrics(histories.read(folder), {})
+        result = json.loads((folder / "result.json").read_text())
+        results.write(folder, result | {"metrics": made if made["last"] else result["metrics"]})
     return folder
 
 
 def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> None:
     root = tmp_path / "results"
-    good = with_history(root, seed=1, history="epoch,lr,train_loss,test_accuracy\n1.0,0.1,2.5,\n2.0,0.1,2.25,40.0\n")
+    text = f"epoch,lr,train_loss,{FIGURES}\n1.0,0.1,2.5,,,\n2.0,0.1,2.25,40.0,3.0,0.06\n"
+    good = with_history(root, seed=1, history=text)
     no_number = "not a table of numbers ({})"
     bad = {
         with_history(root, seed=2, history=None): "it is finished and has no history.csv",
@@ -255,10 +265,13 @@ def test_runs_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> None
             "float() argument must be a string or a real number, not 'list'"
         ),
         with_history(root, seed=5, history="lr\n0.1\n"): "without a column epoch that ascends",
-        with_history(root, seed=6, history="epoch,lr\n1.0,0.1\n"): "its checksum does not fit: edited or damaged",
+        with_history(root, seed=6, history=text): "its checksum does not fit: edited or damaged",
+        with_history(root, seed=7, history=text): "not the history that result.json was made of: best epoch 1, there 2",
     }
     edited = next(folder for folder in bad if folder.name.startswith("seed6"))
-    (edited / "result.json").write_text((edited / "result.json").read_text().replace('"epoch": 3', '"epoch": 4'))
+    (edited / "result.json").write_text((edited / "result.json").read_text().replace('"epoch": 2', '"epoch": 4'))
+    other = next(folder for folder in bad if folder.name.startswith("seed7"))
+    (other / "history.csv").write_text(text.replace("2.5,,,", "2.5,40.0,3.0,0.06"))
 
     code, output, errors = said("broadopt-export", "tensorboard", cwd=tmp_path)
 
@@ -283,7 +296,10 @@ def copied(folder: Path, name: str, **changed: object) -> Path:
 
 
 def test_of_copies_of_a_run_the_one_that_tables_count_is_sent(tmp_path: Path) -> None:
-    root, rows = tmp_path / "results", ["epoch,lr,train_loss", "1.0,0.1,3", "2.0,0.1,2", "3.0,0.1,1", ""]
+    root, rows = (
+        tmp_path / "results",
+        [f"epoch,lr,train_loss,{FIGURES}", "1.0,0.1,3", "2.0,0.1,2", "3.0,0.1,1,40.0,3.0,0.06", ""],
+    )
     merged = with_history(root, seed=1, history="\n".join(rows))
     copied(merged, "copy")
     older = copied(merged, "old", state="interrupted", epochs=1.0)
@@ -357,7 +373,7 @@ def test_a_run_folder_and_a_file_to_send_to_are_bad_input(tmp_path: Path) -> Non
 
 
 def test_a_tracker_that_fails_ends_the_export(tmp_path: Path) -> None:
-    folder = with_history(tmp_path / "results", seed=1, history="epoch,lr\n1.0,0.1\n")
+    folder = with_history(tmp_path / "results", seed=1, history=f"epoch,lr,{FIGURES}\n1.0,0.1,40.0,3.0,0.06\n")
     (tmp_path / "results/tensorboard").write_text("no folder")
     code, output, errors = said("broadopt-export", "tensorboard", cwd=tmp_path)
     name = folder.relative_to(tmp_path / "results/runs")

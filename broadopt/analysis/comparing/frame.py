@@ -84,11 +84,11 @@ def load_history(
 
 def read_history(result: Result) -> tuple[list[dict[str, float]], str]:
     """The history of a result that `selection.read` has read, and why it cannot be used, if so: that of a finished run
-    is there and has epochs.
+    is there, has epochs, and is what its figures were made of.
     """
     place = f"left out: {result['folder']}/{history.NAME}"
     try:
-        rows = history.read(Path(result["path"]))
+        rows = history.rows_of(Path(result["path"]), result)
     except (OSError, ValueError) as error:
         return [], f"{place}: {reason(error)}"
     if not rows and result["state"] == "finished":

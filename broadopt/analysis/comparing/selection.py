@@ -12,7 +12,7 @@ from broadopt.analysis.tables.match import Result
 from broadopt.errors import InputError, nearest, printable
 from broadopt.runs import heartbeat, history
 from broadopt.runs.folders import located, scan
-from broadopt.runs.results import metrics, read_several
+from broadopt.runs.results import read_several
 
 WORDS = {"true": True, "false": False, "none": None, "null": None}
 
@@ -88,7 +88,7 @@ def _of_a_heartbeat(progress: Mapping[str, Any], rows: Sequence[Mapping[str, flo
         "model": config["model"]["name"],
         "config": config,
         "epochs": rows[-1]["epoch"],
-        "metrics": metrics(whole, {}),
+        "metrics": history.metrics(whole, {}),
         "cost": {},
         "environment": {"device": progress["device"], "precision": config["precision"]},
     }

@@ -90,7 +90,7 @@ def check_different(runs: Sequence[Run], figure: str) -> None:
 def history_of(run: Run) -> list[dict[str, float]]:
     """The rows of its history.csv, empty where there is none. Raises InputError for a file that cannot be used."""
     try:
-        return history.read(run.folder)
+        return history.rows_of(run.folder, run.result)
     except (OSError, ValueError) as error:
         raise InputError(f"{run.folder / history.NAME}: {reason(error)}") from error
 

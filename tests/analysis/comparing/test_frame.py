@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
     for seed in (10, 2, 1):
         store(folder, record(RESNET20, "method=sam", "step.rho=0.5", seed=seed), last=70.0 + seed)
-    store(folder, record(RESNET20, "method=sam", "step.rho=0.05"), last=71.0, best=71.5, history={1: 40.0, 2: 71.0})
+    store(folder, record(RESNET20, "method=sam", "step.rho=0.05"), history={1: 71.5, 2: 71.0})
     store(folder, record(RESNET20, "method=sgd", "budget=200"), last=69.0, device="H100")
     store(folder, record(RESNET20, "method=sgd", "budget=200", seed=2), last=1.0, state="failed", history={1: 1.0})
     store(
@@ -123,7 +123,7 @@ def test_history_is_a_row_an_epoch_of_runs_in_every_state(root: Path) -> None:
     assert frame[columns].values.tolist() == [
         ["sgd", 2, "failed", 1.0, 1.0],
         ["sgd", 3, "interrupted", 1.0, 50.0],
-        ["sam", 1, "finished", 1.0, 40.0],
+        ["sam", 1, "finished", 1.0, 71.5],
         ["sam", 1, "finished", 2.0, 71.0],
     ]
     assert list(frame.columns[-5:]) == ["epoch", "lr", "test_accuracy", "test_nll", "test_ece"]
@@ -174,6 +174,30 @@ def test_what_cannot_be_trusted_is_left_out_with_a_warning(root: Path, tmp_path:
             assert len(broadopt.load_history(tmp_path / "damaged")) == 2
 
 
+LIES = {
+    "another seed's": (None, "last test_accuracy 72, there 71"),
+    "an epoch edited": (lambda text: text.replace("40.0", "71.6"), "best test_accuracy 71.6, there 71"),
+    "the last edited": (lambda text: text.replace("1.45", "1.44"), "last test_nll 1.44, there 1.45"),
+    "cut off": (lambda text: text[: text.index("2.0,")], "last test_accuracy 40, there 71"),
+    "no figures": (lambda text: "epoch,lr\n1.0,0.1\n2.0,0.1\n", "no epoch is evaluated"),
+    "a figure lacks": (lambda text: text.replace(",1.45,", ",,"), "an evaluated epoch without test_nll"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_history_that_a_result_was_not_made_of_is_left_out(tmp_path: Path, lie: str) -> None:
+    one, other = (
+        store(tmp_path, record(RESNET20, "method=sam", seed=seed), history={1: 40.0, 2: 70.0 + seed}) for seed in (1, 2)
+    )
+    change, why = LIES[lie]
+    path = one / "history.csv"
+    path.write_text(change(path.read_text()) if change else (other / "history.csv").read_text())
+    line = f"^left out: runs/.*/seed1-.*/history.csv: not the history that result.json was made of: {why}$"
+    with pytest.warns(UserWarning, match=line):
+        frame = broadopt.load_history(tmp_path)
+    assert frame[["seed", "test_accuracy"]].values.tolist() == [[2, 40.0], [2, 72.0]]
+
+
 def test_no_key_of_a_recorded_config_takes_the_place_of_what_a_result_says(tmp_path: Path) -> None:
     added = {
         "state": "failed",
@@ -192,7 +216,7 @@ def test_no_key_of_a_recorded_config_takes_the_place_of_what_a_result_says(tmp_p
 
 def test_no_column_of_a_history_takes_the_place_of_what_a_result_says(tmp_path: Path) -> None:
     folder = store(tmp_path, record(RESNET20, "method=sgd", seed=3), history={1: 50.0})
-    (folder / "history.csv").write_text("epoch,seed,budget\n1.0,7,8\n")
+    (folder / "history.csv").write_text("epoch,seed,budget,test_accuracy,test_nll,test_ece\n1.0,7,8,50.0,2.5,0.05\n")
     (row,) = broadopt.load_history(tmp_path).to_dict("records")
     assert (row["epoch"], row["seed"], row["budget"]) == (1.0, 3, 400.0)
 
