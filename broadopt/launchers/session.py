@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from broadopt.config.compose import run_config
 from broadopt.config.run_config import DatasetConfig, Recipe, RunConfig
 from broadopt.errors import (
+    OF_NO_USE,
     ClosedPipe,
     DeviceLost,
     InputError,
@@ -185,13 +186,12 @@ class Session:
     @contextmanager
     def _reading(self, data: DatasetConfig) -> Iterator[None]:
         """Within the block a run's data are read. Raises what another run with the same data has failed by."""
-        source = repr((data.reader, data.noise))
-        if source in self.unreadable:
-            raise self.unreadable[source]
+        if data.source in self.unreadable:
+            raise self.unreadable[data.source]
         try:
             yield
         except UnreadableData as error:
-            self.unreadable[source] = error
+            self.unreadable[data.source] = error
             raise
 
     def _executed(self, run: RunConfig, place: str) -> Outcome | None:
@@ -226,8 +226,7 @@ class Session:
         if self.show_traces and sys.exc_info()[0] is not None:  # what a worker raises has left its traceback there
             traceback.print_exc()
         if sweep and os.getpid() == self.process:  # what a worker raises is said where it arrives
-            line = f"{where}: {printable(str(error))}"
-            line += "; other runs with these data are left out" * isinstance(error, UnreadableData)
+            line = f"{where}: {in_a_sweep(error)}"
             if speaks(line):
                 print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
         self.failed.append((where, error))
@@ -256,6 +255,12 @@ class Session:
             reason = error if isinstance(error, InputError | RunFailed) else unforeseen(error)
             self.note(reason, list(returned.overrides or overrides), sweep=True)
         return not isinstance(error, Stopped)
+
+
+def in_a_sweep(error: Exception) -> str:
+    """The line about a failure of one of several runs."""
+    line = printable(str(error))
+    return line + OF_NO_USE * (isinstance(error, UnreadableData) and OF_NO_USE not in line)
 
 
 def is_shared(error: Exception, other: Exception) -> bool:
