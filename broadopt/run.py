@@ -21,9 +21,9 @@ with loading():
     from broadopt.config.shipped import config_dir
     from broadopt.devices.threads import let_waiting_threads_sleep
     from broadopt.errors import InputError, Interrupted, printable
-    from broadopt.launchers.ended import is_first, speaks
+    from broadopt.launchers.ended import in_a_sweep, is_first, is_shared, speaks
     from broadopt.launchers.place import PLACE
-    from broadopt.launchers.session import Session, in_a_sweep, is_shared, unforeseen
+    from broadopt.launchers.session import Session, unforeseen
     from broadopt.runs.objective import Outcome, is_minimised
 
 log = logging.getLogger("broadopt")

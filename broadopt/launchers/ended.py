@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broadopt.errors import OF_NO_USE, InputError, LeftToAnother, RunFailed, Stopped, UnreadableData
+from broadopt.errors import OF_NO_USE, InputError, LeftToAnother, RunFailed, Stopped, UnreadableData, printable
 
 if TYPE_CHECKING:
     from broadopt.launchers.sweep import Planned
@@ -88,6 +88,17 @@ def what_became(ended: Ended | None) -> Exception:
         return RunFailed(f"ended by {signal.Signals(-ended.code).name}: {ended.line()}")
     could_not = "the command could not be started, " * (ended.code in NOT_STARTED)
     return RunFailed(f"{could_not}exit code {ended.code}: {ended.line()}")
+
+
+def in_a_sweep(error: Exception) -> str:
+    """The line about a failure of one of several runs."""
+    line = printable(str(error))
+    return line + OF_NO_USE * (isinstance(error, UnreadableData) and OF_NO_USE not in line)
+
+
+def is_shared(error: Exception, other: Exception) -> bool:
+    """Whether two runs have failed by the same data."""
+    return isinstance(error, UnreadableData) and isinstance(other, UnreadableData) and str(error) == str(other)
 
 
 def is_first() -> bool:

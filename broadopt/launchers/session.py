@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from broadopt.config.compose import run_config
 from broadopt.config.run_config import DatasetConfig, Recipe, RunConfig
 from broadopt.errors import (
-    OF_NO_USE,
     ClosedPipe,
     DeviceLost,
     InputError,
@@ -27,7 +26,7 @@ from broadopt.errors import (
     UnreadableData,
     printable,
 )
-from broadopt.launchers.ended import in_step, speaks
+from broadopt.launchers.ended import in_a_sweep, in_step, is_shared, speaks
 from broadopt.launchers.place import PLACE, Sweep
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
@@ -255,17 +254,6 @@ class Session:
             reason = error if isinstance(error, InputError | RunFailed) else unforeseen(error)
             self.note(reason, list(returned.overrides or overrides), sweep=True)
         return not isinstance(error, Stopped)
-
-
-def in_a_sweep(error: Exception) -> str:
-    """The line about a failure of one of several runs."""
-    line = printable(str(error))
-    return line + OF_NO_USE * (isinstance(error, UnreadableData) and OF_NO_USE not in line)
-
-
-def is_shared(error: Exception, other: Exception) -> bool:
-    """Whether two runs have failed by the same data."""
-    return isinstance(error, UnreadableData) and isinstance(other, UnreadableData) and str(error) == str(other)
 
 
 def let_go(error: BaseException | None) -> None:
