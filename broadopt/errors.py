@@ -13,6 +13,10 @@ class UnreadableData(InputError):
     """The data of a run cannot be used, and so by no other run that has the same."""
 
 
+OF_NO_USE = "; no run with these data can be carried out"
+"""What is said behind the reason in a sweep, and by what a launcher knows it."""
+
+
 class RunFailed(Exception):
     """The run itself failed (non-finite loss, disk full): state "failed", exit code 1."""
 

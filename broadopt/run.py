@@ -21,8 +21,9 @@ with loading():
     from broadopt.config.shipped import config_dir
     from broadopt.devices.threads import let_waiting_threads_sleep
     from broadopt.errors import InputError, Interrupted, printable
-    from broadopt.launchers.ended import is_first, speaks
-    from broadopt.launchers.session import Session, is_shared, unforeseen
+    from broadopt.launchers.ended import in_a_sweep, is_first, is_shared, speaks
+    from broadopt.launchers.place import PLACE
+    from broadopt.launchers.session import Session, unforeseen
     from broadopt.runs.objective import Outcome, is_minimised
 
 log = logging.getLogger("broadopt")
@@ -125,7 +126,8 @@ def conclude(session: Session) -> None:
     if session.runs == 1 and session.failed[0][0]:  # a sweep of one: it is said already
         sys.exit(code)
     if not session.failed[0][0]:
-        leave(printable(str(session.failed[0][1])), code)
+        error = session.failed[0][1]
+        leave(in_a_sweep(error) if os.environ.get(PLACE) else printable(str(error)), code)
     leave("\n  ".join([f"{len(session.failed)} of the sweep's runs failed:", *failures(session)]), code)
 
 

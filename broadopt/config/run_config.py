@@ -52,6 +52,11 @@ class DatasetConfig:
         """The node that reads the data set: its target takes the name as well."""
         return {"name": self.name, **self.target}
 
+    @property
+    def source(self) -> str:
+        """The same for two data sets that are read from the same place."""
+        return repr((self.reader, self.noise))
+
     def values(self) -> dict[str, Any]:
         """The plain values of the config's node."""
         own = {"name": self.name, "label_noise": self.label_noise, "noise": self.noise, "validation": self.validation}

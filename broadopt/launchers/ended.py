@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broadopt.errors import InputError, LeftToAnother, RunFailed, Stopped
+from broadopt.errors import OF_NO_USE, InputError, LeftToAnother, RunFailed, Stopped, UnreadableData, printable
 
 if TYPE_CHECKING:
     from broadopt.launchers.sweep import Planned
@@ -50,6 +50,10 @@ class Ended:
             return own if own.startswith("broadopt-run: ") else last
         return last
 
+    def is_for_its_data(self) -> bool:
+        """Whether it was refused for data that no run can use."""
+        return self.code == 2 and self.last_line().endswith(OF_NO_USE)
+
     def line(self) -> str:
         """Why it has ended, as far as that is known, and where there is more; empty of a run never handed over."""
         if self.output is None:
@@ -72,7 +76,8 @@ def what_became(ended: Ended | None) -> Exception:
     """Of a run that has not finished, as the exception that it would have raised here."""
     if ended is None:  # its result was there, and is there no more
         return Stopped("its result has gone")
-    kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: InputError, 3: LeftToAnother}
+    refused = UnreadableData if ended.is_for_its_data() else InputError
+    kinds: dict[int | None, Callable[[str], Exception]] = {1: RunFailed, 2: refused, 3: LeftToAnother}
     if ended.code in kinds:
         return kinds[ended.code](ended.line())
     if ended.code is None or goes_on(ended.code):
@@ -83,6 +88,17 @@ def what_became(ended: Ended | None) -> Exception:
         return RunFailed(f"ended by {signal.Signals(-ended.code).name}: {ended.line()}")
     could_not = "the command could not be started, " * (ended.code in NOT_STARTED)
     return RunFailed(f"{could_not}exit code {ended.code}: {ended.line()}")
+
+
+def in_a_sweep(error: Exception) -> str:
+    """The line about a failure of one of several runs."""
+    line = printable(str(error))
+    return line + OF_NO_USE * (isinstance(error, UnreadableData) and OF_NO_USE not in line)
+
+
+def is_shared(error: Exception, other: Exception) -> bool:
+    """Whether two runs have failed by the same data."""
+    return isinstance(error, UnreadableData) and isinstance(other, UnreadableData) and str(error) == str(other)
 
 
 def is_first() -> bool:

@@ -52,10 +52,12 @@ class LocalLauncher(SweepLauncher):
         device = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)}" if gpus else f"{threads} CPU threads each"
         device += f", {self.per_gpu} runs on each with 1/{self.per_gpu} of its memory" * (self.per_gpu > 1)
         opening = f"{len(planned)} runs, {n_jobs} at a time, {device}; what they print is in {outputs}"
-        children = Children()
+        children, unreadable = Children(), dict[str, Path]()
 
         def carry_out(place: int) -> Ended:
             one, output = planned[place], outputs / f"{place}.out"
+            if one.dataset.source in unreadable:  # said already, by the run that has this output
+                return Ended(one, 2, unreadable[one.dataset.source])
             code = run(one, output, gpus, threads, children, per_gpu=self.per_gpu)
             if code is not None:
                 line, ended = f"{state(code)}: {quoted(one.overrides)}\n", Ended(one, code, output)
@@ -63,6 +65,8 @@ class LocalLauncher(SweepLauncher):
                     line += f"  {ended.last_line()}\n"
                 elif state(code) == "failed":  # at once: the other runs may go on for days, or end for the same reason
                     line += f"  {ended.line()}\n"
+                if ended.is_for_its_data():
+                    unreadable[one.dataset.source] = output
                 print(line, end="", flush=True)  # in one write, since threads share stdout
             return Ended(one, code, output)
 

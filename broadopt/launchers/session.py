@@ -26,7 +26,7 @@ from broadopt.errors import (
     UnreadableData,
     printable,
 )
-from broadopt.launchers.ended import in_step, speaks
+from broadopt.launchers.ended import in_a_sweep, in_step, is_shared, speaks
 from broadopt.launchers.place import PLACE, Sweep
 from broadopt.runs import results
 from broadopt.runs.objective import Outcome, value
@@ -190,13 +190,12 @@ class Session:
     @contextmanager
     def _reading(self, data: DatasetConfig) -> Iterator[None]:
         """Within the block a run's data are read. Raises what another run with the same data has failed by."""
-        source = repr((data.reader, data.noise))
-        if source in self.unreadable:
-            raise self.unreadable[source]
+        if data.source in self.unreadable:
+            raise self.unreadable[data.source]
         try:
             yield
         except UnreadableData as error:
-            self.unreadable[source] = error
+            self.unreadable[data.source] = error
             raise
 
     def _executed(self, run: RunConfig, place: str) -> Outcome | None:
@@ -231,8 +230,7 @@ class Session:
         if self.show_traces and sys.exc_info()[0] is not None:  # what a worker raises has left its traceback there
             traceback.print_exc()
         if sweep and os.getpid() == self.process:  # what a worker raises is said where it arrives
-            line = f"{where}: {printable(str(error))}"
-            line += "; other runs with these data are left out" * isinstance(error, UnreadableData)
+            line = f"{where}: {in_a_sweep(error)}"
             if speaks(line):
                 print(f"broadopt-run: {line}", file=sys.stderr, flush=True)
         self.failed.append((where, error))
@@ -261,11 +259,6 @@ class Session:
             reason = error if isinstance(error, InputError | RunFailed) else unforeseen(error)
             self.note(reason, list(returned.overrides or overrides), sweep=True)
         return not isinstance(error, Stopped)
-
-
-def is_shared(error: Exception, other: Exception) -> bool:
-    """Whether two runs have failed by the same data."""
-    return isinstance(error, UnreadableData) and isinstance(other, UnreadableData) and str(error) == str(other)
 
 
 def let_go(error: BaseException | None) -> None:

@@ -376,7 +376,7 @@ def test_data_that_cannot_be_used_are_said_once_and_read_once(tmp_path: Path, sm
     reason = f"{folder / 'data_batch_1'}: MD5 "
     first, last = [line for line in process.stderr.splitlines() if reason in line]
     assert first.startswith("broadopt-run: ")
-    assert first.endswith(" by dataset.verify=false; other runs with these data are left out")
+    assert first.endswith(" by dataset.verify=false; no run with these data can be carried out")
     assert "dataset=cifar10 seed=1 method=sgd and 3 other runs with these data: " in last
     assert "broadopt-run: 4 of the sweep's runs failed:" in process.stderr
     assert [result(path)["dataset"] for path in folders(tmp_path)] == ["digits"] * 4

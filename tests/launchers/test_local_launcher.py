@@ -48,6 +48,20 @@ def test_failed_runs_are_named_and_the_others_finish(tmp_path: Path) -> None:
     assert sorted(result(folder)["state"] for folder in folders(tmp_path)) == ["failed", "finished"]
 
 
+def test_data_that_cannot_be_used_are_tried_once(tmp_path: Path) -> None:
+    sweep = (*SMALL, "budget=0.1", "dataset=image_folder", "dataset.path=nowhere", "seed=1,2,3")
+    done = run("-m", "hydra/launcher=local", *sweep, cwd=tmp_path)
+    assert done.returncode == 2
+    reason = "nowhere/train: cannot be listed"
+    assert [path.name for path in (tmp_path / "results/local").rglob("*.out")] == ["0.out"]
+    assert (done.stdout.count(reason), done.stdout.count("\nfailed: ")) == (1, 1)
+    first, last = [line for line in done.stderr.splitlines() if reason in line]
+    assert first.startswith("broadopt-run: ")
+    assert "; no run with these data can be carried out (see " in first
+    assert " seed=1 and 2 other runs with these data: " in last
+    assert "broadopt-run: 3 of the sweep's runs failed:" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("signal_", "to_all"),
     [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGUSR2, False)],
