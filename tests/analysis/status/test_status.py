@@ -800,6 +800,19 @@ def test_a_run_that_is_on_has_not_spent_the_epochs_of_its_trunk(
     assert (found.seconds, found.device.kind) == (seconds, "2 threads of a CPU (AMD EPYC)")
 
 
+def test_the_seconds_of_a_trunk_are_spent_once(tmp_path: Path) -> None:
+    """Three hours, of which the second run has taken two from the first."""
+    cost = {"train_seconds": 3 * 3600.0}
+    store(tmp_path, record(RESNET20, "method=sgd"), device="NVIDIA H100 80GB HBM3", cost=cost)
+    other = record(RESNET20, "method=sgd", "weight_decay=1e-3")
+    folder = store(tmp_path, other, device="NVIDIA H100 80GB HBM3", cost=cost)
+    trunk = {"identity": "ab" * 32, "epochs": 200, "run": "runs/cifar100/resnet20/sgd/a", "train_seconds": 2 * 3600.0}
+    stored = json.loads((folder / "result.json").read_text())
+    seal(folder, {key: value for key, value in stored.items() if key != "checksum"} | {"trunk": trunk})
+    page, _ = run("runs", "--status", "--results", tmp_path)
+    assert "Device hours: 4.0 spent (measured) on an H100" in " ".join(page.split())
+
+
 def test_a_checkpoint_whose_epoch_is_not_known_is_no_start_from_scratch(tmp_path: Path) -> None:
     recorded = record(RESNET20, "method=sgd")
     folder = results.run_folder(tmp_path, recorded)
