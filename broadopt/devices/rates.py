@@ -26,6 +26,9 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
 USUAL = "H100"
 """The kind of GPU that hours are worked out for where the one at hand is of none of these kinds."""
 
+BATCH = 128
+"""Images of a batch in all measurements: a GPU works smaller ones off at a lower rate."""
+
 SHARE = 0.1
 """Of the peak: an assumption. Small networks reach less, wide ones more."""
 
