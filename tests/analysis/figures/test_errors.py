@@ -1,4 +1,4 @@
-"""The standard errors that figures of lines, rays and calibration show, worked out by hand."""
+"""The standard errors and expectations that figures state, worked out by hand or by simulation."""
 
 import math
 from types import SimpleNamespace
@@ -6,10 +6,13 @@ from typing import Any
 
 import pandas
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+from broadopt.analysis.figures.averages import _seen_courses
 from broadopt.analysis.figures.calibration import Measured, _draw_reliability
 from broadopt.analysis.figures.surfaces.lines import Rise, plus_minus, rises
+from broadopt.analysis.landscape.distances import around_mean
 from broadopt.analysis.landscape.probabilities import Bin, Reliability
 
 
@@ -47,3 +50,11 @@ def test_the_bars_of_a_reliability_diagram_are_binomial_and_its_shares_those_of_
     expected = [(50.0, 25 - half[0], 25 + half[0]), (75.0, 75 - half[1], 75 + half[1])]
     assert [pytest.approx(one) for one in expected] == drawn
     assert lower.lines[0].get_xydata().tolist() == [pytest.approx([x, y]) for x, y in ((30, 5), (50, 80), (70, 15))]
+
+
+@pytest.mark.parametrize("count", [3, 4, 20])
+def test_independent_iterates_have_the_ratio_of_distances_that_is_said_to_be_expected(count: int) -> None:
+    drawn = torch.randn(count, 100_000, generator=torch.Generator().manual_seed(count))
+    around = pandas.DataFrame({"run": "SWA", **around_mean(drawn)})
+    ratio = around["from_others"].mean() / around["from_mean"].mean()
+    assert f", a ratio of {ratio:.2f} (independent iterates: {ratio:.2f})." in _seen_courses([around])
