@@ -26,6 +26,9 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
 USUAL = "H100"
 """The kind of GPU that hours are worked out for where the one at hand is of none of these kinds."""
 
+BATCH = 128
+"""Images of a batch in all measurements: a GPU works smaller ones off at a lower rate."""
+
 SHARE = 0.1
 """Of the peak: an assumption. Small networks reach less, wide ones more."""
 
@@ -86,7 +89,8 @@ def went_on_elsewhere(environment: Mapping[str, Any]) -> bool:
     """Whether the run of this environment of a result was trained on several kinds of device: its seconds are those of
     all together, and no measure of any.
     """
-    return "carried_out_on" in environment
+    machines = environment.get("carried_out_on")
+    return isinstance(machines, list) and len(machines) > 1
 
 
 def kind_of(device: str, threads: int | None = None) -> str:

@@ -39,6 +39,15 @@ def test_the_committed_table_is_what_the_committed_results_give() -> None:
     assert {row.model["name"] for row in rates.measured()} == names
 
 
+def test_all_rates_were_measured_with_batches_of_one_size() -> None:
+    files = sorted(script.RESULTS.glob("benchmark/gpu*.json"))
+    rows = [row for file in files for row in json.loads(file.read_text())["rows"] if row["part"] == "rates"]
+    assert {row["batch"] for row in rows} == {rates.BATCH}
+    runs = [run for name in script.COUNTED for run in script.read_all(script.RESULTS / name)[0]]
+    assert runs
+    assert {run["config"]["batch_size"] for run in runs} == {rates.BATCH}
+
+
 def test_rates_of_a_gpu_check_are_taken_into_the_table(tmp_path: Path) -> None:
     row = {"part": "rates", "network": "resnet20", "variant": "as auto chooses", "precision": "bf16"}
     rows = [row | {"sgd, images/s": 90_000.04}, row | {"sgd, images/s": 5.0, "variant": "compiled"}, {"part": "resume"}]

@@ -315,3 +315,15 @@ def test_an_average_from_the_start_on_leaves_the_start_out() -> None:
     """The authors' code averages at ends of epochs (`epoch + 1 >= swa_start`): the first weights never."""
     assert WeightAverage(start=0.0).collection_points(2) == [1, 2, 3]
     assert WeightAverage(start=0.25).collection_points(2) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("budget", "cycle", "count"), [(3.0, 0.1, 6), (300.0, 0.01, 51), (1800.0, 1 / 18, 10), (7.0, 0.1, 6)]
+)
+def test_the_last_cycle_ends_with_the_last_budget_whatever_rounding_makes_of_its_length(
+    budget: float, cycle: float, count: int
+) -> None:
+    """Half a budget of cycles of 0.1 are five, though 1.5 epochs by 0.30000000000000004 are less."""
+    points = WeightAverage(start=1, cycle=cycle, budgets=(1.25, 1.5)).collection_points(budget)
+    assert points == pytest.approx([budget * (1 + number * cycle) for number in range(count)], rel=1e-12)
+    assert points[-1] == pytest.approx(1.5 * budget, rel=1e-12)

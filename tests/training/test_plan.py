@@ -117,6 +117,17 @@ def test_a_sweep_is_planned_in_hours_of_each_kind_of_device(monkeypatch: pytest.
     )
 
 
+def test_a_plan_says_of_a_measured_rate_that_it_is_of_batches_of_another_size(tmp_path: Path) -> None:
+    said_of = {}
+    for count in (32, 128):
+        given = ("method=sgd", "model=wrn28_10", "protocol=asam2021", f"batch_size={count}", "plan=true")
+        code, out, err = said("broadopt-run", *given, cwd=tmp_path)
+        assert code == 0, err
+        said_of[count] = next(line for line in out.splitlines() if line.startswith("  time "))
+    assert "measured: 9,411 images/s a gradient (1 run), of batches of 128; evaluations about " in said_of[32]
+    assert "measured: 9,411 images/s a gradient (1 run); evaluations about " in said_of[128]
+
+
 def test_a_plan_says_nothing_of_a_collector_that_says_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mine.py").write_text(
         "from broadopt.methods.swa import WeightAverage\n\n\nclass Mine(WeightAverage):\n    passes = None\n"

@@ -400,6 +400,15 @@ def test_the_hours_that_are_saved_are_those_of_the_gradients_that_are() -> None:
     assert share_of_first(late, price(late), 20) == 1
 
 
+def test_plan_counts_the_hours_of_the_epochs_that_are_shared_by_their_gradients(tmp_path: Path) -> None:
+    """A SAM that is plain in its first 100 epochs: 500 and 300 epochs' gradients, of which 81 are made once."""
+    late = ("experiment=table1/vgg16_cifar10", "method=late_sam", "protocol=swa2018", "step.from=0.5")
+    lines = plan(*late, "collect=swa,none", cwd=tmp_path)
+    each = 50_000 / 62_730 / 3600  # hours of an epoch's gradients, measured on an H100
+    hours = f"about {719 * each:.2g} of {800 * each:.2g} h on an H100"
+    assert lines[-1] == f"trunk=share: trains 419 of 500 epochs, 2.095 of 2.5 budgets, {hours}"
+
+
 def test_the_commands_that_fill_a_table_come_with_trunks_first() -> None:
     def cell(method: str) -> Cell:
         record = recipe("experiment=table1/vgg16_cifar10", f"method={method}").record()

@@ -144,7 +144,8 @@ class AlongTraining:
         known = [run for run in line.finished if evaluated(self._of[run["identity"]])]
         for run in known:
             epochs = epochs_to(self._of[run["identity"]], self.asked.reach or 0.0)
-            seconds = spent_by(run, "train_seconds")
+            # The seconds of a run that has moved are not in proportion to its gradients.
+            seconds = None if went_on_elsewhere(run["environment"]) else spent_by(run, "train_seconds")
             found.append(None if epochs is None else (epochs, None if seconds is None else seconds(epochs)))
         return found
 

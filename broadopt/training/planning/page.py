@@ -7,7 +7,7 @@ from typing import Any
 from broadopt.config.identity import AS_WITHOUT
 from broadopt.config.instantiate import collectors_of
 from broadopt.config.run_config import Recipe
-from broadopt.devices.rates import Duration, shown, together, total
+from broadopt.devices.rates import BATCH, Duration, shown, together, total
 from broadopt.methods.collect import Collector, EverySteps
 from broadopt.methods.schedule import Schedule, learning_rate
 from broadopt.methods.steps.optimizers import handed, unheeded
@@ -78,7 +78,7 @@ def page(
         f"  training   {cost.epochs:g} epochs, {cost.steps:,} steps of {recipe.batch_size}",
         f"  cost       {_count(cost.gradient_evaluations)} gradient evaluations" + _operations(cost.flops),
         *_evaluating(cost),
-        f"  time       {time or 'unknown'}; {on_top([Price.of(cost, time)])}",
+        f"  time       {time or 'unknown'}{_other_batch(recipe, time)}; {on_top([Price.of(cost, time)])}",
         f"  lr         {_milestones(schedule, moments, recipe.budget, cost.epochs)}",
         f"  step       {_call(recipe.step)}",
     ]
@@ -96,6 +96,11 @@ def page(
     lines.append("  where the values come from")
     lines += [f"    {key:{width}}  {origin}" for key, origin in origins.items()]
     return "\n".join(lines)
+
+
+def _other_batch(recipe: Recipe, time: Duration | None) -> str:
+    """That a measured rate is of batches of another size."""
+    return f", of batches of {BATCH}" if time and time.is_measured and recipe.batch_size != BATCH else ""
 
 
 def _evaluating(cost: Cost) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
+from broadopt.analysis.comparing.difference_blocks import _p
 from broadopt.analysis.comparing.statistics import (
     MOST_SEEDS,
     Difference,
@@ -199,3 +200,11 @@ except InputError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "--against needs statsmodels: pip install '.[statistics]' in the checkout\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, ""), (0.0, "< 0.001"), (0.00099, "< 0.001"), (0.001, "0.001"), (0.0044, "0.004"), (0.9996, "1.000")],
+)
+def test_p_values_have_three_digits_and_small_ones_their_bound(value: float | None, shown: str) -> None:
+    assert _p(value) == shown

@@ -640,8 +640,13 @@ def test_a_run_that_has_moved_has_no_ratio_of_times(tmp_path: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     result["environment"]["carried_out_on"] = [{"device": "A100"}, {"device": "H100"}]
     write(folder, {key: result[key] for key in result if key != "checksum"})
-    out, _ = run("runs", "--results", tmp_path, "--equal-cost", "seconds")
-    assert [row[-2:] for row in tables(out)[-1]] == [["x sgd", "at sgd's seconds"], ["1.00", "70.00"], ["", ""]]
+    out, _ = run("runs", "--results", tmp_path, "--equal-cost", "seconds", "--reach", "60")
+    assert [row[-4:] for row in tables(out)[-1]] == [
+        ["reach 60", "epochs to 60", "seconds to 60", "at sgd's seconds"],
+        ["1 of 1", "5", "50", "70.00"],
+        ["1 of 1", "5", "", ""],
+    ]
+    assert [row[5] for row in tables(out)[-1]] == ["x sgd", "1.00", ""]
 
 
 def test_cost_is_that_of_sgd_with_the_same_settings(tmp_path: Path) -> None:

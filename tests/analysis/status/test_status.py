@@ -566,7 +566,7 @@ def test_the_seconds_of_a_run_that_has_moved_are_those_of_no_machine(tmp_path: P
         moved(store(tmp_path, recorded, device=h100, cost=hour | {"images_per_second": 100.0}))
     page, _ = run("table3", "--status", "--results", tmp_path, "--seeds", "1-4")
     text = " ".join(page.split())
-    assert "1.0 spent (measured) on an H100 and 2.0 spent (measured) on machines of several kinds, " in text
+    assert "1.0 spent (measured) on an H100 and 2.0 spent (measured) on several kinds of device, " in text
     assert f"measured: 5,000 img/s, {h100} fp32" in text
 
 
@@ -832,6 +832,19 @@ def test_a_run_that_has_moved_has_the_rate_of_where_it_is_and_the_seconds_of_bot
     shutil.copy(before / "result.json", folder)
     found = standing.run_of(look(tmp_path), recorded, identity_of(recorded))
     assert (found.seconds, found.device.kind) == (710.0, "several kinds of device")
+
+
+def test_the_seconds_of_a_trunk_are_spent_once(tmp_path: Path) -> None:
+    """Three hours, of which the second run has taken two from the first."""
+    cost = {"train_seconds": 3 * 3600.0}
+    store(tmp_path, record(RESNET20, "method=sgd"), device="NVIDIA H100 80GB HBM3", cost=cost)
+    other = record(RESNET20, "method=sgd", "weight_decay=1e-3")
+    folder = store(tmp_path, other, device="NVIDIA H100 80GB HBM3", cost=cost)
+    trunk = {"identity": "ab" * 32, "epochs": 200, "run": "runs/cifar100/resnet20/sgd/a", "train_seconds": 2 * 3600.0}
+    stored = json.loads((folder / "result.json").read_text())
+    seal(folder, {key: value for key, value in stored.items() if key != "checksum"} | {"trunk": trunk})
+    page, _ = run("runs", "--status", "--results", tmp_path)
+    assert "Device hours: 4.0 spent (measured) on an H100" in " ".join(page.split())
 
 
 def test_a_checkpoint_whose_epoch_is_not_known_is_no_start_from_scratch(tmp_path: Path) -> None:
