@@ -4,7 +4,7 @@ here.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from broadopt.errors import Interrupted, RunFailed
 from broadopt.methods.collect import Collector, StepCollector, copy_of
 from broadopt.methods.steps.optimizers import lay_out_as_weights
-from broadopt.methods.steps.products import sums_of_norms
 from broadopt.runs.heartbeat import Position
 from broadopt.seeds import derive
 from broadopt.signals import Stop
@@ -240,24 +239,14 @@ class Training:
 
     def _not_finite(self) -> str:
         """What is not finite in this process, and where; empty where all is."""
-        state = {name: tensor.detach() for name, tensor in self.parts.tensors().items()}
-        # A 2-norm can overflow by itself; the maximum of the absolute values cannot, but takes a CPU 20 times as long.
-        if self._are_finite(state.values(), order=2) or self._are_finite(state.values(), order=math.inf):
+        what = self.stepper.not_finite({name: tensor.detach() for name, tensor in self.parts.tensors().items()})
+        if what is None:
             return ""
-        largest = {name: torch.linalg.vector_norm(tensor, math.inf) for name, tensor in state.items()}
-        what = next((name for name, value in largest.items() if not math.isfinite(float(value))), "the loss")
         place = self.place()
         return (
             f"{what} is not finite in epoch {place['epoch']} at lr {self.stepper.lr:g}; "
             f"last finite loss: {place['last_finite_loss']}"
         )
-
-    def _are_finite(self, tensors: Iterable[Tensor], *, order: float) -> bool:
-        """Whether norms of these and the sum of the epoch's losses are; waits for the device."""
-        loss = self.stepper.loss_sum
-        sums = sums_of_norms(tensors, order=order)
-        sums[loss.device] = sums.get(loss.device, 0) + loss
-        return all(math.isfinite(float(one)) for one in sums.values())
 
     def place(self) -> dict[str, float | None]:
         """Where a failure happened: epoch (counted from 1), lr and the last finite loss of a batch, None if there was
