@@ -257,6 +257,38 @@ def test_a_value_without_its_source_in_a_protocol_of_the_user_is_one_line(
         assert done == (2, "", line)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "name: mine\nrecipe: {learning_rate: [0.3, x]}",
+            'no config has ${recipe:learning_rate}; did you mean "lr"?\n',
+        ),
+        ("name: mine\nrecipe: {swa_strat: [0.3, x]}", 'no config has ${recipe:swa_strat}; did you mean "swa_start"?\n'),
+        ("name: mine\nrecipe: {k: [1, x]}", "no config has ${recipe:k}; expected some of autoaugment, batch_size, "),
+        ("recipe: {lr: [0.3, x]}", "its name is asam2021, that of another; expected name: mine\n"),
+    ],
+)
+def test_a_value_of_a_protocol_that_nothing_looks_up_is_not_passed_over(text: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "own/protocol").mkdir(parents=True)
+    (tmp_path / "own/protocol/mine.yaml").write_text(f"defaults: [asam2021, _self_]\n{text}\n")
+    code, output, errors = said("broadopt-run", "--config-dir", "own", "protocol=mine", "plan=true", cwd=tmp_path)
+    assert (code, output) == (2, "")
+    assert errors.startswith("broadopt-run: protocol=mine: ")
+    assert line in errors
+
+
+def test_a_protocol_may_have_a_value_that_a_step_of_ones_own_looks_up(tmp_path: Path) -> None:
+    for group, text in (
+        ("protocol", "defaults: [asam2021, _self_]\nname: mine\nrecipe: {k: [1, x]}\n"),
+        ("step", "_target_: mine.mine\nrho: ${recipe:k}\n"),
+    ):
+        (tmp_path / "own" / group).mkdir(parents=True)
+        (tmp_path / "own" / group / "mine.yaml").write_text(text)
+    code, output, _ = said("broadopt-run", "--config-dir", "own", "protocol=mine", "plan=true", cwd=tmp_path)
+    assert (code, "protocol mine" in output) == (0, True)
+
+
 def test_a_choice_of_the_user_is_listed_with_those_that_are_shipped(tmp_path: Path) -> None:
     line = line_of(run(*SMALL, "model=smal", cwd=tmp_path), tmp_path)
     assert "broken, densenet121, " in line
