@@ -89,9 +89,9 @@ def parse(arguments: Sequence[str]) -> Request:
     given = parser.parse_args(arguments)
     one_of("tracker", given.tracker, TRACKERS)
     asked = Path(expanded(given.results, "RESULTS"))
-    results = located(asked, option="")
-    if not (results / "runs").is_dir() and (results / "config.yaml").exists():
+    if not (asked / "runs").is_dir() and (asked / "config.yaml").exists():
         raise InputError(f"{asked}: that is the folder of a run; expected the results folder, which holds runs/")
+    results = located(asked, option="")
     for line in remark(asked, results):
         print(f"broadopt-export: {line}", file=sys.stderr)
     output = Path(expanded(given.output, "--output")) if given.output else results

@@ -76,8 +76,8 @@ def store(
     """Write the result file of one run; NLL and ECE are made up from the accuracy so that they can be told apart.
 
     `history`: test accuracy by epoch, for history.csv, None of one that was not evaluated: it has the last and the best
-    of a finished run; `cost` replaces figures of the made-up ones; `held_out`: the last accuracy on held-out images, of
-    which what was collected has one more.
+    of a finished run, whose last epoch is evaluated where no other is; `cost` replaces figures of the made-up ones;
+    `held_out`: the last accuracy on held-out images, of which what was collected has one more.
     """
     collected = collected or {}
     folder = results.run_folder(root, recorded)
@@ -118,6 +118,8 @@ def store(
             {"epoch": float(epoch), "lr": 0.1, **({} if accuracy is None else figures(accuracy))}
             for epoch, accuracy in history.items()
         ]
+        if state == "finished" and not any("test_accuracy" in row for row in rows):
+            rows[-1] |= figures(last)
         histories.write(folder, rows)
         if state == "finished":
             result["metrics"] |= histories.metrics(rows, result["metrics"]["collected"])

@@ -24,6 +24,9 @@ def prepared(arguments: list[str]) -> list[str]:
     """
     ordered = [_with_home(argument) for argument in options_first(arguments)]
     parsed = parsed_arguments(ordered)
+    folders = sum(argument.partition("=")[0] in ("--config-dir", "-cd") for argument in ordered)
+    if folders > 1 or parsed.config_dir == "":
+        raise InputError(f"--config-dir: expected one folder, found {folders if folders > 1 else 'an empty name'}")
     wanted = " ".join(parsed.overrides)
     if parsed.shell_completion and not re.fullmatch("(install|uninstall|query)=(bash|zsh|fish)", wanted):
         raise InputError("-sc: expected install=SHELL, uninstall=SHELL or query=SHELL, of bash, zsh and fish")

@@ -4,6 +4,7 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +14,7 @@ from broadopt.config.habits import about_key
 from broadopt.config.identity import public
 from broadopt.config.rules import NEEDED_BY_TAIL, RULES, TAKEN_BY_SHAPE, expanded
 from broadopt.config.run_config import GROUPS, Recipe, RunConfig
-from broadopt.config.shipped import SEVERAL, config_dir, options, register_several
+from broadopt.config.shipped import SEVERAL, config_dir, looked_up, options, register_several
 from broadopt.errors import InputError, nearest
 
 CLOSED = {
@@ -109,6 +110,7 @@ def run_config(config: DictConfig) -> RunConfig:
     try:
         _check_choices()
         _check_keys(config)
+        _check_protocol(config)
         values = {str(key): _value(config, key) for key in config if key != "hydra"}
     except OmegaConfBaseException as error:
         raise InputError(_reason(error)) from error
@@ -260,6 +262,25 @@ def _check_keys(config: DictConfig) -> None:
             if key == "method" and name == "_target_":
                 raise InputError("method._target_: a file with a _target_ is a step, and lies in the folder step")
             raise InputError(f"unknown key {key}.{name}{nearest(name, CLOSED[key], prefix=f'{key}.')}")
+
+
+def _check_protocol(config: DictConfig) -> None:
+    """Raise InputError for a protocol of the user's by the name of another, and for a value in it that no config looks
+    up: by a name that is misspelt that of the protocol which it is laid over would count, under the name of this one.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    protocol, chosen, shipped = config.protocol, _choices().get("protocol"), options("protocol")
+    if chosen in shipped or not OmegaConf.is_dict(protocol.get("recipe")):
+        return
+    if protocol.get("name") in shipped:
+        raise InputError(f"protocol={chosen}: its name is {protocol.name}, that of another; expected name: {chosen}")
+    sources = HydraConfig.get().runtime.config_sources
+    known = sorted(looked_up(tuple(Path(source.path) for source in sources if source.schema == "file")))
+    for key in map(str, protocol.recipe):
+        if key not in known:
+            hint = about_key(key, known) or f"; expected some of {', '.join(known)}"
+            raise InputError(f"protocol={chosen}: recipe.{key}: no config has ${{recipe:{key}}}{hint}")
 
 
 def recipe_of(overrides: Sequence[str]) -> dict[str, Any]:

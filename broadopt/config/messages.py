@@ -38,6 +38,8 @@ def _line(error: BaseException, arguments: list[str]) -> str | None:
         return _circle(arguments)
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
+    if isinstance(error, UnicodeDecodeError) and (line := _no_text(arguments)):
+        return line
     if isinstance(error, (HydraException, OmegaConfBaseException, ValueError)) and (line := _malformed(arguments)):
         return line
     if isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -75,6 +77,17 @@ def _circle(arguments: list[str]) -> str | None:
     return f"{Path(own, first)}.yaml: its defaults lead back to it{by}; expected other files"
 
 
+def _no_text(arguments: list[str]) -> str | None:
+    """The message about the first file of the user's configs that is no text: Hydra's error does not name it."""
+    own = get_args_parser().parse_known_args(arguments)[0].config_dir
+    for path in sorted(Path(own).rglob("*.yaml")) if own else ():
+        try:
+            path.read_bytes().decode("utf-8")
+        except ValueError as error:
+            return f"{path}: expected YAML, in UTF-8 ({error})"
+    return None
+
+
 def _missing_config(error: MissingConfigException) -> str:
     missing = (error.missing_cfg_file or "").removesuffix(".yaml")
     group, _, name = missing.rpartition("/") if missing.startswith("hydra/") else missing.partition("/")
@@ -97,8 +110,11 @@ def _malformed(arguments: list[str]) -> str | None:
             key = argument.partition("=")[0].lstrip("+")
             return f"{argument[:60]}...: expected {RULES[key].words if key in RULES else 'a shorter number'}"
         except HydraException:
-            group, equals, _ = argument.partition("=")
+            group, equals, choice = argument.partition("=")
             if equals and (choices := options(group)):
+                own = get_args_parser().parse_known_args(arguments)[0].config_dir
+                if own and Path(own, group, f"{choice}.yaml").is_file():  # its name alone is not read as it is
+                    return f"{argument}: expected a name that Hydra's grammar takes{_in_quotes(argument)}"
                 return f"{argument}: expected one of {', '.join(choices)}"
             return f"{argument}: expected KEY=VALUE or GROUP=CHOICE{_in_quotes(argument)}"
         key = override.key_or_group

@@ -2,6 +2,7 @@
 are made of several such files.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -33,6 +34,14 @@ def options(group: str) -> list[str]:
     """The choices of a config group that broadopt ships, sorted, those in folders as folder/choice."""
     folder = config_dir() / group
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+@cache
+def looked_up(folders: tuple[Path, ...]) -> frozenset[str]:
+    """The keys that any config in `folders` looks up in the recipe of a protocol, as ${recipe:KEY}."""
+    files = [path for folder in folders for path in folder.rglob("*.yaml")]
+    texts = [re.sub(r"(^|\s)#.*", "", path.read_text(encoding="utf-8", errors="replace")) for path in files]
+    return frozenset(key for text in texts for key in re.findall(r"\$\{recipe: *(\w+) *\}", text))
 
 
 SEVERAL = "collect"

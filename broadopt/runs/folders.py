@@ -18,6 +18,11 @@ READERS = 16
 DEEPEST = 16
 """Levels below runs/ that are looked at: those of a run folder are four, and one more for each / in a name."""
 
+PARTS = 5
+"""Folders from runs/ to that of a run, both counted; one more for each / in a name."""
+
+RESULT = "result.json"
+
 MOST_FOLDERS = 5
 """Folders that a message names."""
 
@@ -37,8 +42,8 @@ def located(folder: Path, *, option: str = "--results ") -> Path:
     """The results folder that is meant: `folder` itself, which holds runs/; where it is called runs, the folder that it
     lies in; where it holds no runs/ but one of its folders does, that one.
 
-    Raises InputError where there is no such folder, or where several of its folders hold runs/; `option` is what is
-    typed ahead of a folder.
+    Raises InputError where there is no such folder, where it is a part of runs/, or where several of its folders hold
+    runs/; `option` is what is typed ahead of a folder.
     """
     if not os.path.isdir(folder):
         absent = "is not a folder" if os.path.lexists(folder) else "does not exist"
@@ -53,7 +58,23 @@ def located(folder: Path, *, option: str = "--results ") -> Path:
             " ..." if len(below) > MOST_FOLDERS else ""
         )
         raise InputError(f"results folder {folder} holds no runs/, but {len(below)} of its folders do: {named}")
+    if not below:
+        _check_is_no_part(folder)
     return below[0] if below else folder
+
+
+def _check_is_no_part(folder: Path) -> None:
+    """Raise InputError for a folder with runs of a results folder, such as that of a method: without runs/ ahead of
+    them they are not known by their places, and would be none.
+    """
+    for place in (folder, Path(os.path.realpath(folder))):
+        if "runs" not in place.parts[-PARTS:]:
+            continue
+        above = place.parts[: len(place.parts) - 1 - place.parts[::-1].index("runs")]
+        if any(any(folder.glob(f"{'*/' * depth}{RESULT}")) for depth in range(PARTS - 1)):
+            root = Path(*above)
+            what = "the folder of a run" if (folder / RESULT).is_file() else f"a part of {root / 'runs'}"
+            raise InputError(f"results folder {folder} is {what}; expected {root}, of whose runs --where selects some")
 
 
 def with_runs(folder: Path) -> list[Path]:
@@ -78,6 +99,7 @@ def to_be_filled(asked: Path) -> tuple[Path, list[str]]:
     if Path(os.path.abspath(asked)).name == "runs":
         found = located(asked)
         return found, remark(asked, found)
+    _check_is_no_part(asked)
     if below := with_runs(asked):
         named = ", ".join(map(str, below[:MOST_FOLDERS])) + ", ..." * (len(below) > MOST_FOLDERS)
         return asked, [f"{asked} holds no runs/ (yet): every run counts as missing; those of {named} are not looked at"]

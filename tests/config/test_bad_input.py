@@ -257,6 +257,73 @@ def test_a_value_without_its_source_in_a_protocol_of_the_user_is_one_line(
         assert done == (2, "", line)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "name: mine\nrecipe: {learning_rate: [0.3, x]}",
+            'no config has ${recipe:learning_rate}; did you mean "lr"?\n',
+        ),
+        ("name: mine\nrecipe: {swa_strat: [0.3, x]}", 'no config has ${recipe:swa_strat}; did you mean "swa_start"?\n'),
+        ("name: mine\nrecipe: {k: [1, x]}", "no config has ${recipe:k}; expected some of autoaugment, batch_size, "),
+        ("recipe: {lr: [0.3, x]}", "its name is asam2021, that of another; expected name: mine\n"),
+    ],
+)
+def test_a_value_of_a_protocol_that_nothing_looks_up_is_not_passed_over(text: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "own/protocol").mkdir(parents=True)
+    (tmp_path / "own/protocol/mine.yaml").write_text(f"defaults: [asam2021, _self_]\n{text}\n")
+    code, output, errors = said("broadopt-run", "--config-dir", "own", "protocol=mine", "plan=true", cwd=tmp_path)
+    assert (code, output) == (2, "")
+    assert errors.startswith("broadopt-run: protocol=mine: ")
+    assert line in errors
+
+
+def test_a_protocol_may_have_a_value_that_a_step_of_ones_own_looks_up(tmp_path: Path) -> None:
+    for group, text in (
+        ("protocol", "defaults: [asam2021, _self_]\nname: mine\nrecipe: {k: [1, x]}\n"),
+        ("step", "_target_: mine.mine\nrho: ${recipe:k}\n"),
+    ):
+        (tmp_path / "own" / group).mkdir(parents=True)
+        (tmp_path / "own" / group / "mine.yaml").write_text(text)
+    code, output, _ = said("broadopt-run", "--config-dir", "own", "protocol=mine", "plan=true", cwd=tmp_path)
+    assert (code, "protocol mine" in output) == (0, True)
+
+
+def test_a_choice_of_the_user_in_any_language_is_named_as_it_has_to_be_given(tmp_path: Path) -> None:
+    (tmp_path / "own/protocol").mkdir(parents=True)
+    (tmp_path / "own/protocol/été.yaml").write_text("defaults: [asam2021, _self_]\nname: été\n")
+    done = said("broadopt-run", "--config-dir", "own", "protocol=été", "plan=true", cwd=tmp_path)
+    words = "expected a name that Hydra's grammar takes; in quotes: 'protocol=\"été\"'"
+    assert done == (2, "", f"broadopt-run: protocol=été: {words}\n")
+    code, output, _ = said("broadopt-run", "--config-dir", "own", 'protocol="été"', "plan=true", cwd=tmp_path)
+    assert (code, "protocol été" in output) == (0, True)
+
+
+def test_a_config_of_the_user_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own/model").mkdir(parents=True)
+    (tmp_path / "own/model/mine.yaml").write_bytes(b"\xff\xfe_\0")
+    code, output, errors = said("broadopt-run", "--config-dir", "own", "model=mine", "plan=true", cwd=tmp_path)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("broadopt-run: own/model/mine.yaml: expected YAML, in UTF-8 (")
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--config-dir="], "an empty name"),
+        (["--config-dir", ""], "an empty name"),
+        (["--config-dir", "own", "--config-dir=other"], "2"),
+        (["-cd", "own", "--config-dir=other"], "2"),
+    ],
+)
+def test_the_folder_of_the_users_configs_is_one(options: list[str], found: str, tmp_path: Path) -> None:
+    """An empty variable of the shell would leave the user's own files out, a second option those of the first."""
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+    line = f"broadopt-run: --config-dir: expected one folder, found {found}\n"
+    assert said("broadopt-run", *options, "plan=true", cwd=tmp_path) == (2, "", line)
+
+
 def test_a_choice_of_the_user_is_listed_with_those_that_are_shipped(tmp_path: Path) -> None:
     line = line_of(run(*SMALL, "model=smal", cwd=tmp_path), tmp_path)
     assert "broken, densenet121, " in line

@@ -10,6 +10,8 @@ from command import OWN, SMALL, Sweep, folders, run, same_outcome, stopped
 from safetensors import safe_open
 
 from broadopt import predictor, snapshots
+from broadopt.analysis.landscape import networks
+from broadopt.analysis.landscape.runs import chosen
 from broadopt.errors import InputError
 
 SWA = (*SMALL, "budget=2", "method=swa", "keep=snapshots")
@@ -144,6 +146,22 @@ def test_a_network_whose_state_no_file_of_weights_can_hold_is_refused_before_it_
         assert (done.returncode, done.stderr) == (2, f"{line}{expected}\n")
         assert not (tmp_path / "results").exists()
     assert run(*own, "checkpoint.predictor=false", cwd=tmp_path, PYTHONPATH=path).returncode == 0
+
+
+def test_a_snapshot_under_the_name_of_another_moment_is_refused(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(OWN)
+    folder = tmp_path / Path(*undisturbed.parts[-5:])
+    shutil.copytree(undisturbed, folder)
+    (measured,) = chosen([str(folder)], [], trust=["own_network"])
+    assert networks.snapshot(measured, 45).classes
+    early, late = (folder / "snapshots" / f"step-{step:010d}.safetensors" for step in (45, 90))
+    late.replace(early)
+    with pytest.raises(
+        InputError, match=f"^{early}: it holds the weights after step 90; expected those after step 45$"
+    ):
+        networks.snapshot(measured, 45)
 
 
 def test_what_is_no_snapshot_is_refused(undisturbed: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from broadopt import predictor
 from broadopt import snapshots as kept
 from broadopt.analysis.landscape.runs import Run, check_code, repeat_command
 from broadopt.config.instantiate import collectors_of
-from broadopt.errors import InputError
+from broadopt.errors import InputError, printable
 from broadopt.methods.collect import EverySteps
 from broadopt.methods.fge import SnapshotEnsemble
 from broadopt.predictor import Predictor
@@ -87,7 +87,7 @@ def snapshot(run: Run, step: int) -> Predictor:
     recipe.
     """
     path = next(file.path for file in kept.files(run.folder) if file.step == step)
-    return _of_run(run, path, option="keep=snapshots")
+    return _of_run(run, path, option="keep=snapshots", step=step)
 
 
 def member_moments(run: Run) -> list[tuple[int, float]]:
@@ -159,23 +159,26 @@ def mark_of_snapshot(run: Run, step: int, epochs: float) -> Mark:
     return Mark(label=name, method=run.recipe.method, vector=flat(network.model), network=network)
 
 
-def _of_run(run: Run, path: Path, *, option: str) -> Predictor:
+def _of_run(run: Run, path: Path, *, option: str, step: int | None = None) -> Predictor:
     try:
         found = predictor.read(path, trust=run.trust)
     except FileNotFoundError as error:
         raise InputError(f"{run.folder} has kept no {path.name}; {repeat_command(run, option)} keeps it") from error
-    _check_owner(run, path)
+    _check_owner(run, path, step)
     return found
 
 
-def _check_owner(run: Run, path: Path) -> None:
-    """Raise InputError where a file of weights says that it is another run's."""
+def _check_owner(run: Run, path: Path, step: int | None) -> None:
+    """Raise InputError where a file of weights says that it is another run's, or of another moment than its name."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        identity = (file.metadata() or {}).get("identity")
+        metadata = file.metadata() or {}
+    identity, made = metadata.get("identity"), metadata.get("step")
     if identity not in (None, run.result["identity"]):
         raise InputError(f"{path}: it holds the weights of another run, of identity {str(identity)[:8]}")
+    if step is not None and made not in (None, str(step)):
+        raise InputError(f"{path}: it holds the weights after step {printable(made)}; expected those after step {step}")
 
 
 def _collector(run: Run) -> "Collector":

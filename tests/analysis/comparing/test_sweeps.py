@@ -223,6 +223,21 @@ def test_where_finds_texts_that_look_like_numbers_or_words(tmp_path: Path) -> No
     assert err == "broadopt-table: --where model.name=018: no run has this value; they have 18, resnet20\n"
 
 
+@pytest.mark.parametrize("option", [(), ("--status",)])
+@pytest.mark.parametrize("part", ["runs/cifar100", "runs/cifar100/resnet20/sam", "link"])
+def test_a_part_of_a_results_folder_is_not_one_without_runs(tmp_path: Path, part: str, option: tuple[str, ...]) -> None:
+    root = tmp_path / "results"
+    folder = store(root, record(*SHORT, "method=sam"))
+    (root / "link").symlink_to(root / "runs/cifar100")
+    _, err = run("runs", "--results", root / part, *option, expect=2)
+    words = f"is a part of {root}/runs; expected {root}, of whose runs --where selects some\n"
+    assert err == f"broadopt-table: results folder {root / part} {words}"
+    _, err = run("runs", "--results", folder, *option, expect=2)
+    assert err.startswith(f"broadopt-table: results folder {folder} is the folder of a run; expected {root}, of whose")
+    (tmp_path / "runs/new").mkdir(parents=True)
+    run("runs", "--results", tmp_path / "runs/new", *option)
+
+
 def test_several_folders_and_a_folder_one_level_off(tmp_path: Path) -> None:
     store(tmp_path / "mine/a", record(*SHORT, "method=sam"), last=71.0)
     store(tmp_path / "b", record(*SHORT, "method=sam", seed=2), last=73.0)
