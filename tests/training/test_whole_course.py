@@ -197,7 +197,7 @@ def test_a_training_is_the_one_that_the_formulas_give(case: str) -> None:
         loss, accuracy = course.end_of_epoch()
         row = {"epoch": epoch + 1, "lr": LR, "train_loss": loss, "train_accuracy": accuracy}
         running = (course.running[0], course.running[1])
-        for split, batches in (("test", data.test()), ("validation", data.validation())):
+        for split, batches in data.held_out().items():
             found = figures(course.weights, running, batches)
             row |= {f"{split}_{name}": value for name, value in found.items()}
         expected.append(row)
@@ -216,7 +216,7 @@ def test_a_training_is_the_one_that_the_formulas_give(case: str) -> None:
     mean = {name: sum(one[name] for one in averaged) / len(averaged) for name in course.weights}
     collected = reestimated(mean, data.statistics(last))
     (ours,) = training.progress.collected.values()
-    for split, batches in (("test", data.test()), ("validation", data.validation())):
+    for split, batches in data.held_out().items():
         found = figures(mean, collected, batches)
         assert {name: ours[f"{split}_{name}"] for name in found} == pytest.approx(found, **CLOSE)
     assert (ours["members"], ours["epochs"]) == (len(averaged), EPOCHS) == (2, 3)
