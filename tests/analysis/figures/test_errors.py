@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from broadopt.analysis.figures.averages import _seen_courses
+from broadopt.analysis.figures.averages import _seen_trajectories
 from broadopt.analysis.figures.calibration import Measured, _draw_reliability
 from broadopt.analysis.figures.surfaces.lines import Rise, plus_minus, rises
 from broadopt.analysis.landscape.distances import around_mean
@@ -57,4 +57,4 @@ def test_independent_iterates_have_the_ratio_of_distances_that_is_said_to_be_exp
     drawn = torch.randn(count, 100_000, generator=torch.Generator().manual_seed(count))
     around = pandas.DataFrame({"run": "SWA", **around_mean(drawn)})
     ratio = around["from_others"].mean() / around["from_mean"].mean()
-    assert f", a ratio of {ratio:.2f} (independent iterates: {ratio:.2f})." in _seen_courses([around])
+    assert f", a ratio of {ratio:.2f} (independent iterates: {ratio:.2f})." in _seen_trajectories([around])
