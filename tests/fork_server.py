@@ -170,6 +170,8 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, object]:
     found.pop("CUDA_VISIBLE_DEVICES", "")  # read when CUDA is first called, which the server never does
     found.pop("TORCH_NCCL_ASYNC_ERROR_HANDLING", "")  # of torchrun's; read when processes are joined by NCCL
     found.pop("TORCHINDUCTOR_CACHE_DIR", "")  # torch itself sets it when it is first used, in the process of the tests
+    for name in ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"):  # scikit-learn sets them in whatever imports it
+        found.pop(name, "")
     if found.get("OMP_NUM_THREADS") == "1":  # one thread waits for none, so how they would wait does not matter
         found = {name: value for name, value in found.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     return found | {"another broadopt": any((folder / "broadopt").exists() for folder in _folders(path))}

@@ -1,5 +1,6 @@
 """A forked command behaves as one in a new process does: the oracle is the same command started by subprocess.Popen."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -115,6 +116,13 @@ def by_others(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Pop
     command = [sys.executable, "-m", "broadopt.run", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=variables, **streams)
+
+
+def test_what_scikit_learn_sets_where_it_is_imported_is_read_by_no_process() -> None:
+    """It is in the environment of every test after the one that has imported it."""
+    importlib.import_module("sklearn")
+    assert os.environ["KMP_INIT_AT_FORK"] == "FALSE"
+    assert takes(os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
 
 
 def test_a_run_that_others_start_is_forked_and_ends_as_it_would_by_itself(both: Both) -> None:
