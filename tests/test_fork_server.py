@@ -1,6 +1,6 @@
 """A forked command behaves as one in a new process does: the oracle is the same command started by subprocess.Popen."""
 
-import importlib
+import json
 import os
 import signal
 import subprocess
@@ -119,10 +119,14 @@ def by_others(*arguments: str, cwd: Path, **environment: str) -> "subprocess.Pop
 
 
 def test_what_scikit_learn_sets_where_it_is_imported_is_read_by_no_process() -> None:
-    """It is in the environment of every test after the one that has imported it."""
-    importlib.import_module("sklearn")
-    assert os.environ["KMP_INIT_AT_FORK"] == "FALSE"
-    assert takes(os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
+    """It stays in the environment of the tests after the one that has imported it."""
+    imported = "import json, os; before = set(os.environ); import sklearn; "
+    printed = "print(json.dumps({name: os.environ[name] for name in set(os.environ) - before}))"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
+    done = subprocess.run([sys.executable, "-c", imported + printed], env=kept, capture_output=True, check=True)
+    added = json.loads(done.stdout)
+    assert "KMP_INIT_AT_FORK" in added
+    assert takes(kept | added | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
 
 
 def test_a_run_that_others_start_is_forked_and_ends_as_it_would_by_itself(both: Both) -> None:
